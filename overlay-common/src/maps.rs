@@ -1,0 +1,300 @@
+//! Keys and values of the pinned maps, their names and sizes.
+//!
+//! Invariants: every type is `repr(C)` without padding (checked by `bytemuck::Pod`), so that two keys with the
+//! same fields are the same bytes; addresses and MACs are byte arrays in network order, so that
+//! `bpftool map dump` prints them readably; both address families share one layout, IPv4 as the IPv4-mapped
+//! IPv6 address of RFC 4291, 2.5.5.2. A change of any layout bumps [`SCHEMA`], and with it the pin directory; the
+//! tests below hold the sizes and offsets.
+//!
+//! | map | key → value | written by | read by |
+//! |---|---|---|---|
+//! | `NODES` | masked subnet or node address → [`Node`] | agent (`neigh_epoch`: programs) | all programs but `to_pod` |
+//! | `ENDPOINTS` | pod address → [`Endpoint`] | CNI plugin | all programs |
+//! | `LOCAL` | 0 → [`Local`] | agent | CNI plugin, command line |
+//! | `LEASE_CURSOR` | family → last address tried | CNI plugin | CNI plugin |
+//! | `COUNTERS`, `DROPS` | path, reason → per-CPU counter | programs | command line, metrics |
+//! | `EVENTS` | ring buffer of [`DropEvent`] | programs | command line |
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytemuck::{Pod, Zeroable};
+
+/// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`.
+pub const SCHEMA: u32 = 1;
+
+/// Entries of `NODES`: subnets (in units of the longest prefix in use) plus node addresses.
+pub const NODES_MAX: usize = 65_536;
+/// Entries of `ENDPOINTS`: the largest node subnet that can be used fully is a /18.
+pub const ENDPOINTS_MAX: usize = 16_384;
+/// Bytes of the `EVENTS` ring: a power of two and a multiple of the page size (64 KiB pages included).
+pub const EVENTS_BYTES: usize = 256 * 1024;
+
+/// An address of either family: IPv6, or IPv4 as `::ffff:a.b.c.d`. Network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Addr {
+    /// The sixteen bytes.
+    pub bytes: [u8; 16],
+}
+
+impl Addr {
+    /// No address.
+    pub const UNSPECIFIED: Self = Self { bytes: [0; 16] };
+
+    /// The IPv4-mapped form of four bytes in network order.
+    #[inline(always)]
+    pub const fn v4(a: [u8; 4]) -> Self {
+        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]] }
+    }
+
+    /// The four bytes of an IPv4-mapped address; meaningless for IPv6.
+    #[inline(always)]
+    pub const fn v4_bytes(&self) -> [u8; 4] {
+        let b = &self.bytes;
+        [b[12], b[13], b[14], b[15]]
+    }
+
+    /// As the standard library's type; IPv4-mapped addresses become IPv4.
+    pub const fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from_octets(self.bytes).to_canonical()
+    }
+
+    /// Nothing set.
+    pub fn is_unspecified(&self) -> bool {
+        self.bytes == [0; 16]
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => v4.into(),
+            IpAddr::V6(v6) => v6.into(),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Addr {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self::v4(ip.octets())
+    }
+}
+
+impl From<Ipv6Addr> for Addr {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self { bytes: ip.octets() }
+    }
+}
+
+/// The entry describes this node itself.
+pub const NODE_SELF: u8 = 1 << 0;
+/// The key is an address of the node (a host), not a pod subnet.
+pub const NODE_HOST: u8 = 1 << 1;
+
+/// Where a node subnet or a node's own address is reached: the value of `NODES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Node {
+    /// The node's tunnel address (VTEP).
+    pub vtep: Addr,
+    /// Inner destination MAC: the address of the node's anchor device.
+    pub vtep_mac: [u8; 6],
+    /// Length of the whole subnet's prefix, counted in the family's own bits (0–32 or 0–128). One subnet may
+    /// have several keys, see [`Node`] users in the agent.
+    pub prefix_len: u8,
+    /// [`NODE_SELF`], [`NODE_HOST`].
+    pub flags: u8,
+    /// When a packet to this entry last went through the kernel's neighbour subsystem, in units of 256 jiffies.
+    /// Written by the programs only; see `overlay-ebpf/src/encap.rs`.
+    pub neigh_epoch: u32,
+}
+
+/// Who holds an address: CNI container id and interface name, NUL-padded ASCII.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Owner {
+    /// The container id; ids longer than 64 bytes are stored abbreviated (see the CNI plugin).
+    pub container: [u8; 64],
+    /// The interface in the pod, at most 15 bytes.
+    pub ifname: [u8; 16],
+}
+
+/// A pod's address: the value of `ENDPOINTS`, and at the same time the lease of that address. `ifindex` is 0
+/// from the allocation until the pod's devices are complete.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Endpoint {
+    /// The host side device.
+    pub ifindex: u32,
+    /// Reserved, 0.
+    pub flags: u32,
+    /// MAC of the pod's own device.
+    pub mac: [u8; 6],
+    /// MAC of the host side device: what the pod believes to be its gateway.
+    pub gateway_mac: [u8; 6],
+    /// Who holds the lease.
+    pub owner: Owner,
+}
+
+/// A prefix of either family. All zero: the family is not in use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Subnet {
+    /// The network address.
+    pub addr: Addr,
+    /// Prefix length in the family's own bits.
+    pub prefix_len: u32,
+}
+
+/// How programs are attached to devices.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Filters on a clsact qdisc (before Linux 6.6).
+    Clsact = 1,
+    /// tcx links (Linux 6.6).
+    Tcx = 2,
+}
+
+impl AttachMode {
+    /// The mode with this number.
+    pub const fn from_index(index: u32) -> Option<Self> {
+        match index {
+            1 => Some(Self::Clsact),
+            2 => Some(Self::Tcx),
+            _ => None,
+        }
+    }
+}
+
+/// Index of IPv4 in the per-family arrays of [`Local`].
+pub const FAMILY_V4: usize = 0;
+/// Index of IPv6 in the per-family arrays of [`Local`].
+pub const FAMILY_V6: usize = 1;
+
+/// What the CNI plugin needs to know of this node: the only entry of `LOCAL`. Written by the agent, as the last
+/// step of a first start; `ready` stays 1 when the agent is gone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Local {
+    /// 1 once pods can be added.
+    pub ready: u32,
+    /// An [`AttachMode`].
+    pub attach_mode: u32,
+    /// MTU of the pods' devices in bytes.
+    pub mtu: u32,
+    /// The anchor device.
+    pub anchor_ifindex: u32,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The tunnel's UDP port, host order.
+    pub port: u32,
+    /// This node's pod subnets, by family.
+    pub subnet: [Subnet; 2],
+    /// This node's gateway addresses, by family.
+    pub gateway: [Addr; 2],
+    /// The cluster's ranges, by family.
+    pub cluster: [Subnet; 2],
+    /// This node's tunnel address.
+    pub vtep: Addr,
+    /// MAC of the anchor device and of all host side devices of pods.
+    pub gateway_mac: [u8; 6],
+    /// The node's name, NUL-padded, cut at 62 bytes.
+    pub node_name: [u8; 62],
+}
+
+/// A dropped packet: the record type of `EVENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DropEvent {
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub time_ns: u64,
+    /// Source of the innermost header that could be read, or unspecified.
+    pub src: Addr,
+    /// Destination of the innermost header that could be read, or unspecified.
+    pub dst: Addr,
+    /// Outer source of a tunnel packet, or unspecified.
+    pub outer_src: Addr,
+    /// A [`crate::reason::Reason`].
+    pub reason: u32,
+    /// The device whose hook dropped it.
+    pub ifindex: u32,
+    /// Length of the packet in bytes, Ethernet header included.
+    pub len: u32,
+    /// Source port, host order; 0 where the protocol has none or the packet is a later fragment.
+    pub src_port: u16,
+    /// Destination port, host order.
+    pub dst_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`crate::reason::Hook`].
+    pub hook: u8,
+    /// `EtherType`, host order.
+    pub ether_type: u16,
+    /// Reserved, 0.
+    pub reserved: u32,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    //! Leave for aya to copy these types in and out of maps.
+    use super::{Addr, DropEvent, Endpoint, Local, Node};
+    use crate::counter::Counter;
+
+    // SAFETY: all are `bytemuck::Pod`: `repr(C)`, no padding, every bit pattern valid.
+    unsafe impl aya::Pod for Addr {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Node {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Local {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DropEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Counter {}
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    /// A change here is a change of the schema: bump [`SCHEMA`].
+    #[test]
+    fn layouts_are_those_of_schema_1() {
+        assert_eq!(SCHEMA, 1);
+        assert_eq!(size_of::<Addr>(), 16);
+        assert_eq!(size_of::<Node>(), 28);
+        assert_eq!(
+            [offset_of!(Node, vtep_mac), offset_of!(Node, prefix_len), offset_of!(Node, flags), offset_of!(Node, neigh_epoch)],
+            [16, 22, 23, 24]
+        );
+        assert_eq!(size_of::<Owner>(), 80);
+        assert_eq!(size_of::<Endpoint>(), 100);
+        assert_eq!(
+            [offset_of!(Endpoint, mac), offset_of!(Endpoint, gateway_mac), offset_of!(Endpoint, owner)],
+            [8, 14, 20]
+        );
+        assert_eq!(size_of::<Local>(), 24 + 2 * 20 + 2 * 16 + 2 * 20 + 16 + 68);
+        assert_eq!(
+            [offset_of!(Local, subnet), offset_of!(Local, gateway), offset_of!(Local, cluster), offset_of!(Local, vtep), offset_of!(Local, gateway_mac)],
+            [24, 64, 96, 136, 152]
+        );
+        assert_eq!(size_of::<DropEvent>(), 80);
+        assert_eq!(size_of::<crate::counter::Counter>(), 16);
+    }
+
+    #[test]
+    fn ipv4_is_stored_mapped_and_comes_back_as_ipv4() {
+        let ip: IpAddr = "10.244.1.5".parse().unwrap();
+        let addr = Addr::from(ip);
+        assert_eq!(addr.bytes[10..], [0xff, 0xff, 10, 244, 1, 5]);
+        assert_eq!(addr.v4_bytes(), [10, 244, 1, 5]);
+        assert_eq!(addr.to_ip(), ip);
+        let ip: IpAddr = "fd00::5".parse().unwrap();
+        assert_eq!(Addr::from(ip).to_ip(), ip);
+        assert!(Addr::UNSPECIFIED.is_unspecified());
+    }
+}

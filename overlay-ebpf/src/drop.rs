@@ -1,0 +1,116 @@
+//! Dropping on purpose: every drop is counted under its reason and described in a record of the ring buffer.
+//!
+//! Not inlined: a drop is rare, and the record's code would otherwise stand in every program many times.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT},
+    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    programs::TcContext,
+};
+use network_types::ip::Ipv4Hdr;
+use overlay_common::{
+    maps::{Addr, DropEvent},
+    reason::{Hook, Reason},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ipv4},
+};
+
+use crate::{maps, packet};
+
+/// Where the header that the record describes begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Describe {
+    /// The packet is what a pod or the host sent.
+    Packet,
+    /// The packet is still in its tunnel headers.
+    Tunnel,
+    /// The anchor device has taken the tunnel headers off; the outer source, network order, is this.
+    Decapsulated(u32),
+}
+
+/// Counts, records and returns the verdict.
+#[inline(always)]
+pub(crate) fn drop(ctx: &TcContext, reason: Reason, hook: Hook, what: Describe) -> i32 {
+    let (tunnel, outer_src) = match what {
+        Describe::Packet => (0, 0),
+        Describe::Tunnel => (1, 0),
+        Describe::Decapsulated(outer_src) => (0, outer_src),
+    };
+    record(packet::skb(ctx), reason as u32, hook as u32 | tunnel << 8, outer_src);
+    maps::count_drop(reason, ctx.len());
+    TC_ACT_SHOT as i32
+}
+
+#[inline(always)]
+fn load<T: Copy>(skb: *mut __sk_buff, offset: usize, zero: T) -> Option<T> {
+    let mut value = zero;
+    // SAFETY: `value` is a plain struct of `size_of::<T>()` writable bytes.
+    let rc = unsafe {
+        bpf_skb_load_bytes(skb.cast(), offset as u32, core::ptr::from_mut(&mut value).cast(), size_of::<T>() as u32)
+    };
+    (rc == 0).then_some(value)
+}
+
+const EMPTY: Ipv4Hdr = Ipv4Hdr {
+    vihl: 0,
+    tos: 0,
+    tot_len: [0; 2],
+    id: [0; 2],
+    frags: [0; 2],
+    ttl: 0,
+    proto: 0,
+    check: [0; 2],
+    src_addr: [0; 4],
+    dst_addr: [0; 4],
+};
+
+/// Writes the record. A full ring loses it; the counter does not.
+#[inline(never)]
+fn record(skb: *mut __sk_buff, reason: u32, hook_and_tunnel: u32, outer_src: u32) {
+    let Some(mut entry) = maps::EVENTS.reserve(0) else { return };
+    let in_tunnel = hook_and_tunnel >> 8 != 0;
+    // SAFETY: reading fields of the context.
+    let (len, ifindex, protocol) = unsafe { ((*skb).len, (*skb).ifindex, (*skb).protocol) };
+    let mut event = DropEvent {
+        // SAFETY: a helper without arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        outer_src: Addr::UNSPECIFIED,
+        reason,
+        ifindex,
+        len,
+        src_port: 0,
+        dst_port: 0,
+        protocol: 0,
+        hook: hook_and_tunnel as u8,
+        ether_type: u16::from_be(protocol as u16),
+        reserved: 0,
+    };
+    if outer_src != 0 {
+        event.outer_src = Addr::v4(outer_src.to_ne_bytes());
+    }
+    if event.ether_type == ETHERTYPE_IPV4 {
+        let offset = if in_tunnel {
+            if let Some(outer) = load(skb, ETH_LEN, EMPTY) {
+                event.outer_src = Addr::v4(outer.src_addr);
+            }
+            packet::INNER_OFFSET
+        } else {
+            ETH_LEN
+        };
+        if let Some(ip) = load(skb, offset, EMPTY) {
+            event.src = Addr::v4(ip.src_addr);
+            event.dst = Addr::v4(ip.dst_addr);
+            event.protocol = ip.proto;
+            if matches!(ip.proto, PROTO_TCP | PROTO_UDP)
+                && !ipv4::is_later_fragment(&ip)
+                && let Some([s0, s1, d0, d1]) = load(skb, offset + ipv4::header_len(&ip), [0_u8; 4])
+            {
+                event.src_port = u16::from_be_bytes([s0, s1]);
+                event.dst_port = u16::from_be_bytes([d0, d1]);
+            }
+        }
+    }
+    entry.write(event);
+    entry.submit(0);
+}

@@ -1,0 +1,198 @@
+//! Into the tunnel: finds the next hop, builds the outer headers and sends the packet to the underlay device.
+//!
+//! The next hop comes from the kernel's own FIB and neighbour table on each packet (`bpf_fib_lookup`), so that a
+//! change of route, gateway or MAC needs nobody to notice it. A packet that takes a neighbour's MAC from the table does
+//! not count as use of the neighbour, and its entry would never be verified again; therefore once per
+//! [`NEIGH_EPOCH_SHIFT`] period and node one packet goes through `bpf_redirect_neigh`, which drives the kernel's
+//! reachability state machine (RFC 4861, 7.3; net/core/neighbour.c).
+//!
+//! Called by `from_pod` and `from_host`. What cannot be encapsulated here is reported as [`Outcome::Anchor`], untouched.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, bpf_fib_lookup__bindgen_ty_1,
+        bpf_fib_lookup__bindgen_ty_2, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4,
+        bpf_fib_lookup__bindgen_ty_5, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use aya_log_ebpf::debug;
+use network_types::eth::EthHdr;
+use overlay_common::{
+    counter::Path,
+    maps::Node,
+    reason::{Hook, Reason},
+    wire::{
+        ETH_LEN, ETHERTYPE_IPV4, PROTO_UDP, ecn, ipv4, source_port,
+        vxlan::{Encap, MAX_INNER_LEN, OVERHEAD, Outer},
+    },
+};
+
+use crate::{
+    config,
+    drop::{Describe, drop},
+    maps, packet,
+};
+
+/// `AF_INET` (include/linux/socket.h).
+const AF_INET: u8 = 2;
+
+/// 256 jiffies: between a quarter of a second (1000 Hz) and two and a half (100 Hz), well below the kernel's
+/// `base_reachable_time` of 30 s.
+const NEIGH_EPOCH_SHIFT: u64 = 8;
+
+const ENCAP_FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
+    // BPF_F_ADJ_ROOM_ENCAP_L2(len): bits 56 and up.
+    | (ETH_LEN as u64) << 56;
+
+/// What became of a packet.
+pub(crate) enum Outcome {
+    /// Sent or dropped: the program's return value.
+    Verdict(i32),
+    /// Unchanged; the anchor device has to encapsulate it.
+    Anchor,
+}
+
+/// The facts of a packet that the outer header depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct Inner {
+    /// TOS byte.
+    pub(crate) tos: u8,
+    /// IP protocol.
+    pub(crate) protocol: u8,
+}
+
+/// The longest packet this one makes on the wire, from the outer IP header on; `None` where that is not known.
+#[inline(always)]
+fn wire_len(ctx: &TcContext, inner: Inner) -> Option<u32> {
+    let gso_size = packet::gso_size(ctx);
+    let inner_len = if gso_size == 0 {
+        ctx.len().wrapping_sub(ETH_LEN as u32)
+    } else {
+        // Byte 12 of a TCP header; for UDP it is not looked at.
+        let data_offset = packet::at::<u8>(ctx, ETH_LEN + 20 + 12)?;
+        // SAFETY: `at` checked the bounds.
+        ipv4::segment_len(inner.protocol, unsafe { *data_offset }, gso_size)?
+    };
+    Some(inner_len.wrapping_add(OVERHEAD as u32))
+}
+
+/// Encapsulates the packet, which has an Ethernet and an IPv4 header, and sends it to `node`.
+#[inline(always)]
+pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) -> Outcome {
+    let inner_len = ctx.len().wrapping_sub(ETH_LEN as u32);
+    if inner_len > MAX_INNER_LEN {
+        return Outcome::Anchor;
+    }
+    let Some(wire_len) = wire_len(ctx, inner) else { return Outcome::Anchor };
+    // SAFETY: `node` is a map value, valid until the program ends; the agent replaces whole values.
+    let (vtep, vtep_mac, epoch) = unsafe { ((*node).vtep.v4_bytes(), (*node).vtep_mac, (*node).neigh_epoch) };
+    let own = config::vtep();
+    let tos = ecn::outer_tos(inner.tos);
+    // SAFETY: a helper on the context.
+    let src_port = source_port(unsafe { bpf_get_hash_recalc(packet::skb(ctx)) });
+
+    let mut fib = FibLookup {
+        family: AF_INET,
+        // The ports take part in multipath selection, as they do for a packet of the anchor device.
+        l4_protocol: PROTO_UDP,
+        sport: src_port.to_be(),
+        dport: own.port.to_be(),
+        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: wire_len as u16 },
+        ifindex: packet::ifindex(ctx),
+        __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { flowinfo: 0 },
+        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: [u32::from_ne_bytes(own.addr), 0, 0, 0] },
+        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: [u32::from_ne_bytes(vtep), 0, 0, 0] },
+        __bindgen_anon_5: bpf_fib_lookup__bindgen_ty_5 { tbid: 0 },
+        smac: [0; 6],
+        dmac: [0; 6],
+    };
+    // SAFETY: the helper reads and writes exactly `size_of::<FibLookup>()` bytes of `fib`.
+    let rc = unsafe {
+        bpf_fib_lookup(
+            ctx_ptr(ctx),
+            core::ptr::from_mut(&mut fib).cast(),
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    } as u32;
+    if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == packet::ifindex(ctx) {
+        // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
+        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", vtep, rc);
+        return Outcome::Anchor;
+    }
+
+    if ctx.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS).is_err() {
+        // Already encapsulated, or GSO of a kind that adjust_room does not know. It has changed nothing.
+        return Outcome::Anchor;
+    }
+    let Some(headers) = packet::at::<Headers>(ctx, 0) else {
+        return Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet));
+    };
+    // SAFETY: `at` checked the bounds.
+    let headers = unsafe { &mut *headers };
+    headers.eth = EthHdr { dst_addr: fib.dmac, src_addr: fib.smac, ether_type: ETHERTYPE_IPV4.to_be() };
+    Encap {
+        src: own.addr,
+        dst: vtep,
+        src_port,
+        port: own.port,
+        vni: own.vni,
+        inner_len: inner_len as u16,
+        tos,
+        inner_src: config::anchor_mac(),
+        inner_dst: vtep_mac,
+    }
+    .write(&mut headers.outer);
+    maps::count(Path::EncapNative, ctx.len());
+
+    // SAFETY: a helper without arguments.
+    let now = (unsafe { bpf_jiffies64() } >> NEIGH_EPOCH_SHIFT) as u32;
+    let verdict = if rc == BPF_FIB_LKUP_RET_SUCCESS && epoch == now {
+        // SAFETY: a helper on numbers.
+        unsafe { bpf_redirect(fib.ifindex, 0) }
+    } else {
+        // SAFETY: as above; a lost race between CPUs costs one more packet on the longer path.
+        unsafe { (*node).neigh_epoch = now };
+        via_neighbour(&fib)
+    };
+    Outcome::Verdict(verdict as i32)
+}
+
+/// Sends the packet through the kernel's neighbour subsystem, which resolves, verifies and queues.
+#[inline(always)]
+fn via_neighbour(fib: &FibLookup) -> i64 {
+    let mut next_hop = bpf_redir_neigh {
+        nh_family: u32::from(fib.family),
+        // SAFETY: both variants are plain integers; the lookup left the gateway's address, or the destination.
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: unsafe { fib.__bindgen_anon_4.ipv6_dst } },
+    };
+    // SAFETY: the helper reads exactly `size_of::<bpf_redir_neigh>()` bytes.
+    unsafe {
+        bpf_redirect_neigh(
+            fib.ifindex,
+            core::ptr::from_mut(&mut next_hop),
+            size_of::<bpf_redir_neigh>() as i32,
+            0,
+        )
+    }
+}
+
+/// An encapsulated packet up to the inner IP header.
+#[repr(C)]
+struct Headers {
+    eth: EthHdr,
+    outer: Outer,
+}
+
+#[inline(always)]
+fn ctx_ptr(ctx: &TcContext) -> *mut core::ffi::c_void {
+    packet::skb(ctx).cast()
+}

@@ -1,0 +1,83 @@
+//! The maps, by the names under which they are pinned, and typed access to them. Layouts and owners:
+//! `overlay_common::maps`.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use overlay_common::{
+    counter::{Counter, Path},
+    maps::{Addr, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Local, NODES_MAX, Node},
+    reason::Reason,
+};
+
+use crate::config;
+
+#[btf_map]
+static NODES: HashMap<Addr, Node, NODES_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+static ENDPOINTS: HashMap<Addr, Endpoint, ENDPOINTS_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Not read by programs; declared here so that it is created, typed and pinned with the others.
+#[btf_map]
+static LOCAL: Array<Local, 1> = Array::new();
+
+/// As [`LOCAL`]: one cursor for each family.
+#[btf_map]
+static LEASE_CURSOR: Array<Addr, 2> = Array::new();
+
+#[btf_map]
+static COUNTERS: PerCpuArray<Counter, { Path::SLOTS }> = PerCpuArray::new();
+
+#[btf_map]
+static DROPS: PerCpuArray<Counter, { Reason::SLOTS }> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<DropEvent, EVENTS_BYTES> = RingBuf::new();
+
+/// The pod that has this address. The pointer is valid until the program ends (RCU).
+#[inline(always)]
+pub(crate) fn endpoint(addr: u32) -> Option<&'static Endpoint> {
+    // SAFETY: the CNI plugin replaces whole entries; a reader sees the old or the new one, which RCU keeps.
+    let endpoint = unsafe { ENDPOINTS.get(Addr::v4(addr.to_ne_bytes())) }?;
+    // 0: the address is taken, but the pod's devices are not complete.
+    (endpoint.ifindex != 0).then_some(endpoint)
+}
+
+/// The node behind an address: by subnet inside the cluster's range, by the address itself outside.
+#[inline(always)]
+pub(crate) fn node(addr: u32) -> Option<*mut Node> {
+    let key = if config::in_cluster(addr) { config::node_subnet(addr) } else { addr };
+    NODES.get_ptr_mut(Addr::v4(key.to_ne_bytes()))
+}
+
+/// Is this address that of a node (a key of its own, not a subnet)?
+#[inline(always)]
+pub(crate) fn is_node_address(addr: u32) -> bool {
+    NODES.get_ptr(Addr::v4(addr.to_ne_bytes())).is_some()
+}
+
+#[inline(always)]
+fn add(counter: Option<*mut Counter>, bytes: u32) {
+    if let Some(counter) = counter {
+        // SAFETY: the slot is this CPU's own, and a tc program is not preempted by another one on the same CPU.
+        unsafe {
+            (*counter).packets = (*counter).packets.wrapping_add(1);
+            (*counter).bytes = (*counter).bytes.wrapping_add(u64::from(bytes));
+        }
+    }
+}
+
+/// Counts a packet that goes on.
+#[inline(always)]
+pub(crate) fn count(path: Path, bytes: u32) {
+    add(COUNTERS.get_ptr_mut(path as u32), bytes);
+}
+
+/// Counts a packet that does not.
+#[inline(always)]
+pub(crate) fn count_drop(reason: Reason, bytes: u32) {
+    add(DROPS.get_ptr_mut(reason as u32), bytes);
+}

@@ -1,0 +1,94 @@
+//! Access to a packet: direct, bounds-checked pointers into its linear part, and the few metadata fields used.
+//!
+//! Invariant: a pointer is used only until the next helper call that may move the packet (`adjust_room`,
+//! `pull_data`); the functions that call those return no pointers of before.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+use overlay_common::wire::ETH_LEN;
+
+/// On to the next program of the hook, and then the kernel's own path (`TCX_NEXT`, `TC_ACT_UNSPEC`).
+pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
+
+/// `skb->pkt_type` of a packet that is addressed to this host (include/uapi/linux/if_packet.h).
+pub(crate) const PACKET_HOST: u32 = 0;
+
+/// Offset of the inner IP header in a tunnel packet.
+pub(crate) const INNER_OFFSET: usize = ETH_LEN + overlay_common::wire::vxlan::OVERHEAD;
+
+#[inline(always)]
+pub(crate) fn skb(ctx: &TcContext) -> *mut __sk_buff {
+    ctx.as_ptr().cast()
+}
+
+/// A pointer to a `T` at `offset` of the linear part, `None` where it does not fit.
+#[inline(always)]
+pub(crate) fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+}
+
+/// As [`at`], after making the first `offset + size` bytes linear where they are not.
+#[inline(always)]
+pub(crate) fn pulled<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    if let Some(pointer) = at(ctx, offset) {
+        return Some(pointer);
+    }
+    let wanted = (offset + size_of::<T>()) as u32;
+    if ctx.len() < wanted || ctx.pull_data(wanted).is_err() {
+        return None;
+    }
+    at(ctx, offset)
+}
+
+/// The Ethernet header and an IPv4 header without its options.
+#[repr(C)]
+pub(crate) struct Ipv4Packet {
+    pub(crate) eth: EthHdr,
+    pub(crate) ip: Ipv4Hdr,
+}
+
+/// What the packet carries, from its `EtherType` (host order).
+#[inline(always)]
+pub(crate) fn ether_type(ctx: &TcContext) -> u16 {
+    // SAFETY: reading a field of the context, rewritten by the verifier to skb->protocol. Unlike the bytes of the
+    // header it is right also where a VLAN tag was taken off.
+    let protocol = unsafe { (*skb(ctx)).protocol };
+    u16::from_be(protocol as u16)
+}
+
+/// The segment size of a GSO packet, 0 for others.
+#[inline(always)]
+pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
+    // SAFETY: reading a field of the context (Linux 5.7, cf62089b0edd).
+    unsafe { (*skb(ctx)).gso_size }
+}
+
+/// The device whose hook runs.
+#[inline(always)]
+pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: reading a field of the context.
+    unsafe { (*skb(ctx)).ifindex }
+}
+
+#[inline(always)]
+pub(crate) fn pkt_type(ctx: &TcContext) -> u32 {
+    // SAFETY: reading a field of the context.
+    unsafe { (*skb(ctx)).pkt_type }
+}
+
+/// A MAC address as it lies in a header.
+pub(crate) type Mac = [u8; 6];
+
+/// Compares as two words instead of six bytes.
+#[inline(always)]
+pub(crate) fn same_mac(a: &Mac, b: &Mac) -> bool {
+    let [a0, a1, a2, a3, a4, a5] = *a;
+    let [b0, b1, b2, b3, b4, b5] = *b;
+    u32::from_ne_bytes([a0, a1, a2, a3]) == u32::from_ne_bytes([b0, b1, b2, b3])
+        && u16::from_ne_bytes([a4, a5]) == u16::from_ne_bytes([b4, b5])
+}

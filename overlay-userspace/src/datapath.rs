@@ -1,0 +1,173 @@
+//! The kernel side as userspace sees it: loads, pins, attaches and fills. Every call into aya is in this module, so that
+//! a new aya release touches it only.
+//!
+//! - [`pins`]: where maps, programs and links are pinned
+//! - [`object`]: the embedded object, its constants, loading
+//! - [`attach`]: programs onto devices, by tcx links or clsact filters
+//! - [`tables`]: typed views of the pinned maps
+//! - [`events`]: the ring buffer of drop records
+//! - [`kernel`]: what this kernel can do
+//!
+//! The agent loads and attaches; the CNI plugin opens what is pinned, attaches to the devices it makes and never loads;
+//! the command line only reads.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    maps::MapError,
+    programs::{ProgramError, links::LinkError, tc::TcError},
+    sys::SyscallError,
+};
+
+pub mod attach;
+pub mod events;
+pub mod kernel;
+pub mod object;
+pub mod pins;
+pub mod tables;
+
+/// What can go wrong between userspace and the kernel side.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The pin root is not on a bpffs.
+    #[error("{path} is not on a BPF file system: mount one with `mount -t bpf bpf /sys/fs/bpf`")]
+    NoBpffs {
+        /// The pin root, or its nearest existing parent.
+        path: PathBuf,
+    },
+    /// Nothing is pinned where it should be.
+    #[error("{path} does not exist: has the overlay agent been started on this node?")]
+    NotPinned {
+        /// The pin.
+        path: PathBuf,
+    },
+    /// A pinned map was made by something else, or by a build whose layout differs under the same schema number.
+    #[error("pinned map {path} has {field} {found}, this build needs {wanted}: stop the agent and remove {dir} (pods have to be restarted)")]
+    Incompatible {
+        /// The pin.
+        path: PathBuf,
+        /// The directory to remove.
+        dir: PathBuf,
+        /// Which property differs.
+        field: &'static str,
+        /// As pinned.
+        found: u32,
+        /// As built.
+        wanted: u32,
+    },
+    /// The kernel lacks something that cannot be done without.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A call into the kernel failed.
+    #[error("{action}: {source}")]
+    Kernel {
+        /// What was tried, with the name of the object.
+        action: String,
+        /// The cause; the errno where there is one.
+        source: io::Error,
+    },
+    /// aya refused; no errno to tell more.
+    #[error("{action}: {message}")]
+    Aya {
+        /// What was tried, with the name of the object.
+        action: String,
+        /// The cause as aya describes it.
+        message: String,
+    },
+}
+
+impl DatapathError {
+    /// The errno behind this error.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Kernel { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    fn new(action: impl Into<String>, error: impl Into<Cause>) -> Self {
+        let action = action.into();
+        match error.into() {
+            Cause::Io(source) => Self::Kernel { action, source },
+            Cause::Other(message) => Self::Aya { action, message },
+        }
+    }
+}
+
+/// aya's nested error enums, reduced to what a person or a caller needs.
+enum Cause {
+    Io(io::Error),
+    Other(String),
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<SyscallError> for Cause {
+    fn from(SyscallError { io_error, .. }: SyscallError) -> Self {
+        Self::Io(io_error)
+    }
+}
+
+impl From<MapError> for Cause {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::SyscallError(e) => e.into(),
+            MapError::IoError(e) | MapError::CreateError { io_error: e, .. } => Self::Io(e),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+impl From<ProgramError> for Cause {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::SyscallError(e) => e.into(),
+            ProgramError::IOError(e) | ProgramError::TcError(TcError::IoError(e)) => Self::Io(e),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+impl From<LinkError> for Cause {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::SyscallError(e) => e.into(),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+impl From<aya::pin::PinError> for Cause {
+    fn from(error: aya::pin::PinError) -> Self {
+        match error {
+            aya::pin::PinError::SyscallError(e) => e.into(),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+impl From<aya::EbpfError> for Cause {
+    fn from(error: aya::EbpfError) -> Self {
+        match error {
+            aya::EbpfError::MapError(e) => e.into(),
+            aya::EbpfError::ProgramError(e) => e.into(),
+            other => Self::Other(chain(&other)),
+        }
+    }
+}
+
+/// An error with all its sources on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

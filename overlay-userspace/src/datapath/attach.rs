@@ -1,0 +1,253 @@
+//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc where the kernel has no tcx.
+//!
+//! Level-triggered: [`attach`] brings a device into the wanted state from whatever it is in, and keeps the link (and
+//! its id) where one is attached. Used by the agent for anchor, underlay and existing pods, and by the CNI plugin for new
+//! pods.
+
+use std::io;
+
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+};
+use overlay_common::{maps::AttachMode, reason::Hook};
+
+use super::{Cause, DatapathError, pins::Pins};
+
+/// Priority and handle of our clsact filters: fixed, so that a restarted agent finds its own. Room is left before.
+const PRIORITY: u16 = 0x6f76;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// The pinned programs, opened once for any number of devices.
+pub struct Programs {
+    mode: AttachMode,
+    pins: Pins,
+}
+
+/// What [`Programs::attach`] found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// Attached before; now runs the pinned program.
+    Kept,
+    /// Not attached before.
+    New,
+}
+
+/// A device that programs are attached to.
+#[derive(Clone, Copy, Debug)]
+pub struct Device<'a> {
+    /// Its name in the calling thread's network namespace.
+    pub name: &'a str,
+    /// Its index.
+    pub ifindex: u32,
+}
+
+/// What a device is for: decides which programs it gets and what their links are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The host side of a pod's veth pair.
+    Pod,
+    /// The anchor device.
+    Anchor,
+    /// An underlay device.
+    Wire,
+}
+
+impl Role {
+    /// The programs of this role, in the order in which they are attached.
+    pub const fn hooks(self) -> &'static [Hook] {
+        match self {
+            Self::Pod => &[Hook::FromPod, Hook::ToPod],
+            Self::Anchor => &[Hook::FromHost, Hook::FromTunnel],
+            Self::Wire => &[Hook::FromWire],
+        }
+    }
+
+    /// The name of the pin of a link. By name for a pod, whose device is named after its owner; by index for others,
+    /// whose name may hold a dot.
+    pub fn link_name(self, device: Device<'_>, hook: Hook) -> String {
+        match self {
+            Self::Pod => format!("pod_{}_{}", device.name, hook.name()),
+            Self::Anchor => format!("anchor_{}_{}", device.ifindex, hook.name()),
+            Self::Wire => format!("wire_{}_{}", device.ifindex, hook.name()),
+        }
+    }
+}
+
+const fn attach_type(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => TcAttachType::Ingress,
+        Hook::ToPod | Hook::FromHost => TcAttachType::Egress,
+    }
+}
+
+impl Programs {
+    /// Programs pinned at `pins`, to be attached in this mode.
+    pub fn new(pins: &Pins, mode: AttachMode) -> Self {
+        Self { mode, pins: pins.clone() }
+    }
+
+    fn open(&self, hook: Hook) -> Result<SchedClassifier, DatapathError> {
+        let path = self.pins.program(hook.name());
+        SchedClassifier::from_pin(&path).map_err(|e| match Cause::from(e) {
+            Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
+            cause => DatapathError::new(format!("open {}", path.display()), cause),
+        })
+    }
+
+    /// Attaches all programs of `role` to the device, or updates them where they are attached.
+    pub fn attach_all(&self, role: Role, device: Device<'_>) -> Result<Attached, DatapathError> {
+        let mut result = Attached::Kept;
+        for &hook in role.hooks() {
+            if self.attach(role, device, hook)? == Attached::New {
+                result = Attached::New;
+            }
+        }
+        Ok(result)
+    }
+
+    fn attach(&self, role: Role, device: Device<'_>, hook: Hook) -> Result<Attached, DatapathError> {
+        let mut program = self.open(hook)?;
+        match self.mode {
+            AttachMode::Tcx => self.attach_tcx(&mut program, role, device, hook),
+            AttachMode::Clsact => attach_clsact(&mut program, device, hook),
+        }
+    }
+
+    fn attach_tcx(
+        &self,
+        program: &mut SchedClassifier,
+        role: Role,
+        device: Device<'_>,
+        hook: Hook,
+    ) -> Result<Attached, DatapathError> {
+        let link_name = role.link_name(device, hook);
+        let pin = self.pins.link(&link_name);
+        let failed = |what: &str, cause: Cause| {
+            DatapathError::new(format!("{what} {} on {} (link {})", hook.name(), device.name, pin.display()), cause)
+        };
+        match PinnedLink::from_pin(&pin) {
+            Ok(pinned) => {
+                let link: SchedClassifierLink =
+                    FdLink::from(pinned).try_into().map_err(|e: LinkError| failed("open", e.into()))?;
+                match program.attach_to_link(link).map_err(Cause::from) {
+                    Ok(id) => {
+                        // Taken back, or dropping the program would drop a link that it does not own.
+                        program.take_link(id).map_err(|e| failed("keep", e.into()))?;
+                        return Ok(Attached::Kept);
+                    }
+                    // ENOLINK: the device is gone, the pin has outlived it.
+                    Err(Cause::Io(e)) if e.raw_os_error() == Some(libc::ENOLINK) => {
+                        self.pins.remove_link(&link_name)?;
+                    }
+                    Err(cause) => return Err(failed("update", cause)),
+                }
+            }
+            Err(e) => match Cause::from(e) {
+                Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => {}
+                cause => return Err(failed("open", cause)),
+            },
+        }
+        let id = program
+            .attach_with_options(device.name, attach_type(hook), TcAttachOptions::TcxOrder(LinkOrder::default()))
+            .map_err(|e| failed("attach", e.into()))?;
+        let link: FdLink = program
+            .take_link(id)
+            .map_err(|e| failed("keep", e.into()))?
+            .try_into()
+            .map_err(|e: LinkError| failed("keep", e.into()))?;
+        link.pin(&pin).map_err(|e| failed("pin", e.into()))?;
+        Ok(Attached::New)
+    }
+
+    /// Detaches all programs of `role`. For a device that is gone this removes the stale pins; filters of a clsact
+    /// qdisc go with their device.
+    pub fn detach_all(&self, role: Role, device: Device<'_>) -> Result<(), DatapathError> {
+        for &hook in role.hooks() {
+            self.pins.remove_link(&role.link_name(device, hook))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pins of links whose device is gone; says which.
+    pub fn remove_severed(&self) -> Result<Vec<String>, DatapathError> {
+        let mut removed = Vec::new();
+        for name in self.pins.links()? {
+            let Some(hook) = Hook::ALL.into_iter().find(|hook| name.ends_with(hook.name())) else { continue };
+            let Ok(pinned) = PinnedLink::from_pin(self.pins.link(&name)) else { continue };
+            let Ok(link) = SchedClassifierLink::try_from(FdLink::from(pinned)) else { continue };
+            // The only question that the kernel answers about a severed link: updating it to the same program fails.
+            let mut program = self.open(hook)?;
+            match program.attach_to_link(link).map_err(Cause::from) {
+                Err(Cause::Io(e)) if e.raw_os_error() == Some(libc::ENOLINK) => {
+                    self.pins.remove_link(&name)?;
+                    removed.push(name);
+                }
+                Ok(id) => drop(program.take_link(id)),
+                Err(_) => {}
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    device: Device<'_>,
+    hook: Hook,
+) -> Result<Attached, DatapathError> {
+    let failed = |what: &str, cause: Cause| {
+        DatapathError::new(format!("{what} {} on {} (clsact)", hook.name(), device.name), cause)
+    };
+    // Fails where the qdisc exists, which is as good.
+    let qdisc = tc::qdisc_add_clsact(device.name);
+    let kind = attach_type(hook);
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let fresh = program.attach_with_options(device.name, kind, TcAttachOptions::Netlink(options));
+    let (id, result) = match fresh {
+        Ok(id) => (id, Attached::New),
+        Err(first) => {
+            let link = SchedClassifierLink::attached(device.name, kind, PRIORITY, HANDLE, None)
+                .map_err(|e| failed("find", e.into()))?;
+            match program.attach_to_link(link) {
+                Ok(id) => (id, Attached::Kept),
+                Err(_) => {
+                    let cause = match qdisc {
+                        Err(e) => Cause::Other(super::chain(&e)),
+                        Ok(()) => ProgramError::into(first),
+                    };
+                    return Err(failed("attach", cause));
+                }
+            }
+        }
+    };
+    let link = program.take_link(id).map_err(|e| failed("keep", e.into()))?;
+    // A filter has no pin; it lives as long as its device, unless aya's guard removes it.
+    std::mem::forget(link);
+    Ok(result)
+}
+
+/// The link of one program on one device, as a person wants to see it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LinkInfo {
+    /// The pin's name.
+    pub name: String,
+    /// The kernel's id of the link.
+    pub link_id: u32,
+    /// The kernel's id of the program it runs.
+    pub program_id: u32,
+}
+
+/// All pinned links, by name.
+pub fn links(pins: &Pins) -> Result<Vec<LinkInfo>, DatapathError> {
+    let mut links = Vec::new();
+    for name in pins.links()? {
+        let failed = |e: LinkError| DatapathError::new(format!("open link {name}"), e);
+        let link = FdLink::from(PinnedLink::from_pin(pins.link(&name)).map_err(failed)?);
+        let info = link.info().map_err(failed)?;
+        links.push(LinkInfo { link_id: info.id(), program_id: info.program_id(), name });
+    }
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(links)
+}

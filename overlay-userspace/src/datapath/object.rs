@@ -1,0 +1,227 @@
+//! The eBPF object: embedded in the binary, configured by constants, loaded with its maps pinned.
+//!
+//! Loading costs tens of milliseconds (vmlinux BTF, feature probes, the verifier); only the agent does it.
+
+use std::{fs, net::Ipv4Addr};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{MapInfo, MapType},
+    programs::SchedClassifier,
+};
+use aya_log::EbpfLogger;
+use overlay_common::{
+    counter::{Counter, Path},
+    maps::{Addr, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Local, NODES_MAX, Node},
+    reason::{Hook, Reason},
+};
+
+use super::{DatapathError, kernel, pins, pins::Pins};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
+
+/// Values of the object's constants (`overlay-ebpf/src/config.rs`). Two loads with equal constants are equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constants {
+    /// VXLAN network identifier, 24 bits.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// The cluster's IPv4 range: network address and prefix length.
+    pub cluster: (Ipv4Addr, u8),
+    /// This node's pod subnet.
+    pub subnet: (Ipv4Addr, u8),
+    /// Prefix length of the keys of `NODES` inside the cluster's range.
+    pub node_prefix: u8,
+    /// Own tunnel address.
+    pub vtep: Ipv4Addr,
+    /// The anchor device.
+    pub anchor_ifindex: u32,
+    /// Its MAC.
+    pub anchor_mac: [u8; 6],
+    /// Level of the programs' own diagnostics; 0 is off and costs nothing.
+    pub log_level: u8,
+}
+
+fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+}
+
+/// As it lies in a packet, read as one number.
+fn raw(host_order: u32) -> u32 {
+    host_order.to_be()
+}
+
+/// What is pinned, with the properties it must have: name, type, key and value size, entries, flags.
+struct Layout {
+    name: &'static str,
+    map_type: MapType,
+    key: usize,
+    value: usize,
+    entries: usize,
+    flags: u32,
+}
+
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
+const NO_PREALLOC: u32 = 1;
+
+#[rustfmt::skip]
+const LAYOUTS: [Layout; 7] = [
+    Layout { name: "NODES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Node>(), entries: NODES_MAX, flags: NO_PREALLOC },
+    Layout { name: "ENDPOINTS", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Endpoint>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
+    Layout { name: "LOCAL", map_type: MapType::Array, key: 4, value: size_of::<Local>(), entries: 1, flags: 0 },
+    Layout { name: "LEASE_CURSOR", map_type: MapType::Array, key: 4, value: size_of::<Addr>(), entries: 2, flags: 0 },
+    Layout { name: "COUNTERS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Path::SLOTS, flags: 0 },
+    Layout { name: "DROPS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Reason::SLOTS, flags: 0 },
+    Layout { name: "EVENTS", map_type: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 },
+];
+
+/// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.
+///
+/// # Errors
+///
+/// [`DatapathError::Incompatible`] names the first difference. Maps that are not pinned yet are fine.
+pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
+    for layout in &LAYOUTS {
+        let path = pins.map(layout.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
+        let found_type = info.map_type().map_err(|e| DatapathError::new(format!("inspect {}", path.display()), e))?;
+        let properties = [
+            ("type", found_type as u32, layout.map_type as u32),
+            ("key size", info.key_size(), layout.key as u32),
+            ("value size", info.value_size(), layout.value as u32),
+            ("max_entries", info.max_entries(), layout.entries as u32),
+            ("flags", info.map_flags(), layout.flags),
+        ];
+        for (field, found, wanted) in properties {
+            if found != wanted {
+                let dir = pins.root().to_owned();
+                return Err(DatapathError::Incompatible { path, dir, field, found, wanted });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Facts about a loaded program, for the table in ARCHITECTURE.md and the budget test.
+#[derive(Clone, Debug)]
+pub struct ProgramFacts {
+    /// Its name.
+    pub name: &'static str,
+    /// Instructions that the verifier walked through.
+    pub verified_instructions: u32,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+}
+
+/// The loaded object. Its programs and maps stay in the kernel by their pins when this is dropped.
+pub struct Loaded {
+    ebpf: Ebpf,
+    /// One entry for each program.
+    pub facts: Vec<ProgramFacts>,
+}
+
+/// Loads the object with these constants. Maps that are pinned are reused, others are created and pinned; the programs
+/// replace those of an earlier load under the same names, atomically. Attached links keep running the old programs until
+/// [`super::attach`] updates them.
+pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError> {
+    pins.create()?;
+    check_pinned(pins)?;
+    let Constants { vni, port, cluster, subnet, node_prefix, vtep, anchor_ifindex, anchor_mac, log_level } = constants;
+    let address = |ip: Ipv4Addr| raw(ip.to_bits());
+    let words = [
+        ("VNI", *vni),
+        ("CLUSTER_NET4", address(cluster.0)),
+        ("CLUSTER_MASK4", raw(mask(cluster.1))),
+        ("SUBNET_NET4", address(subnet.0)),
+        ("SUBNET_MASK4", raw(mask(subnet.1))),
+        ("NODE_MASK4", raw(mask(*node_prefix))),
+        ("VTEP4", address(*vtep)),
+        ("ANCHOR_IFINDEX", *anchor_ifindex),
+    ];
+    let decap_flags = kernel::decap_l4_udp_flag();
+    let any_gso = u8::from(decap_flags.is_some());
+    let decap_flags = decap_flags.unwrap_or(0);
+    let paths = LAYOUTS.map(|layout| (layout.name, pins.map(layout.name)));
+
+    let mut loader = EbpfLoader::new();
+    loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+    for (name, value) in &words {
+        loader.override_global(name, value, true);
+    }
+    loader
+        .override_global("TUNNEL_PORT", port, true)
+        .override_global("ANCHOR_MAC", anchor_mac, true)
+        .override_global("DECAP_FLAGS", &decap_flags, true)
+        .override_global("DECAP_ANY_GSO", &any_gso, true)
+        .override_global("AYA_LOG_LEVEL", log_level, true);
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|e| DatapathError::new("load the eBPF object", e))?;
+
+    let mut facts = Vec::new();
+    for hook in Hook::ALL {
+        let name = hook.name();
+        let program = classifier(&mut ebpf, name)?;
+        program.load().map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
+        let info = program.info().map_err(|e| DatapathError::new(format!("inspect program {name}"), e))?;
+        facts.push(ProgramFacts {
+            name,
+            verified_instructions: info.verified_instruction_count().unwrap_or(0),
+            jited_bytes: info.size_jitted(),
+        });
+    }
+    // Pinned only when all are loaded: a load that fails halfway leaves the earlier programs in place.
+    for hook in Hook::ALL {
+        let name = hook.name();
+        let program = classifier(&mut ebpf, name)?;
+        pins::replace(&pins.program(name), |path| {
+            program.pin(path).map_err(|e| DatapathError::new(format!("pin {}", path.display()), e))
+        })?;
+    }
+    Ok(Loaded { ebpf, facts })
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| DatapathError::Unsupported(format!("the eBPF object has no program {name}")))?
+        .try_into()
+        .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))
+}
+
+use super::Cause;
+
+impl Loaded {
+    /// The reader of the programs' own log, to be polled by the caller; only where the level is not 0.
+    pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, DatapathError> {
+        EbpfLogger::init(&mut self.ebpf)
+            .map_err(|e| DatapathError::Aya { action: "open the log of the programs".into(), message: e.to_string() })
+    }
+}
+
+/// Removes what a failed first start pinned: nothing is attached, and the directories are empty again.
+pub fn remove_all(pins: &Pins) -> Result<(), DatapathError> {
+    match fs::remove_dir_all(pins.root()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(DatapathError::new(format!("remove {}", pins.root().display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_cover_all_prefix_lengths() {
+        assert_eq!(mask(0), 0);
+        assert_eq!(mask(16), 0xffff_0000);
+        assert_eq!(mask(32), u32::MAX);
+        assert_eq!(raw(0x0af4_0000).to_ne_bytes(), [10, 244, 0, 0]);
+    }
+}

@@ -1,0 +1,224 @@
+//! Typed views of the pinned maps. Opening one needs no agent and no object.
+
+use std::{io, path::Path as FsPath};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use overlay_common::{
+    counter::{Counter, Path},
+    maps::{Addr, Endpoint, Local, Node},
+    reason::Reason,
+};
+
+use super::{Cause, DatapathError, pins::Pins};
+
+/// `BPF_NOEXIST`: insert only where there is no entry (bpf(2)).
+const NOEXIST: u64 = 1;
+/// `BPF_EXIST`: only replace.
+const EXIST: u64 = 2;
+
+fn open(path: &FsPath) -> Result<MapData, DatapathError> {
+    MapData::from_pin(path).map_err(|e| match Cause::from(e) {
+        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path: path.to_owned() },
+        cause => DatapathError::new(format!("open {}", path.display()), cause),
+    })
+}
+
+fn hash<K: Pod, V: Pod>(pins: &Pins, name: &str) -> Result<HashMap<MapData, K, V>, DatapathError> {
+    let path = pins.map(name);
+    HashMap::try_from(Map::HashMap(open(&path)?))
+        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
+}
+
+fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>, DatapathError> {
+    let path = pins.map(name);
+    Array::try_from(Map::Array(open(&path)?)).map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
+}
+
+/// A hash map keyed by address.
+struct Table<V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, Addr, V>,
+}
+
+impl<V: Pod> Table<V> {
+    fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
+        Ok(Self { name, map: hash(pins, name)? })
+    }
+
+    fn failed(&self, what: &str, key: Addr, error: impl Into<Cause>) -> DatapathError {
+        DatapathError::new(format!("{what} {} in {}", key.to_ip(), self.name), error)
+    }
+
+    /// All entries. An entry that is inserted or removed meanwhile may be missing; others are not.
+    fn entries(&self) -> Result<Vec<(Addr, V)>, DatapathError> {
+        // Keys first: an iteration that also reads values restarts when a value's entry is gone.
+        let mut entries = Vec::new();
+        for key in self.map.keys() {
+            let key = key.map_err(|e| DatapathError::new(format!("list {}", self.name), e))?;
+            if let Some(value) = self.get(key)? {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn get(&self, key: Addr) -> Result<Option<V>, DatapathError> {
+        match self.map.get(&key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(e) => Err(self.failed("look up", key, e)),
+        }
+    }
+
+    /// `Ok(false)` where `flags` forbid it: the entry exists ([`NOEXIST`]) or does not ([`EXIST`]).
+    fn insert(&mut self, key: Addr, value: V, flags: u64) -> Result<bool, DatapathError> {
+        match self.map.insert(key, value, flags).map_err(Cause::from) {
+            Ok(()) => Ok(true),
+            Err(Cause::Io(e)) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) && flags != 0 => Ok(false),
+            Err(cause) => Err(self.failed("insert", key, cause)),
+        }
+    }
+
+    /// `Ok(false)` where there was none.
+    fn remove(&mut self, key: Addr) -> Result<bool, DatapathError> {
+        match self.map.remove(&key) {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(e) => match Cause::from(e) {
+                Cause::Io(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+                cause => Err(self.failed("remove", key, cause)),
+            },
+        }
+    }
+}
+
+/// `NODES`: where each node subnet and node address is reached. Written by the agent alone.
+pub struct Nodes(Table<Node>);
+
+impl Nodes {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Table::open(pins, "NODES").map(Self)
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Result<Vec<(Addr, Node)>, DatapathError> {
+        self.0.entries()
+    }
+
+    /// Inserts or replaces.
+    pub fn set(&mut self, key: Addr, node: Node) -> Result<(), DatapathError> {
+        self.0.insert(key, node, 0).map(|_| ())
+    }
+
+    /// Removes; missing is fine.
+    pub fn remove(&mut self, key: Addr) -> Result<(), DatapathError> {
+        self.0.remove(key).map(|_| ())
+    }
+}
+
+/// `ENDPOINTS`: the pods of this node, and the leases of their addresses. Written by the CNI plugin.
+pub struct Endpoints(Table<Endpoint>);
+
+impl Endpoints {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Table::open(pins, "ENDPOINTS").map(Self)
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Result<Vec<(Addr, Endpoint)>, DatapathError> {
+        self.0.entries()
+    }
+
+    /// One entry.
+    pub fn get(&self, addr: Addr) -> Result<Option<Endpoint>, DatapathError> {
+        self.0.get(addr)
+    }
+
+    /// Takes an address atomically; `false` when somebody holds it.
+    pub fn lease(&mut self, addr: Addr, endpoint: Endpoint) -> Result<bool, DatapathError> {
+        self.0.insert(addr, endpoint, NOEXIST)
+    }
+
+    /// Replaces the entry of an address that is held; `false` when nobody holds it.
+    pub fn update(&mut self, addr: Addr, endpoint: Endpoint) -> Result<bool, DatapathError> {
+        self.0.insert(addr, endpoint, EXIST)
+    }
+
+    /// Gives an address back; `false` when nobody held it.
+    pub fn release(&mut self, addr: Addr) -> Result<bool, DatapathError> {
+        self.0.remove(addr)
+    }
+}
+
+/// `LOCAL`: what the agent has found out about this node, for those that run without it.
+pub struct LocalTable(Array<MapData, Local>);
+
+impl LocalTable {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        array(pins, "LOCAL").map(Self)
+    }
+
+    /// The entry; all zero before the agent's first start is complete.
+    pub fn get(&self) -> Result<Local, DatapathError> {
+        self.0.get(&0, 0).map_err(|e| DatapathError::new("read LOCAL", e))
+    }
+
+    /// Replaces the entry.
+    pub fn set(&mut self, local: &Local) -> Result<(), DatapathError> {
+        self.0.set(0, local, 0).map_err(|e| DatapathError::new("write LOCAL", e))
+    }
+}
+
+/// `LEASE_CURSOR`: the address tried last in each family, so that a released address is not reused at once. Not exact
+/// under concurrency, and need not be: [`Endpoints::lease`] decides.
+pub struct LeaseCursor(Array<MapData, Addr>);
+
+impl LeaseCursor {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        array(pins, "LEASE_CURSOR").map(Self)
+    }
+
+    /// The address tried last, unspecified at first. `family` is `FAMILY_V4` or `FAMILY_V6`.
+    pub fn get(&self, family: usize) -> Result<Addr, DatapathError> {
+        self.0.get(&(family as u32), 0).map_err(|e| DatapathError::new("read LEASE_CURSOR", e))
+    }
+
+    /// Remembers an address.
+    pub fn set(&mut self, family: usize, addr: Addr) -> Result<(), DatapathError> {
+        self.0.set(family as u32, addr, 0).map_err(|e| DatapathError::new("write LEASE_CURSOR", e))
+    }
+}
+
+/// A per-CPU array of counters, summed.
+fn counters(pins: &Pins, name: &'static str) -> Result<Vec<Counter>, DatapathError> {
+    let path = pins.map(name);
+    let failed = |e: MapError| DatapathError::new(format!("read {}", path.display()), e);
+    let map: PerCpuArray<MapData, Counter> = PerCpuArray::try_from(Map::PerCpuArray(open(&path)?)).map_err(failed)?;
+    let mut sums = Vec::new();
+    for slot in map.iter() {
+        let mut sum = Counter::default();
+        for cpu in slot.map_err(failed)?.iter() {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+        }
+        sums.push(sum);
+    }
+    Ok(sums)
+}
+
+/// What went which way.
+pub fn paths(pins: &Pins) -> Result<Vec<(Path, Counter)>, DatapathError> {
+    Ok(Path::ALL.into_iter().zip(counters(pins, "COUNTERS")?).collect())
+}
+
+/// What was dropped why.
+pub fn drops(pins: &Pins) -> Result<Vec<(Reason, Counter)>, DatapathError> {
+    Ok(Reason::ALL.into_iter().zip(counters(pins, "DROPS")?).collect())
+}

@@ -1,0 +1,128 @@
+//! What the node's packet filter has to do for pods, by way of the `nft` program.
+//!
+//! * [`masquerade`] – our own table `ip overlay`: pods reach the world with the node's address;
+//! * [`forward`] – accepts in foreign chains whose policy would drop what is forwarded for pods.
+//!
+//! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
+//! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
+
+pub mod forward;
+pub mod masquerade;
+
+use std::{
+    io::{self, Write as _},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+/// Our table, in family `ip`.
+pub const TABLE: &str = "overlay";
+
+/// Why the packet filter could not be read or set.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// The program is not installed.
+    #[error("{program} not found in PATH; install the package {package}")]
+    Missing {
+        /// What was to be run.
+        program: &'static str,
+        /// What brings it, on every common distribution.
+        package: &'static str,
+    },
+    /// It did not run.
+    #[error("run {program} to {action}: {cause}")]
+    Run {
+        /// What was to be run.
+        program: &'static str,
+        /// What for.
+        action: String,
+        /// The system's reason.
+        cause: io::Error,
+    },
+    /// It ran and refused.
+    #[error("{action}: {program} says: {message}")]
+    Refused {
+        /// What was run.
+        program: &'static str,
+        /// What for.
+        action: String,
+        /// Its first line of error output.
+        message: String,
+    },
+    /// Its output is not what it should be.
+    #[error("{action}: unexpected output of nft: {detail}")]
+    Output {
+        /// What it was run for.
+        action: String,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+/// Runs a program with `input`, and returns its output.
+fn run(
+    program: &'static str,
+    package: &'static str,
+    arguments: &[&str],
+    input: &str,
+    action: &str,
+) -> Result<String, NftError> {
+    let failed = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::NotFound => NftError::Missing { program, package },
+        _ => NftError::Run { program, action: action.to_owned(), cause },
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    // nft reads all of a script before it writes anything: no deadlock. A child that ends early says why itself.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let message = stderr.lines().next().unwrap_or("nothing").trim().to_owned();
+        return Err(NftError::Refused { program, action: action.to_owned(), message });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Applies a script, in nft's language, as one transaction.
+fn apply(script: &str, action: &str) -> Result<(), NftError> {
+    run("nft", "nftables", &["-f", "-"], script, action).map(drop)
+}
+
+/// Applies commands, in nft's JSON, as one transaction; returns the objects that listing commands found.
+///
+/// JSON, since in the language a foreign chain called like a keyword (`fwd`) cannot be named.
+fn json(commands: &[Value], action: &str) -> Result<Vec<Value>, NftError> {
+    let input = serde_json::json!({ "nftables": commands }).to_string();
+    let output = run("nft", "nftables", &["-j", "-f", "-"], &input, action)?;
+    // Commands that only change print nothing.
+    if output.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let unexpected = |detail: String| NftError::Output { action: action.to_owned(), detail };
+    match serde_json::from_str::<Value>(&output) {
+        Ok(mut document) => match document["nftables"].take() {
+            Value::Array(objects) => Ok(objects),
+            _ => Err(unexpected("no list of objects".into())),
+        },
+        Err(error) => Err(unexpected(error.to_string())),
+    }
+}
+
+impl NftError {
+    /// Whether nft refused because an object does not exist (any more).
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("No such file or directory"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

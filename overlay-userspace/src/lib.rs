@@ -1,0 +1,14 @@
+//! The userspace of overlay, as a library: the binary is `main.rs` over [`cli`], the tests use the parts.
+//!
+//! - [`agent`]: the run loop that reconciles the node with the cluster
+//! - [`cluster`]: where the list of nodes comes from
+//! - [`cni`]: the CNI plugin
+//! - [`config`]: the configuration file
+//! - [`datapath`]: everything that talks to the eBPF side
+//! - [`host`]: links, addresses, routes, sysctls and nft of the node
+
+pub mod cluster;
+pub mod cni;
+pub mod config;
+pub mod datapath;
+pub mod host;

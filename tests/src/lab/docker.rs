@@ -1,0 +1,95 @@
+//! What an installed Docker does to a node's network: a `docker0` bridge without ports and a filter table whose
+//! FORWARD policy is DROP.
+
+use serde::Serialize;
+
+use super::{Namespace, exec};
+
+/// The bridge that Docker makes.
+const BRIDGE: &str = "docker0";
+
+/// What Docker leaves behind on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Docker {
+    /// Not installed.
+    Absent,
+    /// Installed, its bridge set down.
+    #[default]
+    Down,
+    /// Installed, no container running: the bridge is administratively up but, without a port, has no carrier.
+    Idle,
+}
+
+/// The rules of dockerd with its iptables firewall back-end and no published port, `iptables-save` format.
+const RULES: &str = "\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+COMMIT
+";
+
+impl Docker {
+    /// Puts the bridge and the rules into a node's namespace.
+    #[track_caller]
+    pub(super) fn install(self, namespace: &Namespace) {
+        if self == Self::Absent {
+            return;
+        }
+        namespace.ip_batch(&format!("link add {BRIDGE} type bridge\naddr add 172.17.0.1/16 dev {BRIDGE}\n"));
+        if self == Self::Idle {
+            namespace.ip(&format!("link set {BRIDGE} up"));
+        }
+        exec::must(&mut namespace.command("iptables-nft-restore"), RULES);
+    }
+}
+
+/// What is really there, read back from the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DockerState {
+    /// Operational state of `docker0` (`DOWN`, `UP`, …), `None` without such a device.
+    pub bridge: Option<String>,
+    /// Policy of the filter table's FORWARD chain (`DROP`, `ACCEPT`), `None` without such a chain.
+    pub forward_policy: Option<String>,
+}
+
+impl DockerState {
+    #[track_caller]
+    pub(super) fn read(namespace: &Namespace) -> Self {
+        let links = namespace.ip_json("link show");
+        let links = links.as_array().map(Vec::as_slice).unwrap_or_default();
+        let bridge = links.iter().find(|link| link["ifname"] == BRIDGE);
+        let rules = exec::must(namespace.command("iptables-nft").args(["-S", "FORWARD"]), "");
+        let policy = rules.lines().find_map(|line| line.strip_prefix("-P FORWARD "));
+        Self {
+            bridge: bridge.and_then(|link| link["operstate"].as_str()).map(str::to_owned),
+            forward_policy: policy.map(str::to_owned),
+        }
+    }
+}

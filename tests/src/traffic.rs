@@ -1,0 +1,59 @@
+//! Traffic between namespaces, and what was seen of it. Every tool has a deadline: none hangs on a dead path.
+//!
+//! A socket stays in the namespace in which it was made, so the tools make their sockets by
+//! [`Namespace::run`](crate::lab::Namespace::run) and then use them on ordinary threads.
+
+pub mod capture;
+pub mod counters;
+pub mod inject;
+pub mod ping;
+pub mod stream;
+pub mod tcp;
+pub mod udp;
+pub mod vxlan;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How long one step (connect, accept, one read) may take. A lab has no delay: what takes longer is lost.
+pub const STEP_LIMIT: Duration = Duration::from_secs(3);
+
+/// The two views of one exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The client's own address: its `getsockname`.
+    pub client: SocketAddr,
+    /// The client's address as the server sees it: its `getpeername`, or `recvfrom`.
+    pub server_saw: SocketAddr,
+}
+
+impl Seen {
+    /// Whether both agree: nothing on the way has translated the address.
+    pub fn same_address(&self) -> bool {
+        self.client == self.server_saw
+    }
+}
+
+/// Numbers that look random and can be made again from the seed: splitmix64, public domain, by Sebastiano Vigna.
+#[derive(Debug, Clone)]
+pub(crate) struct Pattern(u64);
+
+impl Pattern {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+}

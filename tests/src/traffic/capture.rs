@@ -1,0 +1,150 @@
+//! Whole frames as a device of a namespace sends and receives them: a packet socket (packet(7)).
+//!
+//! What a packet socket sees of a *sent* frame is what the stack hands to the device: with offloads on that
+//! can be a super-packet, and checksums that the device would fill in are not there yet.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket,
+    sockopt::{RcvBufForce, ReceiveTimeout},
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::lab::Namespace;
+
+/// Room for what arrives while the reader does not run, in bytes.
+const BUFFER: usize = 32 << 20;
+
+/// How long one read waits before it looks whether to stop; also how long a stop waits for stragglers.
+const TICK: Duration = Duration::from_millis(20);
+
+/// One frame.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// When it was read from the socket: soon after it crossed the device.
+    pub at: Instant,
+    /// Whether the device sent it; it received it otherwise.
+    pub outgoing: bool,
+    /// The frame, from the Ethernet header on.
+    pub bytes: Vec<u8>,
+}
+
+/// A running capture. Dropping it ends it.
+#[derive(Debug)]
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    reader: Option<JoinHandle<io::Result<Vec<Frame>>>>,
+    socket: Arc<OwnedFd>,
+}
+
+impl Capture {
+    /// Captures everything that device `dev` of `namespace` sends or receives from now on.
+    #[track_caller]
+    pub fn start(namespace: &Namespace, dev: &str) -> Self {
+        let opened = namespace.run(|| open(dev));
+        let socket =
+            opened.unwrap_or_else(|error| panic!("cannot capture on {dev} in {}: {error}", namespace.name()));
+        let (socket, stop) = (Arc::new(socket), Arc::new(AtomicBool::new(false)));
+        let (own_socket, own_stop) = (Arc::clone(&socket), Arc::clone(&stop));
+        let reader = thread::spawn(move || read_all(&own_socket, &own_stop));
+        Self { stop, reader: Some(reader), socket }
+    }
+
+    /// Ends the capture and gives all frames, in order.
+    ///
+    /// Panics if the kernel had to drop some: what is missing could be what the test looks for.
+    #[track_caller]
+    pub fn stop(mut self) -> Vec<Frame> {
+        let frames = self.end().expect("a capture ends once").expect("read from packet socket");
+        let dropped = dropped(&self.socket).expect("read packet statistics");
+        assert_eq!(dropped, 0, "frames that the capture has lost");
+        frames
+    }
+
+    fn end(&mut self) -> Option<io::Result<Vec<Frame>>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.reader.take().map(|reader| reader.join().expect("the reader does not panic"))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// A packet socket for all protocols, bound to `dev` in the calling thread's namespace.
+pub(super) fn open(dev: &str) -> io::Result<OwnedFd> {
+    let index = if_nametoindex(dev)?;
+    // Protocol 0 until it is bound: otherwise frames of other devices come in before.
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
+    setsockopt(&socket, RcvBufForce, &BUFFER)?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(TICK.as_millis() as i64))?;
+    // SAFETY: sockaddr_ll is plain integers, for which all zeroes is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is valid for `len` bytes during the call.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+fn read_all(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        // Looked at before the read: after a stop the socket is emptied until one read finds nothing.
+        let last = stop.load(Ordering::Relaxed);
+        match read_one(socket, &mut buffer) {
+            Ok((len, outgoing)) => {
+                frames.push(Frame { at: Instant::now(), outgoing, bytes: buffer[..len].to_vec() });
+            }
+            Err(error) if super::udp::is_timeout(&error) => {
+                if last {
+                    return Ok(frames);
+                }
+            }
+            // The device went down; it may come up again.
+            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
+                if last {
+                    return Ok(frames);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads one frame; gives its length and whether it was sent.
+fn read_one(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    // SAFETY: sockaddr_ll is plain integers, for which all zeroes is valid.
+    let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&from) as libc::socklen_t;
+    // SAFETY: buffer and address are valid for the lengths given, during the call.
+    let result = unsafe {
+        let (data, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+        libc::recvfrom(socket.as_raw_fd(), data, room, 0, (&raw mut from).cast(), &raw mut len)
+    };
+    let read = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
+    Ok((read, from.sll_pkttype == libc::PACKET_OUTGOING))
+}
+
+/// The number of frames that found the socket's buffer full.
+fn dropped(socket: &OwnedFd) -> io::Result<u32> {
+    let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut len = size_of_val(&stats) as libc::socklen_t;
+    let (level, name) = (libc::SOL_PACKET, libc::PACKET_STATISTICS);
+    // SAFETY: stats is valid for `len` bytes, during the call.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut stats).cast(), &raw mut len) };
+    if result == 0 { Ok(stats.tp_drops) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,67 @@
+//! ICMP echo by the `ping` of iputils: one packet, of a given size if wanted. (A sequence: [`super::stream`].)
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::lab::{Namespace, exec};
+
+/// IPv4 header (20) and ICMP echo header (8): what a packet has beyond ping's payload, in bytes.
+pub const ICMP_OVERHEAD: u32 = 28;
+
+/// Sends one echo request; gives the round-trip time.
+///
+/// Errors: no answer within 2 s.
+pub fn ping(from: &Namespace, to: IpAddr) -> Result<Duration> {
+    match run(from, to, &[])? {
+        Probe::Reply(time) => Ok(time),
+        Probe::TooLong { mtu } => bail!("ping {to} from {}: too long for MTU {mtu}", from.name()),
+        Probe::Silence => bail!("ping {to} from {}: no answer", from.name()),
+    }
+}
+
+/// What became of one sized echo request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// It was answered, after this time.
+    Reply(Duration),
+    /// It was refused, at the sender or by a router on the way, because it exceeds this MTU.
+    TooLong {
+        /// The MTU that was named.
+        mtu: u32,
+    },
+    /// Neither.
+    Silence,
+}
+
+/// Sends one echo request whose whole IPv4 packet has `packet` bytes, with DF set.
+///
+/// Errors: ping cannot be run, or says something that is none of [`Probe`].
+pub fn unfragmented(from: &Namespace, to: IpAddr, packet: u32) -> Result<Probe> {
+    let payload = packet.checked_sub(ICMP_OVERHEAD).context("packet is too small for an echo request")?;
+    run(from, to, &["-M", "do", "-s", &payload.to_string()])
+}
+
+fn run(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<Probe> {
+    let mut command = from.command("ping");
+    command.env("LC_ALL", "C").args(["-n", "-c", "1", "-W", "2"]).args(arguments).arg(to.to_string());
+    let out = exec::output(&mut command, b"", Duration::from_secs(5)).context("run ping")?;
+    let text = out.stdout + &out.stderr;
+    // "ping: local error: message too long, mtu=1450" or "Frag needed and DF set (mtu = 1450)"
+    if let Some(mtu) = number_after(&text, "mtu=").or_else(|| number_after(&text, "mtu = ")) {
+        return Ok(Probe::TooLong { mtu: mtu.parse().with_context(|| format!("parse MTU {mtu}"))? });
+    }
+    if let Some(time) = number_after(&text, " time=") {
+        let milliseconds: f64 = time.parse().with_context(|| format!("parse time {time}"))?;
+        return Ok(Probe::Reply(Duration::from_secs_f64(milliseconds / 1e3)));
+    }
+    ensure!(text.contains("packets transmitted"), "ping {to} from {}: {}", from.name(), text.trim_end());
+    Ok(Probe::Silence)
+}
+
+fn number_after<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(mark)?;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    Some(&rest[..end])
+}

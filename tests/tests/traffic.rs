@@ -1,0 +1,200 @@
+//! The traffic tools, proven on plain wires, where what they have to see is known.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::thread;
+use std::time::Duration;
+
+use overlay_tests::lab::{Cluster, Lab, Link, Namespace, WireMode};
+use overlay_tests::traffic::capture::Capture;
+use overlay_tests::traffic::counters::Counters;
+use overlay_tests::traffic::inject::{inject, mac_of};
+use overlay_tests::traffic::stream::{Kind, RATE, Stream};
+use overlay_tests::traffic::udp::{Sending, burst};
+use overlay_tests::traffic::vxlan::{FLAG_VNI, Tunnel, udp_frame};
+use overlay_tests::traffic::{ping, tcp, udp};
+
+const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// Two namespaces with a wire between their `eth0`.
+struct Pair {
+    a: Namespace,
+    b: Namespace,
+    _lab: Lab,
+}
+
+fn pair() -> Pair {
+    let lab = Lab::new();
+    let (a, b) = (lab.namespace("a"), lab.namespace("b"));
+    Link::default().connect(&a, "eth0", &b, "eth0");
+    a.ip(&format!("addr add {A}/24 dev eth0"));
+    b.ip(&format!("addr add {B}/24 dev eth0"));
+    Pair { a, b, _lab: lab }
+}
+
+fn any_port(address: Ipv4Addr) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(address), 0)
+}
+
+#[test]
+fn bulk_transfer_through_a_router_is_intact_in_both_wire_modes() {
+    for mode in WireMode::ALL {
+        let cluster = Cluster::builder().link(Link::new(mode)).build();
+        let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
+        for (from, to) in [(cp, w2), (w2, cp)] {
+            let bulk = tcp::bulk(from.namespace(), to.namespace(), any_port(to.address()), 32).unwrap();
+            assert!(bulk.intact(), "{mode:?}: {bulk:?}");
+            assert_eq!(bulk.bytes, 32 << 20);
+        }
+        for node in [cp, w2] {
+            assert_eq!(Counters::read(node.namespace()).checksum_errors(), 0, "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn bursts_through_a_router_arrive_complete_in_both_wire_modes() {
+    for mode in WireMode::ALL {
+        let cluster = Cluster::builder().link(Link::new(mode)).build();
+        let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
+        for sending in [Sending::Plain, Sending::Segmented] {
+            let seen = burst(cp.namespace(), w2.namespace(), any_port(w2.address()), 100, sending).unwrap();
+            assert!(seen.complete() && seen.received == 100, "{mode:?} {sending:?}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn segmented_burst_leaves_as_super_packets() {
+    let pair = pair();
+    let capture = Capture::start(&pair.a, "eth0");
+    burst(&pair.a, &pair.b, any_port(B), 100, Sending::Segmented).unwrap();
+    let longest = capture.stop().iter().map(|frame| frame.bytes.len()).max();
+    // Ethernet, IPv4 and UDP headers, and 48 datagrams.
+    assert_eq!(longest, Some(14 + 20 + 8 + 48 * udp::SEGMENT));
+}
+
+#[test]
+fn burst_tells_how_many_datagrams_were_lost() {
+    let pair = pair();
+    // Lets 30 datagrams through.
+    pair.b.ip("link set lo up");
+    let mut nft = pair.b.command("nft");
+    nft.arg(
+        "table ip t { chain c { type filter hook input priority 0; \
+         udp dport != 0 limit rate 1/minute burst 30 packets accept; meta l4proto udp drop; } }",
+    );
+    overlay_tests::lab::exec::must(&mut nft, "");
+    let seen = burst(&pair.a, &pair.b, any_port(B), 100, Sending::Plain).unwrap();
+    assert_eq!((seen.sent, seen.received, seen.complete()), (100, 30, false));
+}
+
+#[test]
+fn exchange_tells_a_translated_address() {
+    let pair = pair();
+    let mut nft = pair.a.command("nft");
+    nft.arg(
+        "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade to :40000-40009; } }",
+    );
+    overlay_tests::lab::exec::must(&mut nft, "");
+    for seen in [tcp::exchange(&pair.a, &pair.b, any_port(B)), udp::exchange(&pair.a, &pair.b, any_port(B))] {
+        let seen = seen.unwrap();
+        assert!(!seen.same_address(), "{seen:?}");
+        assert!((40000..=40009).contains(&seen.server_saw.port()), "{seen:?}");
+    }
+}
+
+#[test]
+fn dead_path_is_an_error_in_time() {
+    let pair = pair();
+    pair.b.ip("link set eth0 down");
+    let start = std::time::Instant::now();
+    tcp::exchange(&pair.a, &pair.b, any_port(B)).unwrap_err();
+    udp::exchange(&pair.a, &pair.b, any_port(B)).unwrap_err();
+    ping::ping(&pair.a, IpAddr::V4(B)).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn largest_packet_passes_and_one_byte_more_is_refused() {
+    let pair = pair();
+    assert!(matches!(ping::unfragmented(&pair.a, IpAddr::V4(B), 1500).unwrap(), ping::Probe::Reply(_)));
+    let refused = ping::unfragmented(&pair.a, IpAddr::V4(B), 1501).unwrap();
+    assert_eq!(refused, ping::Probe::TooLong { mtu: 1500 });
+}
+
+#[test]
+fn streams_on_a_good_path_lose_nothing() {
+    let pair = pair();
+    let streams = Kind::ALL.map(|kind| Stream::start(kind, &pair.a, &pair.b, IpAddr::V4(B), RATE).unwrap());
+    thread::sleep(Duration::from_secs(1));
+    for (kind, stream) in Kind::ALL.into_iter().zip(streams) {
+        let outcome = stream.stop();
+        assert_eq!((outcome.lost, &outcome.error), (0, &None), "{kind:?}: {outcome:?}");
+        assert!(outcome.sent > u64::from(RATE) / 2, "{kind:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn streams_tell_an_outage() {
+    let pair = pair();
+    let streams = Kind::ALL.map(|kind| Stream::start(kind, &pair.a, &pair.b, IpAddr::V4(B), RATE).unwrap());
+    thread::sleep(Duration::from_millis(300));
+    let outage = Duration::from_millis(400);
+    // The carrier of a goes as well, but its address and route stay.
+    pair.b.ip("link set eth0 down");
+    thread::sleep(outage);
+    pair.b.ip("link set eth0 up");
+    thread::sleep(Duration::from_secs(1));
+    for (kind, stream) in Kind::ALL.into_iter().zip(streams) {
+        let outcome = stream.stop();
+        assert!(outcome.max_gap >= outage, "{kind:?}: {outcome:?}");
+        assert_eq!(outcome.lost > 0, kind != Kind::Tcp, "{kind:?}: {outcome:?}");
+    }
+}
+
+#[test]
+fn wrong_checksum_is_counted() {
+    let pair = pair();
+    let socket = udp::bind(&pair.b, any_port(B)).unwrap();
+    let SocketAddr::V4(to) = socket.local_addr().unwrap() else { panic!("bound to an IPv4 address") };
+    let macs = (mac_of(&pair.a, "eth0"), mac_of(&pair.b, "eth0"));
+    let mut frame = udp_frame(macs, SocketAddrV4::new(A, 7), to, b"payload");
+    *frame.last_mut().unwrap() ^= 1;
+    let before = Counters::read(&pair.b);
+    inject(&pair.a, "eth0", &[frame]);
+    socket.recv(&mut [0; 64]).unwrap_err();
+    let after = Counters::read(&pair.b);
+    assert_eq!(after.get("Udp.InCsumErrors") - before.get("Udp.InCsumErrors"), 1);
+    assert_eq!(after.checksum_errors() - before.checksum_errors(), 1);
+}
+
+#[test]
+fn forged_tunnel_packet_is_captured_as_sent() {
+    let pair = pair();
+    let macs = (mac_of(&pair.a, "eth0"), mac_of(&pair.b, "eth0"));
+    let inner_addresses =
+        (SocketAddrV4::new([10, 244, 0, 2].into(), 1), SocketAddrV4::new([10, 244, 1, 2].into(), 2));
+    let forged = Tunnel {
+        macs,
+        source: SocketAddrV4::new(A, 55555),
+        destination: SocketAddrV4::new(B, 8472),
+        ttl: 64,
+        tos: 0,
+        dont_fragment: false,
+        udp_checksum: 0,
+        flags: FLAG_VNI,
+        vni: 1,
+        inner: udp_frame(macs, inner_addresses.0, inner_addresses.1, b"inner payload"),
+    };
+    let capture = Capture::start(&pair.b, "eth0");
+    let socket = udp::bind(&pair.b, SocketAddr::V4(forged.destination)).unwrap();
+    inject(&pair.a, "eth0", &[forged.encode()]);
+    let mut payload = [0; 2048];
+    let (len, from) = socket.recv_from(&mut payload).unwrap();
+    assert_eq!(from, SocketAddr::V4(forged.source));
+    assert!(payload[..len].ends_with(&forged.inner));
+    let decoded: Vec<Tunnel> =
+        capture.stop().iter().filter_map(|frame| Tunnel::decode(&frame.bytes)).collect();
+    assert_eq!(decoded, [forged]);
+}

@@ -1,0 +1,84 @@
+//! `cargo xtask`: the one entry to build, run, check and test overlay.
+//!
+//! Each verb first makes sure that what it needs is installed ([`setup`]), so that a fresh Debian machine
+//! with rustup's stable needs no preparation. Progress and diagnostics go to standard error; standard
+//! output belongs to what the verb runs (`run --lab --json` prints JSON and nothing else).
+//!
+//! xtask depends on little so that it compiles in seconds: it is the first thing built on a new machine.
+
+mod ebpf;
+mod lint;
+mod object;
+mod report;
+mod run;
+mod setup;
+mod source;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{setup::Part, workspace::Workspace};
+
+/// Build, run, check and test overlay.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Options {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find out what is missing to build and test, and install it (Debian, Ubuntu)
+    Setup {
+        /// Only say what is missing; exit 1 if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the eBPF object and the overlay binary
+    Build {
+        /// Optimise the binary (the eBPF object always is)
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the agent on this node, or a three-node cluster with --lab
+    Run(run::Options),
+    /// Check formatting, source rules, clippy and documentation
+    Lint,
+    /// Lint, build, unit tests, packet tables and namespace tests
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<()> {
+    let workspace = Workspace::locate()?;
+    match options.verb {
+        Verb::Setup { check: true } => setup::check(Part::ALL),
+        Verb::Setup { check: false } => setup::install(Part::ALL),
+        Verb::Build { release } => {
+            setup::ensure(&[Part::Host, Part::Bpf])?;
+            let object = ebpf::build(&workspace)?;
+            let profile = if release { workspace::Profile::Release } else { workspace::Profile::Dev };
+            let [binary] = workspace.build(profile, ["overlay"], &object)?;
+            eprintln!("built {} and {}", object.display(), binary.display());
+            Ok(())
+        }
+        Verb::Run(options) => run::run(&workspace, &options),
+        Verb::Lint => lint::run(&workspace),
+        Verb::Test(options) => test::run(&workspace, &options),
+    }
+}

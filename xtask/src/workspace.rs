@@ -1,0 +1,189 @@
+//! Where the workspace and its build results are, and how xtask calls cargo.
+//!
+//! Host crates are always built with the cargo that runs xtask and with `OVERLAY_BPF_OBJECT` naming the
+//! eBPF object, so that overlay-userspace/build.rs never has to guess. Everything that a child prints goes
+//! to standard error.
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+/// Environment variable that names the eBPF object for overlay-userspace/build.rs and for tests.
+pub(crate) const OBJECT_VARIABLE: &str = "OVERLAY_BPF_OBJECT";
+
+/// Cargo profile of a host build.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    Dev,
+    Release,
+}
+
+/// The checkout that xtask belongs to.
+pub(crate) struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+    cargo: OsString,
+}
+
+impl Workspace {
+    /// Finds the workspace from what `cargo run` tells its child.
+    pub(crate) fn locate() -> Result<Self> {
+        let manifest_dir = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let root = manifest_dir
+            .parent()
+            .filter(|root| root.join("Cargo.toml").is_file())
+            .with_context(|| format!("no workspace above {}: run it as cargo xtask", manifest_dir.display()))?
+            .to_path_buf();
+        let executable = env::current_exe().context("find the path of xtask itself")?;
+        let target = target_dir_of(&executable).unwrap_or_else(|| root.join("target"));
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        Ok(Self { root, target, cargo })
+    }
+
+    /// Directory of the workspace's Cargo.toml.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Cargo's target directory (of host builds).
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where [`crate::ebpf::build`] puts the eBPF object.
+    pub(crate) fn object(&self) -> PathBuf {
+        self.target.join("bpf").join("overlay.o")
+    }
+
+    /// The cargo that runs xtask, started at the workspace root.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(&self.cargo);
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// `cargo` for host crates, which embed `object`.
+    pub(crate) fn host_cargo(&self, object: &Path) -> Command {
+        let mut command = self.cargo();
+        command.env(OBJECT_VARIABLE, object);
+        command
+    }
+
+    /// Builds binaries of the default members and returns their paths in the same order.
+    pub(crate) fn build<const N: usize>(
+        &self,
+        profile: Profile,
+        binaries: [&str; N],
+        object: &Path,
+    ) -> Result<[PathBuf; N]> {
+        let mut command = self.host_cargo(object);
+        command.args(["build", "--message-format=json-render-diagnostics"]);
+        if profile == Profile::Release {
+            command.arg("--release");
+        }
+        for binary in binaries {
+            command.args(["--bin", binary]);
+        }
+        let output = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("start {}", line(&command)))?;
+        if !output.status.success() {
+            bail!("{} failed", line(&command));
+        }
+        let built = executables(&String::from_utf8_lossy(&output.stdout));
+        let mut paths = [const { PathBuf::new() }; N];
+        for (path, binary) in paths.iter_mut().zip(binaries) {
+            let built = built.iter().find(|built| built.file_name() == Some(OsStr::new(binary)));
+            path.clone_from(built.with_context(|| format!("find the binary {binary} in what cargo built"))?);
+        }
+        Ok(paths)
+    }
+}
+
+/// Runs a command with its output on standard error; fails when it does.
+pub(crate) fn execute(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .status()
+        .with_context(|| format!("start {}", line(command)))?;
+    if status.success() { Ok(()) } else { Err(anyhow!("{} failed ({status})", line(command))) }
+}
+
+/// Program and arguments as one would type them, for messages.
+pub(crate) fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let mut line = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        line.push(' ');
+        line.push_str(&argument.to_string_lossy());
+    }
+    line
+}
+
+/// Whether the effective user is root.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// The target directory that holds a build result, known by the files that cargo keeps there. This
+/// respects every way to configure it without asking cargo again.
+fn target_dir_of(executable: &Path) -> Option<PathBuf> {
+    let is_target =
+        |dir: &&Path| [".rustc_info.json", "CACHEDIR.TAG"].iter().any(|file| dir.join(file).is_file());
+    executable.ancestors().find(is_target).map(Path::to_path_buf)
+}
+
+/// Paths of the executables in cargo's JSON messages.
+fn executables(messages: &str) -> Vec<PathBuf> {
+    const KEY: &str = r#""executable":""#;
+    messages
+        .lines()
+        .filter_map(|message| {
+            let (_, rest) = message.split_once(KEY)?;
+            let (path, _) = rest.split_once(r#"","#).or_else(|| rest.split_once(r#""}"#))?;
+            Some(PathBuf::from(path.replace(r"\\", r"\")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_read_from_cargo_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","filenames":["/t/liba.rlib"],"executable":null,"fresh":true}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","filenames":["/t/debug/overlay"],"executable":"/t/debug/overlay","fresh":true}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(executables(messages), [PathBuf::from("/t/debug/overlay")]);
+    }
+
+    #[test]
+    fn a_command_is_shown_as_typed() {
+        let mut command = Command::new("/usr/bin/cargo");
+        command.args(["build", "--release"]);
+        assert_eq!(line(&command), "cargo build --release");
+    }
+
+    #[test]
+    fn xtask_itself_lies_in_the_target_directory() {
+        let executable = env::current_exe().unwrap();
+        let target = target_dir_of(&executable).unwrap();
+        assert!(executable.starts_with(&target), "{}", target.display());
+    }
+}
