@@ -12,9 +12,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, bpf_fib_lookup__bindgen_ty_1,
-        bpf_fib_lookup__bindgen_ty_2, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4,
-        bpf_fib_lookup__bindgen_ty_5, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, 
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
@@ -99,26 +97,22 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
     // SAFETY: a helper on the context.
     let src_port = source_port(unsafe { bpf_get_hash_recalc(packet::skb(ctx)) });
 
-    let mut fib = FibLookup {
-        family: AF_INET,
-        // The ports take part in multipath selection, as they do for a packet of the anchor device.
-        l4_protocol: PROTO_UDP,
-        sport: src_port.to_be(),
-        dport: own.port.to_be(),
-        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 { tot_len: wire_len as u16 },
-        ifindex: packet::ifindex(ctx),
-        __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { flowinfo: 0 },
-        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: [u32::from_ne_bytes(own.addr), 0, 0, 0] },
-        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: [u32::from_ne_bytes(vtep), 0, 0, 0] },
-        __bindgen_anon_5: bpf_fib_lookup__bindgen_ty_5 { tbid: 0 },
-        smac: [0; 6],
-        dmac: [0; 6],
-    };
+    let mut fib = Fib::zeroed();
+    let fib = fib.get();
+    fib.family = AF_INET;
+    // The ports take part in multipath selection, as they do for a packet of the anchor device.
+    fib.l4_protocol = PROTO_UDP;
+    fib.sport = src_port.to_be();
+    fib.dport = own.port.to_be();
+    fib.__bindgen_anon_1.tot_len = wire_len as u16;
+    fib.ifindex = packet::ifindex(ctx);
+    fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(own.addr);
+    fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(vtep);
     // SAFETY: the helper reads and writes exactly `size_of::<FibLookup>()` bytes of `fib`.
     let rc = unsafe {
         bpf_fib_lookup(
-            ctx_ptr(ctx),
-            core::ptr::from_mut(&mut fib).cast(),
+            packet::skb(ctx).cast(),
+            core::ptr::from_mut(fib).cast(),
             size_of::<FibLookup>() as i32,
             0,
         )
@@ -161,28 +155,12 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
     } else {
         // SAFETY: as above; a lost race between CPUs costs one more packet on the longer path.
         unsafe { (*node).neigh_epoch = now };
-        via_neighbour(&fib)
+        // Without a next hop of ours the helper looks up the route of the outer header, and gives it to the packet. One
+        // from the host still carries the route to the anchor; a packet that waits for ARP would be sent by that.
+        // SAFETY: a null pointer with length 0 is allowed (bpf-helpers(7)).
+        unsafe { bpf_redirect_neigh(fib.ifindex, core::ptr::null_mut(), 0, 0) }
     };
     Outcome::Verdict(verdict as i32)
-}
-
-/// Sends the packet through the kernel's neighbour subsystem, which resolves, verifies and queues.
-#[inline(always)]
-fn via_neighbour(fib: &FibLookup) -> i64 {
-    let mut next_hop = bpf_redir_neigh {
-        nh_family: u32::from(fib.family),
-        // SAFETY: both variants are plain integers; the lookup left the gateway's address, or the destination.
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: unsafe { fib.__bindgen_anon_4.ipv6_dst } },
-    };
-    // SAFETY: the helper reads exactly `size_of::<bpf_redir_neigh>()` bytes.
-    unsafe {
-        bpf_redirect_neigh(
-            fib.ifindex,
-            core::ptr::from_mut(&mut next_hop),
-            size_of::<bpf_redir_neigh>() as i32,
-            0,
-        )
-    }
 }
 
 /// An encapsulated packet up to the inner IP header.
@@ -192,7 +170,24 @@ struct Headers {
     outer: Outer,
 }
 
-#[inline(always)]
-fn ctx_ptr(ctx: &TcContext) -> *mut core::ffi::c_void {
-    packet::skb(ctx).cast()
+/// The parameters of a FIB lookup, aligned for word stores: the verifier wants aligned access to the stack whatever
+/// the compiler may do to packets.
+#[repr(C, align(8))]
+struct Fib([u64; size_of::<FibLookup>() / 8]);
+
+impl Fib {
+    #[inline(always)]
+    const fn zeroed() -> Self {
+        Self([0; size_of::<FibLookup>() / 8])
+    }
+
+    #[inline(always)]
+    fn get(&mut self) -> &mut FibLookup {
+        // The barrier keeps the words whole: merged with the stores of single fields they would be misaligned.
+        let words = core::hint::black_box(&mut self.0);
+        // SAFETY: as many bytes, better aligned, and every bit pattern is valid.
+        unsafe { &mut *words.as_mut_ptr().cast::<FibLookup>() }
+    }
 }
+
+const _: () = assert!(size_of::<FibLookup>() % 8 == 0);

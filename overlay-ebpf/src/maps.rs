@@ -1,6 +1,8 @@
 //! The maps, by the names under which they are pinned, and typed access to them. Layouts and owners:
 //! `overlay_common::maps`.
 
+use core::borrow::Borrow;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
@@ -37,11 +39,29 @@ static DROPS: PerCpuArray<Counter, { Reason::SLOTS }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<DropEvent, EVENTS_BYTES> = RingBuf::new();
 
+/// A key on the stack, aligned for word stores (see `encap::Fib`).
+#[repr(C, align(8))]
+struct Key(Addr);
+
+impl Key {
+    #[inline(always)]
+    const fn v4(addr: u32) -> Self {
+        Self(Addr::v4(addr.to_ne_bytes()))
+    }
+}
+
+impl Borrow<Addr> for Key {
+    #[inline(always)]
+    fn borrow(&self) -> &Addr {
+        &self.0
+    }
+}
+
 /// The pod that has this address. The pointer is valid until the program ends (RCU).
 #[inline(always)]
 pub(crate) fn endpoint(addr: u32) -> Option<&'static Endpoint> {
     // SAFETY: the CNI plugin replaces whole entries; a reader sees the old or the new one, which RCU keeps.
-    let endpoint = unsafe { ENDPOINTS.get(Addr::v4(addr.to_ne_bytes())) }?;
+    let endpoint = unsafe { ENDPOINTS.get(Key::v4(addr)) }?;
     // 0: the address is taken, but the pod's devices are not complete.
     (endpoint.ifindex != 0).then_some(endpoint)
 }
@@ -50,13 +70,13 @@ pub(crate) fn endpoint(addr: u32) -> Option<&'static Endpoint> {
 #[inline(always)]
 pub(crate) fn node(addr: u32) -> Option<*mut Node> {
     let key = if config::in_cluster(addr) { config::node_subnet(addr) } else { addr };
-    NODES.get_ptr_mut(Addr::v4(key.to_ne_bytes()))
+    NODES.get_ptr_mut(Key::v4(key))
 }
 
 /// Is this address that of a node (a key of its own, not a subnet)?
 #[inline(always)]
 pub(crate) fn is_node_address(addr: u32) -> bool {
-    NODES.get_ptr(Addr::v4(addr.to_ne_bytes())).is_some()
+    NODES.get_ptr(Key::v4(addr)).is_some()
 }
 
 #[inline(always)]

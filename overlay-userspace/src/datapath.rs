@@ -126,6 +126,10 @@ impl From<ProgramError> for Cause {
     fn from(error: ProgramError) -> Self {
         match error {
             ProgramError::SyscallError(e) => e.into(),
+            ProgramError::LoadError { io_error, verifier_log } => {
+                log::debug!("{verifier_log}");
+                Self::Other(format!("{io_error}; the verifier says: {}", verdict(&verifier_log.to_string())))
+            }
             ProgramError::IOError(e) | ProgramError::TcError(TcError::IoError(e)) => Self::Io(e),
             other => Self::Other(chain(&other)),
         }
@@ -160,6 +164,16 @@ impl From<aya::EbpfError> for Cause {
     }
 }
 
+/// The line of a verifier log that says why: the last one before the statistics.
+fn verdict(log: &str) -> &str {
+    const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed ", "max_states"];
+    log.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty() && !STATISTICS.iter().any(|s| line.starts_with(s)))
+        .unwrap_or("nothing")
+}
+
 /// An error with all its sources on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -170,4 +184,14 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_reason_is_picked_from_a_verifier_log() {
+        let log = "0: R1=ctx()\n; x @ a.rs:1\n309: (7b) *(u64 *)(r10 -76) = r2\nmisaligned stack access off -76 size 8\nverification time 12 usec\nstack depth 208\nprocessed 1586 insns (limit 1000000)\n";
+        assert_eq!(super::verdict(log), "misaligned stack access off -76 size 8");
+        assert_eq!(super::verdict(""), "nothing");
+    }
 }

@@ -1,12 +1,15 @@
 //! The userspace of overlay, as a library: the binary is `main.rs` over [`cli`], the tests use the parts.
 //!
 //! - [`agent`]: the run loop that reconciles the node with the cluster
+//! - [`cli`]: the command line
 //! - [`cluster`]: where the list of nodes comes from
 //! - [`cni`]: the CNI plugin
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 
+pub mod agent;
+pub mod cli;
 pub mod cluster;
 pub mod cni;
 pub mod config;

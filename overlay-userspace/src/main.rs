@@ -1,1 +1,5 @@
-fn main(){}
+//! The `overlay` binary.
+
+fn main() -> std::process::ExitCode {
+    overlay_userspace::cli::main()
+}

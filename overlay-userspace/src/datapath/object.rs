@@ -2,7 +2,7 @@
 //!
 //! Loading costs tens of milliseconds (vmlinux BTF, feature probes, the verifier); only the agent does it.
 
-use std::{fs, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -16,7 +16,7 @@ use overlay_common::{
     reason::{Hook, Reason},
 };
 
-use super::{DatapathError, kernel, pins, pins::Pins};
+use super::{Cause, DatapathError, kernel, pins, pins::Pins};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
 
@@ -193,23 +193,11 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
         .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))
 }
 
-use super::Cause;
-
 impl Loaded {
     /// The reader of the programs' own log, to be polled by the caller; only where the level is not 0.
     pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, DatapathError> {
         EbpfLogger::init(&mut self.ebpf)
             .map_err(|e| DatapathError::Aya { action: "open the log of the programs".into(), message: e.to_string() })
-    }
-}
-
-/// Removes what a failed first start pinned: nothing is attached, and the directories are empty again.
-pub fn remove_all(pins: &Pins) -> Result<(), DatapathError> {
-    match fs::remove_dir_all(pins.root()) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(DatapathError::new(format!("remove {}", pins.root().display()), e))
-        }
-        _ => Ok(()),
     }
 }
 

@@ -55,18 +55,20 @@ impl Pins {
         self.root.join("links").join(name)
     }
 
-    /// Creates the directories. Idempotent.
+    /// Creates the directories. Idempotent. Returns the topmost directory that was not there before, for
+    /// [`remove`] after a start that failed.
     ///
     /// # Errors
     ///
     /// [`DatapathError::NoBpffs`] when the nearest existing parent is not on a bpffs; then nothing is created.
-    pub fn create(&self) -> Result<(), DatapathError> {
+    pub fn create(&self) -> Result<Option<PathBuf>, DatapathError> {
         self.check()?;
+        let topmost = self.root.ancestors().take_while(|dir| !dir.exists()).last().map(Path::to_owned);
         for dir in ["maps", "programs", "links"] {
             let dir = self.root.join(dir);
             fs::create_dir_all(&dir).map_err(|e| DatapathError::new(format!("create {}", dir.display()), e))?;
         }
-        Ok(())
+        Ok(topmost)
     }
 
     /// Is the root, or where it would be made, on a bpffs?
@@ -108,6 +110,16 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Removes a directory with all pins in it; what nothing else holds is detached and freed. Missing is fine.
+pub fn remove(directory: &Path) -> Result<(), DatapathError> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::new(format!("remove {}", directory.display()), e))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,194 @@
+//! The anchor device `overlay.<VNI>`: an external-mode vxlan device with the node's gateway address, and the routes that
+//! lead to it.
+//!
+//! Its UDP socket makes the kernel aggregate tunnel packets (GRO) and tells NICs of the port; it is the slow path; and it
+//! is where the node's own traffic to pods enters the tunnel.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
+use log::{info, warn};
+use nix::errno::Errno;
+
+use crate::{
+    cluster::gateway,
+    host::{
+        netlink::{Link, MacAddress, Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteKind, VxlanSpec},
+        sysctl::{self, Family},
+    },
+};
+
+/// What the anchor should be.
+#[derive(Clone, Debug)]
+pub(super) struct Anchor {
+    pub(super) vni: u32,
+    pub(super) port: u16,
+    pub(super) mac: MacAddress,
+    pub(super) mtu: u32,
+    pub(super) cluster: IpNet,
+    pub(super) subnet: IpNet,
+    /// The index it had, so that it gets the same one again.
+    pub(super) last_index: Option<u32>,
+}
+
+/// Devices of ours, whatever their VNI.
+const PREFIX: &str = "overlay.";
+
+impl Anchor {
+    pub(super) fn name(&self) -> String {
+        format!("{PREFIX}{}", self.vni)
+    }
+
+    /// Brings the device into the wanted state. The second value tells whether it was made just now.
+    pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<(Link, bool)> {
+        let name = self.name();
+        for link in netlink.links()? {
+            let ours = link.name.starts_with(PREFIX) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata);
+            if ours && link.name != name {
+                info!("removing {}: the VNI is {} now", link.name, self.vni);
+                netlink.delete_link(&link.name)?;
+            }
+        }
+        let mut link = netlink.link(&name)?;
+        if let Some(found) = &link
+            && !self.fits(found)
+        {
+            warn!("{name} is not the vxlan device that it should be: making it anew");
+            netlink.delete_link(&name)?;
+            link = None;
+        }
+        let (link, made) = match link {
+            Some(link) => (link, false),
+            None => (self.create(netlink)?, true),
+        };
+        if let Err(error) = self.configure(netlink, &link) {
+            // A device that cannot be used is not left behind.
+            if made {
+                let _ = netlink.delete_link(&name);
+            }
+            return Err(error);
+        }
+        let link = netlink.link(&name)?.ok_or_else(|| anyhow!("{name} disappeared while it was set up"))?;
+        Ok((link, made))
+    }
+
+    fn fits(&self, link: &Link) -> bool {
+        link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata && vxlan.port == self.port && !vxlan.learning)
+    }
+
+    fn create(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
+        let name = self.name();
+        let spec = |index| VxlanSpec { name: &name, port: self.port, mac: self.mac, mtu: self.mtu, index };
+        let link = match netlink.create_vxlan(&spec(self.last_index)) {
+            // Somebody else has got that index meanwhile.
+            Err(e) if e.errno() == Errno::EBUSY || e.errno() == Errno::EEXIST => netlink.create_vxlan(&spec(None)),
+            other => other,
+        }
+        .map_err(|e| self.explain(netlink, e))?;
+        info!("made {name} (index {}, UDP port {}, MTU {})", link.index, self.port, self.mtu);
+        Ok(link)
+    }
+
+    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<()> {
+        if link.mac != Some(self.mac) {
+            netlink.set_mac(link.index, self.mac)?;
+        }
+        if link.mtu != self.mtu {
+            netlink.set_mtu(link.index, self.mtu)?;
+        }
+        if !link.noarp {
+            netlink.set_noarp(link.index, true)?;
+        }
+        forwarding(&link.name)?;
+        if !link.up {
+            netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?;
+            info!("{} is up", link.name);
+        }
+        self.addresses(netlink, link)
+    }
+
+    fn addresses(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<()> {
+        let wanted = IpNet::from(gateway(self.subnet));
+        let mut present = false;
+        for address in netlink.addresses(Some(link.index))? {
+            if address.net == wanted {
+                present = true;
+            } else {
+                netlink.delete_address(link.index, address.net)?;
+            }
+        }
+        if !present {
+            netlink.replace_address(link.index, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// The routes of the node that are ours, but those to its pods: the cluster through the anchor, and no loop for
+    /// addresses of the own subnet that no pod has.
+    pub(super) fn routes(&self, index: u32) -> [Route; 2] {
+        [
+            Route { prefsrc: Some(gateway(self.subnet)), ..Route::unicast(self.cluster, index) },
+            Route::unreachable(self.subnet),
+        ]
+    }
+
+    /// A busy port is the one failure that people meet: say who has it.
+    fn explain(&self, netlink: &mut Netlink, error: NetlinkError) -> anyhow::Error {
+        if error.errno() != Errno::EADDRINUSE && error.errno() != Errno::EEXIST {
+            return error.into();
+        }
+        let port = self.port;
+        let own = self.name();
+        let holder = netlink
+            .links()
+            .ok()
+            .and_then(|links| {
+                links.into_iter().find(|l| l.name != own && l.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port))
+            })
+            .map_or_else(
+                || format!("a process (see `ss -lunp sport = :{port}`)"),
+                |link| format!("the vxlan device {} (`ip link del {}` once its owner is gone)", link.name, link.name),
+            );
+        anyhow!("UDP port {port} is taken by {holder}: free it, or set network.port on all nodes")
+    }
+}
+
+/// Lets the node forward, and keeps IPv6 off a device that carries IPv4 only.
+fn forwarding(device: &str) -> anyhow::Result<()> {
+    for path in ["net/ipv4/ip_forward".to_owned(), sysctl::interface(Family::Ipv4, device, "forwarding")] {
+        if sysctl::ensure(&path, "1")? {
+            info!("set {path} = 1");
+        }
+    }
+    match sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map(|_| ()).context("keep IPv6 off the anchor device"),
+    }
+}
+
+/// Writes missing routes, removes those of ours that nobody wants.
+pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Result<(), NetlinkError> {
+    let present = netlink.routes(Some(ROUTE_PROTOCOL))?;
+    for route in wanted {
+        if !present.contains(route) {
+            info!("adding route {route}");
+            netlink.replace_route(route)?;
+        }
+    }
+    for route in &present {
+        // A pod's route belongs to the CNI plugin, which may be at work on it right now.
+        let host = route.dst.prefix_len() == route.dst.max_prefix_len() && route.kind == RouteKind::Unicast;
+        if !host && !wanted.contains(route) && !wanted.iter().any(|w| w.dst == route.dst && w.metric == route.metric) {
+            info!("removing route {route}");
+            netlink.delete_route(route)?;
+        }
+    }
+    Ok(())
+}
+
+/// The route from the node to one of its pods.
+pub(super) fn pod_route(pod: IpAddr, device: u32, subnet: IpNet) -> Route {
+    Route { prefsrc: Some(gateway(subnet)), ..Route::unicast(IpNet::from(pod), device) }
+}

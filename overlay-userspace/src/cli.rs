@@ -1,0 +1,99 @@
+//! The command line of the `overlay` binary: clap and wiring, nothing else. The work is in the library.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{agent, cni, config, datapath::pins::Pins};
+
+mod show;
+
+/// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
+#[derive(Debug, Parser)]
+#[command(name = "overlay", version, max_term_width = 110)]
+struct Cli {
+    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v1]
+    #[arg(long, global = true, env = "OVERLAY_PINS", value_name = "DIR")]
+    pins: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this node in the foreground
+    Agent(AgentArgs),
+    /// Act as CNI plugin: parameters in CNI_* variables, configuration on standard input
+    Cni,
+    /// Show whether this node works, and what its programs have counted
+    Status(OutputArgs),
+    /// List where each node subnet and node address is reached
+    Nodes(OutputArgs),
+    /// List the pods of this node and who holds which address
+    Endpoints(OutputArgs),
+    /// List the links that attach programs to devices (bpftool before 7.3 does not show tcx links)
+    Links(OutputArgs),
+    /// Print dropped packets as they happen
+    Monitor(OutputArgs),
+}
+
+#[derive(Debug, Args)]
+struct AgentArgs {
+    /// The configuration file
+    #[arg(long, env = "OVERLAY_CONFIG", value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// This node's name [default: `node` of the file, or the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node: Option<String>,
+    /// What to log
+    #[arg(long, env = "OVERLAY_LOG", value_name = "LEVEL", default_value = "info")]
+    log: log::LevelFilter,
+    /// What the eBPF programs log of their rare paths; costs time per packet on those
+    #[arg(long, env = "OVERLAY_PROGRAM_LOG", value_name = "LEVEL", default_value = "off")]
+    program_log: log::LevelFilter,
+}
+
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// How to print
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Parses the command line and runs it; errors go to standard error on one line.
+pub fn main() -> ExitCode {
+    // A runtime that finds this binary in its plugin directory gives no arguments.
+    if std::env::args_os().len() == 1 && std::env::var_os("CNI_COMMAND").is_some() {
+        return cni::run();
+    }
+    let Cli { pins, command } = Cli::parse();
+    let pins = pins.map_or_else(Pins::default, Pins::new);
+    let result = match command {
+        Command::Cni => return cni::run(),
+        Command::Agent(args) => agent(args, pins),
+        Command::Status(args) => show::status(&pins, args.output),
+        Command::Nodes(args) => show::nodes(&pins, args.output),
+        Command::Endpoints(args) => show::endpoints(&pins, args.output),
+        Command::Links(args) => show::links(&pins, args.output),
+        Command::Monitor(args) => show::monitor(&pins, args.output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overlay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
+    let AgentArgs { config, node, log, program_log } = args;
+    env_logger::Builder::new().filter_level(log).format_target(false).format_timestamp_millis().init();
+    agent::run(&agent::Options { config, node, pins, program_log: program_log as u8 })
+}

@@ -1,0 +1,145 @@
+//! Who holds an address, and what that attachment's device on the node is called.
+//!
+//! Both derive from the container id and the interface name alone, so that DEL finds everything of an attachment without
+//! a result, a namespace or a file. Invariant: both are part of the schema; a build that derives them otherwise would not
+//! find the pods of the build before. Called by ADD and DEL, and by the command line to print owners.
+
+use overlay_common::maps::Owner;
+
+use super::env::Attachment;
+
+/// Stands between the head of an abbreviated container id and its hash; no container id has it.
+const ABBREVIATION: u8 = b'~';
+/// Bytes of a long container id that are kept: enough to find it in a runtime's list.
+const HEAD: usize = 40;
+/// Host side devices begin with this.
+const DEVICE_PREFIX: &str = "ov";
+
+/// The owner that an attachment's lease carries.
+///
+/// A container id longer than the 64 bytes of the field is stored as its first 40 bytes, `~`, and 16 hex digits of the
+/// hash of the whole. The interface name is at most 15 bytes long ([`Attachment`] guarantees it); more is cut.
+pub fn owner(attachment: &Attachment) -> Owner {
+    let Attachment { container, ifname } = attachment;
+    let container = container.as_bytes();
+    let mut owner = Owner { container: [0; 64], ifname: [0; 16] };
+    if container.len() <= owner.container.len() {
+        fill(&mut owner.container, container);
+    } else {
+        let hash = format!("{:016x}", fnv1a(&[container]));
+        let head = container.iter().take(HEAD).copied();
+        let bytes = head.chain([ABBREVIATION]).chain(hash.bytes());
+        owner.container.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    }
+    fill(&mut owner.ifname, ifname.as_bytes());
+    owner
+}
+
+/// An owner as people read it: `<container id>/<interface>`.
+pub fn owner_text(owner: &Owner) -> String {
+    format!("{}/{}", container_text(owner), ifname_text(owner))
+}
+
+/// The container id of an owner, abbreviated where it is stored so.
+pub fn container_text(owner: &Owner) -> String {
+    text(&owner.container)
+}
+
+/// The interface name of an owner.
+pub fn ifname_text(owner: &Owner) -> String {
+    text(&owner.ifname)
+}
+
+/// The name of the host side device of an attachment: `ov` and 11 hex digits of a hash.
+///
+/// 44 bits: with 250 pods on a node, two share a name once in 5·10⁸ nodes; ADD and DEL then refuse to touch the other
+/// pod's device.
+pub fn device_name(attachment: &Attachment) -> String {
+    let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
+    // Folded, not cut: that is how FNV is shortened without losing its spread (draft-eastlake-fnv, section 3).
+    let folded = (hash >> 44) ^ (hash & ((1 << 44) - 1));
+    format!("{DEVICE_PREFIX}{folded:011x}")
+}
+
+/// FNV-1a, 64 bits, of the parts with a NUL between them, which no part contains. Stable across builds, unlike the
+/// standard library's hashers; it need not resist an attacker, because container ids are the runtime's own.
+fn fnv1a(parts: &[&[u8]]) -> u64 {
+    parts.join(&0).iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// NUL-padded; what does not fit is cut.
+fn fill(field: &mut [u8], bytes: &[u8]) {
+    field.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+}
+
+fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(field.get(..end).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(container: &str, ifname: &str) -> Attachment {
+        Attachment { container: container.into(), ifname: ifname.into() }
+    }
+
+    #[test]
+    fn container_ids_up_to_64_bytes_are_stored_verbatim() {
+        for length in [1, 63, 64] {
+            let id = "a".repeat(length);
+            let owner = owner(&attachment(&id, "eth0"));
+            assert_eq!(owner_text(&owner), format!("{id}/eth0"));
+            assert!(owner.container[length..].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn longer_container_ids_keep_their_head_and_stay_distinct() {
+        let head = "b".repeat(64);
+        let one = owner(&attachment(&format!("{head}1"), "eth0"));
+        let two = owner(&attachment(&format!("{head}2"), "eth0"));
+        assert_ne!(one, two);
+        let text = container_text(&one);
+        assert_eq!(text.len(), 40 + 1 + 16);
+        assert!(text.starts_with(&format!("{}~", &head[..40])), "{text}");
+        assert!(text[41..].bytes().all(|byte| byte.is_ascii_hexdigit()), "{text}");
+    }
+
+    #[test]
+    fn interfaces_of_one_container_are_different_owners_with_different_devices() {
+        let (eth0, net1) = (attachment("c1", "eth0"), attachment("c1", "net1"));
+        assert_ne!(owner(&eth0), owner(&net1));
+        assert_ne!(device_name(&eth0), device_name(&net1));
+        // Where the id ends and the name begins matters.
+        assert_ne!(device_name(&attachment("c1e", "th0")), device_name(&attachment("c1", "eth0")));
+    }
+
+    #[test]
+    fn a_device_name_fits_the_kernel() {
+        let name = device_name(&attachment(&"c".repeat(200), "eth0"));
+        assert_eq!(name.len(), 13);
+        assert!(name.len() < libc::IFNAMSIZ);
+        assert!(name.starts_with("ov"));
+    }
+
+    /// Pods that run while the binary is replaced depend on these.
+    #[test]
+    fn names_and_owners_are_those_of_schema_1() {
+        assert_eq!(fnv1a(&[b""]), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(&[b"foobar"]), 0x8594_4171_f739_67e8);
+        assert_eq!(device_name(&attachment("pod", "eth0")), "GOLDEN_DEVICE");
+        let long = owner(&attachment(&"0123456789".repeat(7), "eth0"));
+        assert_eq!(container_text(&long), "GOLDEN_CONTAINER");
+    }
+
+    #[test]
+    fn what_is_no_text_is_still_printed() {
+        let owner = Owner { container: [0xff; 64], ifname: [b'x'; 16] };
+        assert_eq!(ifname_text(&owner), "x".repeat(16));
+        assert_eq!(container_text(&owner).chars().count(), 64);
+    }
+}

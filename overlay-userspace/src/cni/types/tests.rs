@@ -1,0 +1,150 @@
+use super::*;
+
+fn conf(text: &str) -> Conf {
+    Conf::parse(text.as_bytes()).unwrap()
+}
+
+fn added() -> Added {
+    Added {
+        device: "ov0123456789a".into(),
+        gateway_mac: [0x0a, 0x6f, 192, 0, 2, 1],
+        ifname: "eth0".into(),
+        mac: [0x0a, 0x58, 10, 244, 1, 5],
+        mtu: 1450,
+        sandbox: "/run/netns/p".into(),
+        address: Ipv4Addr::new(10, 244, 1, 5),
+        gateway: Ipv4Addr::new(10, 244, 1, 1),
+        routes: vec!["0.0.0.0/0".parse().unwrap()],
+    }
+}
+
+fn result_of(text: &str) -> Value {
+    let conf = conf(text);
+    let previous = conf.previous().unwrap();
+    result(&added(), &conf, previous)
+}
+
+#[track_caller]
+fn refused(text: &str, code: Code, wanted: &str) {
+    let failure = Conf::parse(text.as_bytes()).map(|_| ()).unwrap_err();
+    assert_eq!(failure.code, code, "{failure}");
+    assert!(failure.message.contains(wanted), "{failure}");
+}
+
+#[test]
+fn a_configuration_without_our_keys_gets_the_default_pins() {
+    let conf = conf(r#"{"cniVersion":"1.0.0","name":"overlay","type":"overlay","capabilities":{"x":true},"runtimeConfig":{}}"#);
+    assert_eq!(conf.version, Version::V1_0_0);
+    assert_eq!(conf.pins.root(), Pins::default().root());
+}
+
+#[test]
+fn the_pin_root_can_be_given() {
+    let conf = conf(r#"{"cniVersion":"0.3.1","name":"n","pins":"/sys/fs/bpf/n1/v1"}"#);
+    assert_eq!(conf.pins.root().to_str(), Some("/sys/fs/bpf/n1/v1"));
+}
+
+#[test]
+fn what_is_wrong_with_a_configuration_is_told_by_its_code() {
+    refused("", Code::Decode, "EOF");
+    refused("{", Code::Decode, "EOF");
+    refused("[]", Code::Decode, "not a JSON object");
+    refused(r#""x""#, Code::Decode, "not a JSON object");
+    refused(&"[".repeat(10_000), Code::Decode, "recursion");
+    refused(r#"{"cniVersion":1}"#, Code::InvalidConfig, "string");
+    refused(r#"{"name":"n"}"#, Code::IncompatibleVersion, "no cniVersion");
+    refused(r#"{"cniVersion":"0.2.0","name":"n"}"#, Code::IncompatibleVersion, "0.3.1, 0.4.0, 1.0.0, 1.1.0");
+    refused(r#"{"cniVersion":"2.0.0","name":"n"}"#, Code::IncompatibleVersion, "2.0.0");
+    refused(r#"{"cniVersion":"1.0.0"}"#, Code::InvalidConfig, "name");
+    refused(r#"{"cniVersion":"1.0.0","name":"a/b"}"#, Code::InvalidConfig, "a/b");
+    refused(r#"{"cniVersion":"1.0.0","name":""}"#, Code::InvalidConfig, "name");
+    refused(r#"{"cniVersion":"1.0.0","name":"n","pins":"x"}"#, Code::InvalidConfig, "absolute");
+    refused(r#"{"cniVersion":"1.0.0","name":"n","pins":5}"#, Code::InvalidConfig, "string");
+}
+
+#[test]
+fn version_1_0_0_has_interfaces_addresses_and_routes() {
+    assert_eq!(
+        result_of(r#"{"cniVersion":"1.0.0","name":"n"}"#),
+        json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                {"name": "ov0123456789a", "mac": "0a:6f:c0:00:02:01"},
+                {"name": "eth0", "mac": "0a:58:0a:f4:01:05", "sandbox": "/run/netns/p"},
+            ],
+            "ips": [{"address": "10.244.1.5/32", "gateway": "10.244.1.1", "interface": 1}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}],
+            "dns": {},
+        })
+    );
+}
+
+#[test]
+fn older_versions_name_the_family_and_the_newest_the_mtu() {
+    for version in Version::ALL {
+        let result = result_of(&json!({"cniVersion": version.as_str(), "name": "n"}).to_string());
+        assert_eq!(result["cniVersion"], version.as_str());
+        let old = version < Version::V1_0_0;
+        assert_eq!(result["ips"][0].get("version"), old.then_some(&json!("4")));
+        let newest = version == Version::V1_1_0;
+        for interface in 0..2 {
+            assert_eq!(result["interfaces"][interface].get("mtu"), newest.then_some(&json!(1450)));
+        }
+    }
+}
+
+#[test]
+fn dns_of_the_configuration_is_passed_through() {
+    let result = result_of(r#"{"cniVersion":"1.0.0","name":"n","dns":{"nameservers":["10.96.0.10"],"search":["a"]}}"#);
+    assert_eq!(result["dns"], json!({"nameservers": ["10.96.0.10"], "search": ["a"]}));
+}
+
+#[test]
+fn a_previous_result_is_kept_and_added_to() {
+    let result = result_of(
+        &json!({
+            "cniVersion": "1.0.0",
+            "name": "n",
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "lo", "x": 1}, {"name": "net0"}],
+                "ips": [{"address": "192.0.2.5/24", "interface": 1}],
+                "dns": {"domain": "d"},
+                "custom": true,
+            },
+        })
+        .to_string(),
+    );
+    let names: Vec<_> = result["interfaces"].as_array().unwrap().iter().map(|i| i["name"].clone()).collect();
+    assert_eq!(names, ["lo", "net0", "ov0123456789a", "eth0"]);
+    assert_eq!(result["interfaces"][0]["x"], 1);
+    assert_eq!(result["ips"][0], json!({"address": "192.0.2.5/24", "interface": 1}));
+    assert_eq!(result["ips"][1]["interface"], 3);
+    assert_eq!(result["routes"].as_array().unwrap().len(), 1);
+    assert_eq!(result["dns"], json!({"domain": "d"}));
+    assert_eq!(result["custom"], true);
+}
+
+#[test]
+fn a_malformed_previous_result_is_refused_where_it_is_needed_and_only_there() {
+    for previous in [json!([]), json!("x"), json!({"interfaces": {}}), json!({"ips": 1}), json!({"routes": "r"})] {
+        let text = json!({"cniVersion": "1.0.0", "name": "n", "prevResult": previous}).to_string();
+        let failure = conf(&text).previous().unwrap_err();
+        assert_eq!(failure.code, Code::InvalidConfig);
+        assert!(failure.message.contains("prevResult"), "{failure}");
+    }
+    for previous in [json!(null), json!({}), json!({"interfaces": null})] {
+        let text = json!({"cniVersion": "1.0.0", "name": "n", "prevResult": previous}).to_string();
+        assert!(conf(&text).previous().is_ok());
+    }
+}
+
+#[test]
+fn the_version_answer_echoes_what_is_spoken_and_else_the_newest() {
+    let answer = |stdin: &str| versions(Version::asked_for(stdin.as_bytes()));
+    let all = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    assert_eq!(answer(r#"{"cniVersion":"0.4.0"}"#), json!({"cniVersion": "0.4.0", "supportedVersions": all}));
+    for stdin in ["", "{}", "nonsense", r#"{"cniVersion":"9.9.9"}"#, r#"{"cniVersion":{}}"#] {
+        assert_eq!(answer(stdin), json!({"cniVersion": "1.1.0", "supportedVersions": all}), "{stdin}");
+    }
+}
