@@ -82,6 +82,6 @@ mod tests {
             assert_eq!(path as usize, index);
             assert!(names.insert(path.name()), "{} is named twice", path.name());
         }
-        assert!(Path::COUNT <= Path::SLOTS);
+        const { assert!(Path::COUNT <= Path::SLOTS) }
     }
 }

@@ -268,7 +268,12 @@ mod tests {
         assert_eq!(size_of::<Addr>(), 16);
         assert_eq!(size_of::<Node>(), 28);
         assert_eq!(
-            [offset_of!(Node, vtep_mac), offset_of!(Node, prefix_len), offset_of!(Node, flags), offset_of!(Node, neigh_epoch)],
+            [
+                offset_of!(Node, vtep_mac),
+                offset_of!(Node, prefix_len),
+                offset_of!(Node, flags),
+                offset_of!(Node, neigh_epoch)
+            ],
             [16, 22, 23, 24]
         );
         assert_eq!(size_of::<Owner>(), 80);
@@ -279,7 +284,13 @@ mod tests {
         );
         assert_eq!(size_of::<Local>(), 24 + 2 * 20 + 2 * 16 + 2 * 20 + 16 + 68);
         assert_eq!(
-            [offset_of!(Local, subnet), offset_of!(Local, gateway), offset_of!(Local, cluster), offset_of!(Local, vtep), offset_of!(Local, gateway_mac)],
+            [
+                offset_of!(Local, subnet),
+                offset_of!(Local, gateway),
+                offset_of!(Local, cluster),
+                offset_of!(Local, vtep),
+                offset_of!(Local, gateway_mac)
+            ],
             [24, 64, 96, 136, 152]
         );
         assert_eq!(size_of::<DropEvent>(), 80);

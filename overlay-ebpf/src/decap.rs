@@ -4,7 +4,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{bpf_csum_level, bpf_redirect_peer},
     programs::TcContext,
@@ -13,7 +14,7 @@ use network_types::{eth::EthHdr, ip::Ipv4Hdr};
 use overlay_common::{
     maps::{Endpoint, NODE_SELF},
     reason::Reason,
-    wire::{ETHERTYPE_IPV4, vxlan::OVERHEAD},
+    wire::{ETHERTYPE_IPV4, vxlan::OVERHEAD_I32},
 };
 
 use crate::{config, maps, packet};
@@ -33,16 +34,19 @@ pub(crate) fn check_source(outer_src: u32, inner_src: u32) -> Result<(), Reason>
     Err(if maps::is_node_address(outer_src) { Reason::InnerSource } else { Reason::UnknownVtep })
 }
 
-/// Takes Ethernet, IP, UDP and VXLAN off; the outer Ethernet header stays and becomes the inner one.
+/// Takes Ethernet, IP, UDP and VXLAN off; the outer Ethernet header stays and becomes the inner one. `false`: the kernel
+/// cannot, and has changed nothing.
 #[inline(always)]
-pub(crate) fn strip(ctx: &TcContext) -> Result<(), Reason> {
+pub(crate) fn strip(ctx: &TcContext) -> bool {
     // FIXED_GSO: segments keep their size, which the pods' MTU already accounts for. NO_CSUM_RESET and the level:
     // a checksum that the device or GRO has verified stays verified, one header further in.
     let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) | config::decap_flags();
-    ctx.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, flags).map_err(|_| Reason::HeaderRoom)?;
+    if ctx.adjust_room(-OVERHEAD_I32, BPF_ADJ_ROOM_MAC, flags).is_err() {
+        return false;
+    }
     // SAFETY: a helper on the context. It fails only where no checksum was verified, which needs nothing.
     unsafe { bpf_csum_level(packet::skb(ctx), u64::from(BPF_CSUM_LEVEL_DEC)) };
-    Ok(())
+    true
 }
 
 /// An inner packet at the beginning of the buffer.
@@ -55,11 +59,8 @@ pub(crate) struct Delivery {
 /// Writes the MACs of the last hop and moves the packet into the pod's namespace.
 #[inline(always)]
 pub(crate) fn deliver(packet: &mut Delivery, endpoint: &Endpoint) -> i32 {
-    packet.eth = EthHdr {
-        dst_addr: endpoint.mac,
-        src_addr: endpoint.gateway_mac,
-        ether_type: ETHERTYPE_IPV4.to_be(),
-    };
+    packet.eth =
+        EthHdr { dst_addr: endpoint.mac, src_addr: endpoint.gateway_mac, ether_type: ETHERTYPE_IPV4.to_be() };
     // SAFETY: a helper on numbers (Linux 5.10, 9aa1206e8f48).
     unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
 }

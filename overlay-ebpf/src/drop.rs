@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use network_types::ip::Ipv4Hdr;
 use overlay_common::{
-    maps::{Addr, DropEvent},
+    maps::Addr,
     reason::{Hook, Reason},
     wire::{ETH_LEN, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ipv4},
 };
@@ -37,7 +37,7 @@ pub(crate) fn drop(ctx: &TcContext, reason: Reason, hook: Hook, what: Describe) 
     };
     record(packet::skb(ctx), reason as u32, hook as u32 | tunnel << 8, outer_src);
     maps::count_drop(reason, ctx.len());
-    TC_ACT_SHOT as i32
+    TC_ACT_SHOT
 }
 
 #[inline(always)]
@@ -45,7 +45,12 @@ fn load<T: Copy>(skb: *mut __sk_buff, offset: usize, zero: T) -> Option<T> {
     let mut value = zero;
     // SAFETY: `value` is a plain struct of `size_of::<T>()` writable bytes.
     let rc = unsafe {
-        bpf_skb_load_bytes(skb.cast(), offset as u32, core::ptr::from_mut(&mut value).cast(), size_of::<T>() as u32)
+        bpf_skb_load_bytes(
+            skb.cast(),
+            offset as u32,
+            core::ptr::from_mut(&mut value).cast(),
+            size_of::<T>() as u32,
+        )
     };
     (rc == 0).then_some(value)
 }
@@ -67,50 +72,48 @@ const EMPTY: Ipv4Hdr = Ipv4Hdr {
 #[inline(never)]
 fn record(skb: *mut __sk_buff, reason: u32, hook_and_tunnel: u32, outer_src: u32) {
     let Some(mut entry) = maps::EVENTS.reserve(0) else { return };
+    // Written in place: on the stack it would be a sixth of what a call chain may use.
+    // SAFETY: reserved for one `DropEvent`; every field is written below, before the record is handed over.
+    let event = unsafe { &mut *entry.as_mut_ptr() };
     let in_tunnel = hook_and_tunnel >> 8 != 0;
     // SAFETY: reading fields of the context.
     let (len, ifindex, protocol) = unsafe { ((*skb).len, (*skb).ifindex, (*skb).protocol) };
-    let mut event = DropEvent {
-        // SAFETY: a helper without arguments.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        src: Addr::UNSPECIFIED,
-        dst: Addr::UNSPECIFIED,
-        outer_src: Addr::UNSPECIFIED,
-        reason,
-        ifindex,
-        len,
-        src_port: 0,
-        dst_port: 0,
-        protocol: 0,
-        hook: hook_and_tunnel as u8,
-        ether_type: u16::from_be(protocol as u16),
-        reserved: 0,
-    };
-    if outer_src != 0 {
-        event.outer_src = Addr::v4(outer_src.to_ne_bytes());
-    }
-    if event.ether_type == ETHERTYPE_IPV4 {
-        let offset = if in_tunnel {
+    let ether_type = u16::from_be(protocol as u16);
+    // SAFETY: a helper without arguments.
+    event.time_ns = unsafe { bpf_ktime_get_ns() };
+    event.reason = reason;
+    event.ifindex = ifindex;
+    event.len = len;
+    event.hook = hook_and_tunnel as u8;
+    event.ether_type = ether_type;
+    event.reserved = 0;
+    event.outer_src = if outer_src == 0 { Addr::UNSPECIFIED } else { Addr::v4(outer_src.to_ne_bytes()) };
+
+    let mut ip = EMPTY;
+    let mut ports = [0; 4];
+    let mut known = false;
+    if ether_type == ETHERTYPE_IPV4 {
+        let mut offset = ETH_LEN;
+        if in_tunnel {
+            offset = packet::INNER_OFFSET;
             if let Some(outer) = load(skb, ETH_LEN, EMPTY) {
                 event.outer_src = Addr::v4(outer.src_addr);
             }
-            packet::INNER_OFFSET
-        } else {
-            ETH_LEN
-        };
-        if let Some(ip) = load(skb, offset, EMPTY) {
-            event.src = Addr::v4(ip.src_addr);
-            event.dst = Addr::v4(ip.dst_addr);
-            event.protocol = ip.proto;
-            if matches!(ip.proto, PROTO_TCP | PROTO_UDP)
-                && !ipv4::is_later_fragment(&ip)
-                && let Some([s0, s1, d0, d1]) = load(skb, offset + ipv4::header_len(&ip), [0_u8; 4])
-            {
-                event.src_port = u16::from_be_bytes([s0, s1]);
-                event.dst_port = u16::from_be_bytes([d0, d1]);
+        }
+        if let Some(header) = load(skb, offset, EMPTY) {
+            known = true;
+            ip = header;
+            if matches!(ip.proto, PROTO_TCP | PROTO_UDP) && !ipv4::is_later_fragment(&ip) {
+                ports = load(skb, offset + ipv4::header_len(&ip), ports).unwrap_or(ports);
             }
         }
     }
-    entry.write(event);
+    let address = |addr| if known { Addr::v4(addr) } else { Addr::UNSPECIFIED };
+    event.src = address(ip.src_addr);
+    event.dst = address(ip.dst_addr);
+    event.protocol = ip.proto;
+    let [s0, s1, d0, d1] = ports;
+    event.src_port = u16::from_be_bytes([s0, s1]);
+    event.dst_port = u16::from_be_bytes([d0, d1]);
     entry.submit(0);
 }

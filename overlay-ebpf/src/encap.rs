@@ -11,8 +11,8 @@
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup, 
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
@@ -25,7 +25,7 @@ use overlay_common::{
     reason::{Hook, Reason},
     wire::{
         ETH_LEN, ETHERTYPE_IPV4, PROTO_UDP, ecn, ipv4, source_port,
-        vxlan::{Encap, MAX_INNER_LEN, OVERHEAD, Outer},
+        vxlan::{Encap, MAX_INNER_LEN, OVERHEAD, OVERHEAD_I32, Outer},
     },
 };
 
@@ -117,13 +117,15 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
             0,
         )
     } as u32;
-    if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == packet::ifindex(ctx) {
+    if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH
+        || fib.ifindex == packet::ifindex(ctx)
+    {
         // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
         debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", vtep, rc);
         return Outcome::Anchor;
     }
 
-    if ctx.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS).is_err() {
+    if ctx.adjust_room(OVERHEAD_I32, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS).is_err() {
         // Already encapsulated, or GSO of a kind that adjust_room does not know. It has changed nothing.
         return Outcome::Anchor;
     }
@@ -190,4 +192,4 @@ impl Fib {
     }
 }
 
-const _: () = assert!(size_of::<FibLookup>() % 8 == 0);
+const _: () = assert!(size_of::<FibLookup>().is_multiple_of(8));

@@ -4,11 +4,7 @@
 //! there directly or into the tunnel; what it sends to a remote node goes into the tunnel too, so that its address
 //! stays; everything else is the stack's.
 
-use aya_ebpf::{
-    helpers::bpf_redirect,
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{helpers::bpf_redirect, macros::classifier, programs::TcContext};
 use network_types::{arp::ArpHdr, udp::UdpHdr};
 use overlay_common::{
     counter::Path,
@@ -40,7 +36,9 @@ pub(crate) fn from_pod(ctx: TcContext) -> i32 {
 /// The endpoint of the device that the packet came from, if `src` is its address.
 #[inline(always)]
 fn sender(ctx: &TcContext, src: u32) -> Result<&'static Endpoint, Reason> {
-    maps::endpoint(src).filter(|endpoint| endpoint.ifindex == packet::ifindex(ctx)).ok_or(Reason::PodSourceAddress)
+    maps::endpoint(src)
+        .filter(|endpoint| endpoint.ifindex == packet::ifindex(ctx))
+        .ok_or(Reason::PodSourceAddress)
 }
 
 /// ARP is answered by the stack, to pods that lost their permanent neighbour entry.

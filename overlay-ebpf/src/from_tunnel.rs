@@ -3,7 +3,10 @@
 //! checks are those of the native path.
 
 use aya_ebpf::{
-    bindings::{bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1, bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3},
+    bindings::{
+        bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1, bpf_tunnel_key__bindgen_ty_2,
+        bpf_tunnel_key__bindgen_ty_3,
+    },
     helpers::bpf_skb_get_tunnel_key,
     macros::classifier,
     programs::TcContext,
@@ -78,7 +81,7 @@ fn ipv4(ctx: &TcContext, outer_src: u32) -> Result<i32, Reason> {
     }
     // Only what is this node's own goes further: a node is no gateway for whoever can send to its tunnel port.
     // SAFETY: a map value, valid until the program ends.
-    if !maps::node(dst).is_some_and(|node| unsafe { (*node).flags } & NODE_SELF != 0) {
+    if maps::node(dst).is_none_or(|node| unsafe { (*node).flags } & NODE_SELF == 0) {
         return Err(Reason::InnerDestination);
     }
     // A peer may have an old idea of this node's MAC; the address decides.

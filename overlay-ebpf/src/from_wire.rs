@@ -68,8 +68,8 @@ fn tunnel(ctx: &TcContext) -> i32 {
         ecn::Decap::Drop => return drop(ctx, Reason::Ecn, HOOK, Describe::Tunnel),
     };
 
-    if let Err(reason) = decap::strip(ctx) {
-        return drop(ctx, reason, HOOK, Describe::Tunnel);
+    if !decap::strip(ctx) {
+        return PASS;
     }
     let Some(packet) = packet::at::<Delivery>(ctx, 0) else {
         return drop(ctx, Reason::HeaderRoom, HOOK, Describe::Packet);

@@ -17,6 +17,12 @@
     clippy::inline_always,
     reason = "a function that is not inlined becomes a BPF subprogram: at most five arguments, no packet pointers kept"
 )]
+#![allow(
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "helpers take lengths as i32 and return i64; the verifier knows the ranges"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "`#[classifier]` hands the context over by value")]
 
 mod config;
 mod decap;

@@ -104,7 +104,7 @@ async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
             }
             change = monitor.changed() => {
                 let change = change.context("watch the network of the node")?;
-                if reconciler.concerns(&change) {
+                if Reconciler::concerns(&change) {
                     next.want(SETTLE, Scope::Network);
                 }
             }

@@ -61,7 +61,9 @@ pub fn gateway(subnet: IpNet) -> IpAddr {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it; the fields are the objects they name")]
 pub enum SnapshotError {
-    #[error("node {0} is not in the list of nodes: add it, or give this node's name with --node or `node = …`")]
+    #[error(
+        "node {0} is not in the list of nodes: add it, or give this node's name with --node or `node = …`"
+    )]
     OwnNodeAbsent(String),
     #[error("two nodes are named {0}: names must be unique")]
     DuplicateName(String),
@@ -69,7 +71,9 @@ pub enum SnapshotError {
     EmptyName,
     #[error("nodes {0} and {1} have the same address {2}: each node needs its own tunnel address")]
     DuplicateAddress(String, String, IpAddr),
-    #[error("node {0}: {1} cannot be a tunnel address: give the unicast address under which the other nodes reach it")]
+    #[error(
+        "node {0}: {1} cannot be a tunnel address: give the unicast address under which the other nodes reach it"
+    )]
     BadAddress(String, IpAddr),
     #[error("node {0}: address {1} lies inside the pod network {2}: node addresses must be outside of it")]
     AddressInPodNetwork(String, IpAddr, IpNet),
@@ -77,11 +81,15 @@ pub enum SnapshotError {
     HostBits { name: String, subnet: IpNet, right: IpNet },
     #[error("node {0}: subnet {1} is not inside the pod network {2}")]
     OutsideNetwork(String, IpNet, IpNet),
-    #[error("node {0}: subnet {1} is too small: it must hold a gateway and a pod at least (prefix length 30 or less)")]
+    #[error(
+        "node {0}: subnet {1} is too small: it must hold a gateway and a pod at least (prefix length 30 or less)"
+    )]
     TooSmall(String, IpNet),
     #[error("subnets of nodes {0} ({1}) and {2} ({3}) overlap")]
     Overlap(String, IpNet, String, IpNet),
-    #[error("{needed} table entries are needed where {max} fit: the prefix lengths of the node subnets differ too much (/{shortest} to /{longest})")]
+    #[error(
+        "{needed} table entries are needed where {max} fit: the prefix lengths of the node subnets differ too much (/{shortest} to /{longest})"
+    )]
     TooManyEntries { needed: u64, max: usize, shortest: u8, longest: u8 },
 }
 
@@ -100,7 +108,11 @@ impl Snapshot {
         for node in &nodes {
             check(node, cidr)?;
             if let Some(other) = by_address.insert(node.address, &node.name) {
-                return Err(SnapshotError::DuplicateAddress(other.to_owned(), node.name.clone(), node.address));
+                return Err(SnapshotError::DuplicateAddress(
+                    other.to_owned(),
+                    node.name.clone(),
+                    node.address,
+                ));
             }
         }
         for pair in nodes.windows(2) {
@@ -133,9 +145,12 @@ impl Snapshot {
     fn check_size(&self) -> Result<(), SnapshotError> {
         let max = overlay_common::maps::NODES_MAX;
         let longest = self.node_prefix();
-        let units = |node: &NodeSpec| 1_u64.checked_shl(u32::from(longest - node.subnet.prefix_len())).unwrap_or(u64::MAX);
+        let units = |node: &NodeSpec| {
+            1_u64.checked_shl(u32::from(longest - node.subnet.prefix_len())).unwrap_or(u64::MAX)
+        };
         // One more for each node: its own address.
-        let needed = self.nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(units(node)).saturating_add(1));
+        let needed =
+            self.nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(units(node)).saturating_add(1));
         if needed <= max as u64 {
             return Ok(());
         }
@@ -197,7 +212,12 @@ mod tests {
     use super::*;
 
     fn node(name: &str, address: &str, subnet: &str) -> NodeSpec {
-        NodeSpec { name: name.into(), address: address.parse().unwrap(), subnet: subnet.parse().unwrap(), vtep_mac: None }
+        NodeSpec {
+            name: name.into(),
+            address: address.parse().unwrap(),
+            subnet: subnet.parse().unwrap(),
+            vtep_mac: None,
+        }
     }
 
     fn snapshot(nodes: Vec<NodeSpec>) -> Result<Snapshot, SnapshotError> {
@@ -223,7 +243,10 @@ mod tests {
             let error = result.unwrap_err();
             assert!(wanted(&error), "{error}");
         };
-        is(snapshot(vec![node("b", "192.0.2.1", "10.244.1.0/24")]), |e| matches!(e, E::OwnNodeAbsent(n) if n == "a"));
+        is(
+            snapshot(vec![node("b", "192.0.2.1", "10.244.1.0/24")]),
+            |e| matches!(e, E::OwnNodeAbsent(n) if n == "a"),
+        );
         is(two("192.0.2.1", "10.244.2.0/24"), |e| matches!(e, E::DuplicateAddress(..)));
         is(two("192.0.2.2", "10.244.1.0/24"), |e| matches!(e, E::Overlap(..)));
         is(two("192.0.2.2", "10.244.1.128/25"), |e| matches!(e, E::Overlap(..)));
@@ -241,8 +264,18 @@ mod tests {
             |e| matches!(e, E::DuplicateName(..)),
         );
         is(
-            snapshot(vec![node("a", "192.0.2.1", "10.244.0.0/17"), node("b", "192.0.2.2", "10.244.128.0/30"), node("c", "192.0.2.3", "10.244.192.0/18")])
-                .and_then(|_| Snapshot::new(vec![node("a", "192.0.2.1", "10.0.0.0/9"), node("b", "192.0.2.2", "10.128.0.0/30")], "a", "10.0.0.0/8".parse().unwrap())),
+            snapshot(vec![
+                node("a", "192.0.2.1", "10.244.0.0/17"),
+                node("b", "192.0.2.2", "10.244.128.0/30"),
+                node("c", "192.0.2.3", "10.244.192.0/18"),
+            ])
+            .and_then(|_| {
+                Snapshot::new(
+                    vec![node("a", "192.0.2.1", "10.0.0.0/9"), node("b", "192.0.2.2", "10.128.0.0/30")],
+                    "a",
+                    "10.0.0.0/8".parse().unwrap(),
+                )
+            }),
             |e| matches!(e, E::TooManyEntries { .. }),
         );
     }

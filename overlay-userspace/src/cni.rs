@@ -1,5 +1,94 @@
-//! The CNI plugin.
-/// temporary
-pub fn owner_text(_: &overlay_common::maps::Owner) -> (String, String) { (String::new(), String::new()) }
-/// temporary
-pub fn run() -> std::process::ExitCode { std::process::ExitCode::FAILURE }
+//! The CNI plugin: `overlay` as container runtimes call it, once for each pod that comes or goes.
+//!
+//! - `env`: the request from the environment
+//! - `types`: network configuration and result, versions 0.3.1 to 1.1.0
+//! - `failure`: the error object
+//! - `local`: what the agent left about this node
+//! - `lease`: addresses
+//! - `owner`: who holds an address, and its device's name
+//! - `interface`, `sandbox`: the two sides of a pod's veth pair
+//! - `add`, `del`: the verbs
+//!
+//! The plugin needs what is pinned and nothing else: no agent, no file, no lock, and it loads no object. Calls for
+//! different containers run in parallel; runtimes keep those for one container in order. Standard output carries one JSON
+//! document or nothing.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    process::ExitCode,
+};
+
+use serde_json::Value;
+
+mod add;
+mod del;
+mod env;
+mod failure;
+mod interface;
+mod lease;
+mod local;
+mod owner;
+mod sandbox;
+mod types;
+
+use env::Request;
+use failure::{Code, Failure};
+pub use owner::owner_text;
+use types::{Conf, Version};
+
+/// More than any network configuration; what is longer is not read.
+const STDIN_MAX: u64 = 4 << 20;
+
+/// Answers the call that the process's environment and standard input describe, on standard output.
+///
+/// The exit code is 0, or 1 after the error object of the specification.
+pub fn run() -> ExitCode {
+    let mut stdin = Vec::new();
+    let read = io::stdin().take(STDIN_MAX + 1).read_to_end(&mut stdin);
+    let answer = match read {
+        Ok(length) if length as u64 > STDIN_MAX => {
+            Err(Failure::new(Code::Decode, "the network configuration is longer than 4 MiB"))
+        }
+        Ok(_) => Request::read(|name| std::env::var_os(name)).and_then(|request| answer(&request, &stdin)),
+        Err(error) => Err(Failure::new(
+            Code::Io,
+            format!("read the network configuration from standard input: {error}"),
+        )),
+    };
+    let (text, code) = match answer {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(value)) => (value, ExitCode::SUCCESS),
+        Err(failure) => {
+            let version = Version::asked_for(&stdin).unwrap_or(Version::NEWEST);
+            (failure.to_json(version.as_str()), ExitCode::FAILURE)
+        }
+    };
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => code,
+        // Nobody reads the answer: the runtime has given up, and calls DEL.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Does what is asked; `None` where success has no words.
+fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
+    match request {
+        Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
+        Request::Add { attachment, netns } => {
+            let conf = Conf::parse(stdin)?;
+            // Before anything is made: afterwards it is too late to refuse.
+            let previous = conf.previous()?;
+            let added = add::add(attachment, netns, &conf.pins)?;
+            Ok(Some(types::result(&added, &conf, previous)))
+        }
+        Request::Del { attachment } => {
+            let conf = Conf::parse(stdin)?;
+            del::del(attachment, &conf.pins).map(|()| None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod testing;

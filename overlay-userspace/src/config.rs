@@ -136,7 +136,8 @@ pub struct Config {
 impl Config {
     /// Reads and validates a file. `node` overrides the name in the file, which overrides the host name.
     pub fn load(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path, node)
     }
 
@@ -149,7 +150,8 @@ impl Config {
         let invalid = |message: String| ConfigError::Invalid { path: path.to_owned(), message };
         let node = match node.map(str::to_owned).or(file.node) {
             Some(node) => node,
-            None => host_name().map_err(|e| invalid(format!("no `node` given, and the host name is unknown: {e}")))?,
+            None => host_name()
+                .map_err(|e| invalid(format!("no `node` given, and the host name is unknown: {e}")))?,
         };
         check_network(&file.network).map_err(invalid)?;
         let mut nodes = Vec::new();
@@ -177,13 +179,18 @@ fn check_network(network: &Network) -> Result<(), String> {
         return Err(format!("network.cidr {cidr}: this version carries IPv4 only"));
     }
     if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
-        return Err(format!("network.cidr {cidr} cannot be a pod network: use a private range such as 10.244.0.0/16"));
+        return Err(format!(
+            "network.cidr {cidr} cannot be a pod network: use a private range such as 10.244.0.0/16"
+        ));
     }
     if *vni == 0 || *vni >= 1 << 24 {
         return Err(format!("network.vni {vni} is outside 1 to 16777215"));
     }
     if *port == 0 {
-        return Err("network.port 0 is no port: the VXLAN ports in use are 8472 (Linux, Flannel) and 4789 (IANA)".into());
+        return Err(
+            "network.port 0 is no port: the VXLAN ports in use are 8472 (Linux, Flannel) and 4789 (IANA)"
+                .into(),
+        );
     }
     if let Some(mtu) = mtu
         && !(576..=65_485).contains(mtu)
@@ -241,7 +248,10 @@ mod tests {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.node, "n1");
         let Network { cidr, vni, port, mtu, interface, masquerade, attach } = config.network;
-        assert_eq!((cidr.to_string().as_str(), vni, port, mtu, interface), ("10.244.0.0/16", 1, 8472, None, None));
+        assert_eq!(
+            (cidr.to_string().as_str(), vni, port, mtu, interface),
+            ("10.244.0.0/16", 1, 8472, None, None)
+        );
         assert!(masquerade);
         assert_eq!(attach, Attach::Auto);
         assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));

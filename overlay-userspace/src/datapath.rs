@@ -6,6 +6,7 @@
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
 //! - [`events`]: the ring buffer of drop records
+//! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
 //!
 //! The agent loads and attaches; the CNI plugin opens what is pinned, attaches to the devices it makes and never loads;
@@ -24,6 +25,7 @@ pub mod events;
 pub mod kernel;
 pub mod object;
 pub mod pins;
+pub mod run;
 pub mod tables;
 
 /// What can go wrong between userspace and the kernel side.
@@ -42,7 +44,9 @@ pub enum DatapathError {
         path: PathBuf,
     },
     /// A pinned map was made by something else, or by a build whose layout differs under the same schema number.
-    #[error("pinned map {path} has {field} {found}, this build needs {wanted}: stop the agent and remove {dir} (pods have to be restarted)")]
+    #[error(
+        "pinned map {path} has {field} {found}, this build needs {wanted}: stop the agent and remove {dir} (pods have to be restarted)"
+    )]
     Incompatible {
         /// The pin.
         path: PathBuf,

@@ -33,19 +33,15 @@ impl Report {
         serde_json::to_string_pretty(&self.rows).expect("rows are plain strings and flags")
     }
 
-    /// The rows as an aligned table.
+    /// The rows as a table: what was seen below each name, in aligned columns (which two spaces set apart).
     pub fn to_table(&self, colour: bool) -> String {
-        let width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or_default();
         let mut text = String::new();
         for row in &self.rows {
             let (code, mark) = if row.ok { ("32", "ok  ") } else { ("1;31", "FAIL") };
             let mark = if colour { format!("\x1b[{code}m{mark}\x1b[0m") } else { mark.to_owned() };
-            let mut lines = row.seen.lines();
-            let name = format!("{:width$}", row.name);
-            text += format!("{mark}  {name}  {}", lines.next().unwrap_or_default()).trim_end();
-            text.push('\n');
-            for line in lines {
-                text.extend([" ".repeat(width + 8).as_str(), line, "\n"]);
+            text.extend([&mark, "  ", &row.name, "\n"]);
+            for line in aligned(&row.seen) {
+                text.extend(["        ", &line, "\n"]);
             }
         }
         text
@@ -59,6 +55,21 @@ impl Report {
     }
 }
 
+/// The lines of a text with every column, but the last of a line, as wide as its widest cell.
+fn aligned(text: &str) -> Vec<String> {
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split("  ").collect()).collect();
+    let width = |column: usize| {
+        let cells = lines.iter().filter(|cells| column + 1 < cells.len()).map(|cells| cells[column]);
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..lines.iter().map(Vec::len).max().unwrap_or_default()).map(width).collect();
+    let pad = |cells: &Vec<&str>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    lines.iter().map(pad).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,8 +80,11 @@ mod tests {
 
     #[test]
     fn table_aligns_what_was_seen() {
-        let report = Report { rows: vec![row("a → b", true, "one\ntwo"), row("longer", false, "three")] };
-        let expected = "ok    a → b   one\n              two\nFAIL  longer  three\n";
+        let report = Report {
+            rows: vec![row("first", true, "a → b  one  1\nlonger  two  2"), row("second", false, "x")],
+        };
+        let expected =
+            "ok    first\n        a → b   one  1\n        longer  two  2\nFAIL  second\n        x\n";
         assert_eq!(report.to_table(false), expected);
     }
 

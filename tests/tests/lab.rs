@@ -1,5 +1,12 @@
 //! The lab itself: the default cluster's underlay, the wire modes, and that nothing is left behind.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests panic, in helper functions as well, to keep the line number"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_tests::lab::sweep::{LABS_DIR, sweep};
@@ -76,7 +84,8 @@ fn docker_is_down_and_drops_what_a_node_would_forward() {
 fn nic_wire_sets_every_underlay_device() {
     let cluster = Cluster::builder().link(Link::new(WireMode::Nic)).build();
     let nodes = cluster.nodes().iter().map(|node| (node.namespace(), "eth0"));
-    let others = [(cluster.world().namespace(), "eth0"), (cluster.router(), "a"), (cluster.router(), "b")];
+    let others =
+        [(cluster.world().namespace(), "eth0"), (cluster.router(), "lan-a"), (cluster.router(), "lan-b")];
     for (namespace, dev) in nodes.chain(others) {
         let is = |feature| device_feature(namespace, dev, feature).unwrap();
         assert_eq!(is("tcp-segmentation-offload"), "off");
@@ -88,10 +97,10 @@ fn nic_wire_sets_every_underlay_device() {
     }
 }
 
-/// The longest TCP frame at the sender's switch port and at the receiver's device, in bytes.
-fn longest_frames(mode: WireMode) -> (usize, usize) {
+/// The TCP frames of a bulk transfer: as the sender's switch port gets them, and as the receiver's device does.
+fn bulk_frames(link: Link) -> (Vec<Frame>, Vec<Frame>) {
     let lab = Lab::new();
-    let lan = Lan::new(&lab, "lan", Link::new(mode));
+    let lan = Lan::new(&lab, "lan", link);
     let (a, b) = (lab.namespace("a"), lab.namespace("b"));
     let port = lan.attach(&a, "eth0");
     lan.attach(&b, "eth0");
@@ -100,11 +109,29 @@ fn longest_frames(mode: WireMode) -> (usize, usize) {
     let (wire, receiver) = (Capture::start(lan.switch(), &port), Capture::start(&b, "eth0"));
     let bulk = tcp::bulk(&a, &b, "192.0.2.2:0".parse().unwrap(), 16).unwrap();
     assert!(bulk.intact());
-    let longest = |frames: Vec<Frame>| {
-        let received = frames.iter().filter(|frame| !frame.outgoing);
-        received.map(|frame| frame.bytes.len()).max().expect("frames were captured")
+    [wire, receiver]
+        .map(|capture| {
+            let frames = capture.stop();
+            frames
+                .into_iter()
+                .filter(|frame| !frame.outgoing && tcp_checksum_is_right(frame).is_some())
+                .collect()
+        })
+        .into()
+}
+
+/// Whether the TCP checksum of a frame is right; `None` if it carries no TCP payload over IPv4.
+fn tcp_checksum_is_right(frame: &Frame) -> Option<bool> {
+    let packet = SlicedPacket::from_ethernet(&frame.bytes).ok()?;
+    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else {
+        return None;
     };
-    (longest(wire.stop()), longest(receiver.stop()))
+    let computed = tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()).ok()?;
+    (!tcp.payload().is_empty()).then_some(computed == tcp.checksum())
+}
+
+fn longest(frames: &[Frame]) -> usize {
+    frames.iter().map(|frame| frame.bytes.len()).max().expect("frames were captured")
 }
 
 /// MTU 1500 and the Ethernet header.
@@ -112,15 +139,27 @@ const FULL_FRAME: usize = 1514;
 
 #[test]
 fn veth_wire_carries_super_packets() {
-    let (wire, receiver) = longest_frames(WireMode::Veth);
-    assert!(wire > FULL_FRAME && receiver > FULL_FRAME, "wire {wire}, receiver {receiver}");
+    let (wire, receiver) = bulk_frames(Link::new(WireMode::Veth));
+    assert!(longest(&wire) > FULL_FRAME && longest(&receiver) > FULL_FRAME);
 }
 
 #[test]
 fn nic_wire_segments_at_the_sender_and_merges_at_the_receiver() {
-    let (wire, receiver) = longest_frames(WireMode::Nic);
-    assert_eq!(wire, FULL_FRAME);
-    assert!(receiver > FULL_FRAME, "receiver {receiver}");
+    let (wire, receiver) = bulk_frames(Link::new(WireMode::Nic));
+    assert_eq!(longest(&wire), FULL_FRAME);
+    assert!(longest(&receiver) > FULL_FRAME, "{}", longest(&receiver));
+}
+
+#[test]
+fn wire_carries_complete_checksums_where_asked() {
+    let link = Link { checksums: true, ..Link::new(WireMode::Nic) };
+    let (wire, receiver) = bulk_frames(link);
+    assert!(wire.iter().all(|frame| tcp_checksum_is_right(frame) == Some(true)));
+    // GRO works as well.
+    assert!(longest(&receiver) > FULL_FRAME, "{}", longest(&receiver));
+    // Without it they are not there: what makes the switch necessary.
+    let (wire, _) = bulk_frames(Link::new(WireMode::Nic));
+    assert!(wire.iter().any(|frame| tcp_checksum_is_right(frame) == Some(false)));
 }
 
 #[test]
@@ -189,10 +228,10 @@ fn panic_inside_a_lab_leaves_nothing() {
     let result = catch_unwind(AssertUnwindSafe(|| {
         let cluster = Cluster::builder().build();
         cluster.lab().id().clone_into(&mut id);
-        cluster.node("cp").namespace().ip("link show no-such-device");
+        cluster.node("cp").namespace().ip("link show dev no-such-device");
     }));
     let message = *result.unwrap_err().downcast::<String>().unwrap();
-    assert!(message.contains("ip link show no-such-device"), "{message}");
+    assert!(message.contains("ip link show dev no-such-device"), "{message}");
     assert_eq!(traces(&id), Vec::<String>::new());
 }
 
@@ -256,8 +295,18 @@ impl Drop for FakeOverlay {
     }
 }
 
+/// A child that does not outlive a failed test.
+struct Owned(Child);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The id of the lab that a process owns, and the ids of its agents, once it has started three.
-fn lab_of(child: &Child) -> (String, Vec<Pid>) {
+fn lab_of(Owned(child): &Owned) -> (String, Vec<Pid>) {
     let deadline = Instant::now() + Duration::from_secs(20);
     let first_word = |path: &Path| {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -285,10 +334,10 @@ fn is_gone(process: Pid) -> bool {
 #[test]
 fn sweep_removes_a_killed_lab() {
     let fake = FakeOverlay::new("killed", "exec sleep 1000");
-    let mut child = fake.lab_run().stderr(Stdio::null()).spawn().unwrap();
+    let mut child = Owned(fake.lab_run().stderr(Stdio::null()).spawn().unwrap());
     let (id, agents) = lab_of(&child);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     assert_ne!(traces(&id), Vec::<String>::new());
     // Another test may be sweeping it at this moment.
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -303,10 +352,10 @@ fn sweep_removes_a_killed_lab() {
 fn terminated_lab_cleans_up_after_itself() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let fake = FakeOverlay::new("terminated", "exec sleep 1000");
-        let mut child = fake.lab_run().stderr(Stdio::null()).spawn().unwrap();
+        let mut child = Owned(fake.lab_run().stderr(Stdio::null()).spawn().unwrap());
         let (id, agents) = lab_of(&child);
-        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-        let status = exec::wait_until(&mut child, Instant::now() + Duration::from_secs(10)).unwrap();
+        kill(Pid::from_raw(child.0.id().cast_signed()), signal).unwrap();
+        let status = exec::wait_until(&mut child.0, Instant::now() + Duration::from_secs(10)).unwrap();
         assert_eq!(status.and_then(|status| status.code()), Some(130));
         assert_eq!(traces(&id), Vec::<String>::new());
         assert!(agents.iter().copied().all(is_gone), "agents {agents:?} still run");

@@ -1,10 +1,17 @@
 //! The traffic tools, proven on plain wires, where what they have to see is known.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests panic, in helper functions as well, to keep the line number"
+)]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::thread;
 use std::time::Duration;
 
-use overlay_tests::lab::{Cluster, Lab, Link, Namespace, WireMode};
+use overlay_tests::lab::{Cluster, Lab, Link, Namespace, WireMode, exec};
 use overlay_tests::traffic::capture::Capture;
 use overlay_tests::traffic::counters::Counters;
 use overlay_tests::traffic::inject::{inject, mac_of};
@@ -30,6 +37,11 @@ fn pair() -> Pair {
     a.ip(&format!("addr add {A}/24 dev eth0"));
     b.ip(&format!("addr add {B}/24 dev eth0"));
     Pair { a, b, _lab: lab }
+}
+
+/// Loads rules into a namespace.
+fn nft(namespace: &Namespace, rules: &str) {
+    exec::must(namespace.command("nft").args(["-f", "-"]), rules);
 }
 
 fn any_port(address: Ipv4Addr) -> SocketAddr {
@@ -77,14 +89,16 @@ fn segmented_burst_leaves_as_super_packets() {
 #[test]
 fn burst_tells_how_many_datagrams_were_lost() {
     let pair = pair();
-    // Lets 30 datagrams through.
-    pair.b.ip("link set lo up");
-    let mut nft = pair.b.command("nft");
-    nft.arg(
-        "table ip t { chain c { type filter hook input priority 0; \
-         udp dport != 0 limit rate 1/minute burst 30 packets accept; meta l4proto udp drop; } }",
+    nft(
+        &pair.b,
+        "table ip t {
+            chain c {
+                type filter hook input priority 0
+                meta l4proto udp limit rate 1/minute burst 30 packets accept
+                meta l4proto udp drop
+            }
+        }",
     );
-    overlay_tests::lab::exec::must(&mut nft, "");
     let seen = burst(&pair.a, &pair.b, any_port(B), 100, Sending::Plain).unwrap();
     assert_eq!((seen.sent, seen.received, seen.complete()), (100, 30, false));
 }
@@ -92,11 +106,15 @@ fn burst_tells_how_many_datagrams_were_lost() {
 #[test]
 fn exchange_tells_a_translated_address() {
     let pair = pair();
-    let mut nft = pair.a.command("nft");
-    nft.arg(
-        "table ip t { chain c { type nat hook postrouting priority srcnat; masquerade to :40000-40009; } }",
+    nft(
+        &pair.a,
+        "table ip t {
+            chain c {
+                type nat hook postrouting priority srcnat
+                meta l4proto { tcp, udp } masquerade to :40000-40009
+            }
+        }",
     );
-    overlay_tests::lab::exec::must(&mut nft, "");
     for seen in [tcp::exchange(&pair.a, &pair.b, any_port(B)), udp::exchange(&pair.a, &pair.b, any_port(B))] {
         let seen = seen.unwrap();
         assert!(!seen.same_address(), "{seen:?}");
@@ -107,7 +125,7 @@ fn exchange_tells_a_translated_address() {
 #[test]
 fn dead_path_is_an_error_in_time() {
     let pair = pair();
-    pair.b.ip("link set eth0 down");
+    pair.b.ip("link set dev eth0 down");
     let start = std::time::Instant::now();
     tcp::exchange(&pair.a, &pair.b, any_port(B)).unwrap_err();
     udp::exchange(&pair.a, &pair.b, any_port(B)).unwrap_err();
@@ -142,9 +160,9 @@ fn streams_tell_an_outage() {
     thread::sleep(Duration::from_millis(300));
     let outage = Duration::from_millis(400);
     // The carrier of a goes as well, but its address and route stay.
-    pair.b.ip("link set eth0 down");
+    pair.b.ip("link set dev eth0 down");
     thread::sleep(outage);
-    pair.b.ip("link set eth0 up");
+    pair.b.ip("link set dev eth0 up");
     thread::sleep(Duration::from_secs(1));
     for (kind, stream) in Kind::ALL.into_iter().zip(streams) {
         let outcome = stream.stop();

@@ -22,6 +22,8 @@ use crate::{
 const PACKAGE: &str = "overlay-ebpf";
 const BINARY: &str = "overlay";
 const PROFILE: &str = "bpf";
+/// The same as arguments of cargo.
+const SELECTION: [&str; 6] = ["--package", PACKAGE, "--bin", BINARY, "--profile", PROFILE];
 
 /// Crates that need unstable features (inline BPF assembly), which a stable compiler has to be told.
 /// By name: `1` would make cargo and build scripts believe that everything may be unstable.
@@ -85,30 +87,26 @@ pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<()> {
 
 /// clippy over the eBPF programs.
 ///
-/// It is type-checked for the host, not for the BPF target: rustup's clippy has no core library for the
+/// They are checked for the host, not for the BPF target: rustup's clippy has no core library for the
 /// latter and cannot read that of another compiler. All code is the same but for what aya itself selects by
 /// target; what the compiler says about the BPF target is covered by [`deny_warnings`].
 pub(crate) fn clippy(workspace: &Workspace) -> Result<()> {
+    workspace::execute(&mut host_command(workspace, "clippy"))
+}
+
+/// Documentation of the eBPF programs, for its warnings; for the host like [`clippy`].
+pub(crate) fn document(workspace: &Workspace) -> Result<()> {
+    workspace::execute(&mut host_command(workspace, "rustdoc"))
+}
+
+fn host_command(workspace: &Workspace, verb: &str) -> Command {
     let mut command = workspace.cargo();
     for variable in FOREIGN {
         command.env_remove(variable);
     }
+    command.env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES).args([verb, "--quiet"]).args(SELECTION);
+    command.arg("--target-dir").arg(target_dir(workspace)).args(["--", "-Dwarnings"]);
     command
-        .env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES)
-        .args([
-            "clippy",
-            "--quiet",
-            "--package",
-            PACKAGE,
-            "--bin",
-            BINARY,
-            "--profile",
-            PROFILE,
-            "--target-dir",
-        ])
-        .arg(target_dir(workspace))
-        .args(["--", "--deny", "warnings"]);
-    workspace::execute(&mut command)
 }
 
 fn tools() -> Result<(Toolchain, Linker)> {
@@ -127,34 +125,24 @@ impl Plan<'_> {
         let Self { workspace, toolchain, linker } = self;
         let mut command = match &toolchain.compiler {
             Compiler::Prebuilt(_) => workspace.cargo(),
-            Compiler::Nightly(name) => {
-                let rustup = toolchain::rustup().context("rustup is not in PATH")?;
-                let mut command = Command::new(rustup);
-                command.current_dir(workspace.root()).args(["run", name, "cargo"]);
+            Compiler::Nightly(dir) => {
+                let mut command = Command::new(dir.join("bin/cargo"));
+                command.current_dir(workspace.root());
                 command
             }
         };
         for variable in FOREIGN {
             command.env_remove(variable);
         }
-        command.args([
-            "build",
-            "--package",
-            PACKAGE,
-            "--bin",
-            BINARY,
-            "--profile",
-            PROFILE,
-            "--target",
-            TARGET,
-        ]);
+        command.arg("build").args(SELECTION).args(["--target", TARGET]);
         command.arg("--target-dir").arg(target_dir(workspace));
         match &toolchain.compiler {
             Compiler::Prebuilt(rustc) => {
                 command.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", UNSTABLE_CRATES);
             }
-            Compiler::Nightly(_) => {
-                // rustup sets these for the toolchain that it runs.
+            Compiler::Nightly(dir) => {
+                // By path: whichever rustc comes first in PATH, it may not be rustup's proxy.
+                command.env("RUSTC", dir.join("bin/rustc"));
                 command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
                 command.args(["-Z", "build-std=core"]);
             }
@@ -189,9 +177,12 @@ fn publish(data: &[u8], path: &Path) -> Result<()> {
         return Ok(());
     }
     let temporary = path.with_extension(format!("o.{}", std::process::id()));
-    fs::write(&temporary, data)?;
-    fs::rename(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    Ok(())
+    let written = fs::write(&temporary, data).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // It may not exist; the first error says why.
+        let _ = fs::remove_file(&temporary);
+    }
+    Ok(written?)
 }
 
 #[cfg(test)]
@@ -229,14 +220,12 @@ mod tests {
 
     #[test]
     fn nightly_builds_core_and_inherits_no_compiler() {
-        if toolchain::rustup().is_none() {
-            return;
-        }
-        let command = command(Compiler::Nightly("nightly-x86_64-unknown-linux-gnu".into()));
+        let command = command(Compiler::Nightly("/toolchains/nightly-x86_64".into()));
         let line = workspace::line(&command);
-        assert!(line.starts_with("rustup run nightly-x86_64-unknown-linux-gnu cargo build "), "{line}");
+        assert_eq!(command.get_program(), "/toolchains/nightly-x86_64/bin/cargo");
         assert!(line.contains("-Z build-std=core"), "{line}");
-        for name in ["RUSTC", "RUSTC_BOOTSTRAP", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS"] {
+        assert_eq!(variable(&command, "RUSTC").as_deref(), Some("/toolchains/nightly-x86_64/bin/rustc"));
+        for name in ["RUSTC_BOOTSTRAP", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTFLAGS"] {
             assert!(removes(&command, name), "{name}");
         }
     }

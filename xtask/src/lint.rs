@@ -28,6 +28,7 @@ pub(crate) fn steps(workspace: &Workspace, object: Option<&Path>, report: &mut R
     report.step("formatting", || execute(workspace.cargo().args(["fmt", "--all", "--", "--check"])));
     report.step("source rules", || source::check(workspace.root()));
     report.step("clippy, eBPF programs (checked for the host's target)", || ebpf::clippy(workspace));
+    report.step("documentation, eBPF programs", || ebpf::document(workspace));
     let Some(object) = object else {
         for name in ["compiler warnings, eBPF target", "clippy", "documentation"] {
             report.skip(name, "the eBPF object was not built");

@@ -121,7 +121,7 @@ fn require_root(prepare: &str, run: &str) -> Result<()> {
 
 /// What to do on a node without a configuration.
 fn advice(config: &Path, node: &str, address: Option<IpAddr>) -> String {
-    let address = address.map_or_else(|| "192.168.50.1".to_owned(), |address| address.to_string());
+    let address = address.map_or_else(|| "203.0.113.1".to_owned(), |address| address.to_string());
     format!(
         r#"there is no configuration at {config}
 
@@ -141,7 +141,7 @@ To run it on this node, write {config} (the same on every node; name the nodes t
 
     # [[nodes]]
     # name = "another-node"
-    # address = "192.0.2.2"
+    # address = "203.0.113.2"
     # subnet = "10.244.2.0/24"
 "#,
         config = config.display()

@@ -101,20 +101,26 @@ fn act(needs: &[Need], updated: &mut bool) -> Result<()> {
         debian_compiler: toolchain::wish().is_none_or(|wish| wish == toolchain::DEBIAN),
         llvms: plan::installed_llvms(),
     };
-    let mut by_hand = Vec::new();
-    for step in plan::plan(needs, &means) {
+    let (by_hand, steps): (Vec<_>, Vec<_>) =
+        plan::plan(needs, &means).into_iter().partition(|step| matches!(step, Step::ByHand(_)));
+    // Said first where there is more to do: a step that fails must not hide it.
+    for step in by_hand.iter().filter(|_| !steps.is_empty()) {
+        eprintln!("by hand  {step}");
+    }
+    for step in &steps {
         eprintln!("running  {step}");
-        match &step {
+        match step {
             Step::Packages(packages) => apt::install(packages)?,
             Step::RustComponents(components) => add_components(components)?,
             Step::Linker { llvm } => install_linker(*llvm)?,
-            Step::ByHand(_) => by_hand.push(step.to_string()),
+            Step::ByHand(_) => {}
         }
     }
     if by_hand.is_empty() {
         return Ok(());
     }
-    bail!("{} cannot be installed from here; please run:\n  {}", list(needs), by_hand.join("\n  "))
+    let by_hand: Vec<_> = by_hand.iter().map(Step::to_string).collect();
+    bail!("not everything can be installed from here; do by hand:\n  {}", by_hand.join("\n  "))
 }
 
 fn list(needs: &[Need]) -> String {

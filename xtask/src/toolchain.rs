@@ -8,6 +8,7 @@
 //! milliseconds); [`choose`] decides and is pure.
 
 use std::{
+    borrow::Cow,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -38,8 +39,8 @@ pub(crate) struct Toolchain {
 pub(crate) enum Compiler {
     /// rustc with a prebuilt core library for the BPF target (Debian's rustc-web).
     Prebuilt(PathBuf),
-    /// rustup toolchain of this name, with rust-src.
-    Nightly(String),
+    /// Directory of a rustup toolchain with rust-src.
+    Nightly(PathBuf),
 }
 
 impl Toolchain {
@@ -50,7 +51,7 @@ impl Toolchain {
             Compiler::Prebuilt(rustc) => {
                 format!("{} with a core library for {TARGET} (LLVM {llvm})", rustc.display())
             }
-            Compiler::Nightly(name) => format!("rustup's {name} with rust-src (LLVM {llvm})"),
+            Compiler::Nightly(dir) => format!("rustup's {} with rust-src (LLVM {llvm})", name_of(dir)),
         }
     }
 }
@@ -114,7 +115,8 @@ pub(crate) fn choose(
 fn is_wished(compiler: &Compiler, wish: &str) -> bool {
     match compiler {
         Compiler::Prebuilt(_) => wish == DEBIAN,
-        Compiler::Nightly(name) => {
+        Compiler::Nightly(dir) => {
+            let name = name_of(dir);
             name == wish || name.strip_prefix(wish).is_some_and(|rest| rest.starts_with('-'))
         }
     }
@@ -131,8 +133,12 @@ fn debian_toolchain(rustc: &Path, rustlib: &Path) -> Option<Toolchain> {
 
 fn nightly_toolchain(dir: &Path) -> Option<Toolchain> {
     let version = Version::of(&dir.join("bin/rustc"))?;
-    let name = dir.file_name()?.to_string_lossy().into_owned();
-    Some(Toolchain { compiler: Compiler::Nightly(name), llvm: version.llvm })
+    Some(Toolchain { compiler: Compiler::Nightly(dir.to_path_buf()), llvm: version.llvm })
+}
+
+/// The name of a rustup toolchain is that of its directory.
+fn name_of(dir: &Path) -> Cow<'_, str> {
+    dir.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// Directories of the nightly toolchains that have rust-src: plain `nightly` first, then the newest date.

@@ -62,7 +62,11 @@ mod tests {
                             Decap::Set(tos) => Some(tos),
                             Decap::Drop => None,
                         };
-                        assert_eq!(got, wanted.map(|ecn| dscp << 2 | ecn), "outer {outer_ecn:02b} inner {inner_ecn:02b}");
+                        assert_eq!(
+                            got,
+                            wanted.map(|ecn| dscp << 2 | ecn),
+                            "outer {outer_ecn:02b} inner {inner_ecn:02b}"
+                        );
                     }
                 }
             }

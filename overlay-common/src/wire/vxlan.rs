@@ -20,7 +20,10 @@ pub struct Outer {
 
 /// Bytes that the tunnel adds over an IPv4 underlay.
 pub const OVERHEAD: usize = size_of::<Outer>();
-const _: () = assert!(OVERHEAD == 50);
+const _: () = assert!(OVERHEAD == 50 && OVERHEAD_I32 == 50);
+
+/// [`OVERHEAD`] as the kernel's helpers take it.
+pub const OVERHEAD_I32: i32 = 50;
 
 /// The largest inner IP packet (or super-packet) in bytes whose outer IPv4 and UDP lengths still fit 16 bits.
 pub const MAX_INNER_LEN: u32 = 65_535 - OVERHEAD as u32;
@@ -88,11 +91,8 @@ impl Encap {
             vni: [v0, v1, v2],
             _reserved2: 0,
         };
-        outer.eth = EthHdr {
-            dst_addr: self.inner_dst,
-            src_addr: self.inner_src,
-            ether_type: ETHERTYPE_IPV4.to_be(),
-        };
+        outer.eth =
+            EthHdr { dst_addr: self.inner_dst, src_addr: self.inner_src, ether_type: ETHERTYPE_IPV4.to_be() };
     }
 }
 

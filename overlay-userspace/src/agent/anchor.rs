@@ -44,7 +44,8 @@ impl Anchor {
     pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<(Link, bool)> {
         let name = self.name();
         for link in netlink.links()? {
-            let ours = link.name.starts_with(PREFIX) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata);
+            let ours = link.name.starts_with(PREFIX)
+                && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata);
             if ours && link.name != name {
                 info!("removing {}: the VNI is {} now", link.name, self.vni);
                 netlink.delete_link(&link.name)?;
@@ -74,7 +75,9 @@ impl Anchor {
     }
 
     fn fits(&self, link: &Link) -> bool {
-        link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata && vxlan.port == self.port && !vxlan.learning)
+        link.vxlan
+            .as_ref()
+            .is_some_and(|vxlan| vxlan.collect_metadata && vxlan.port == self.port && !vxlan.learning)
     }
 
     fn create(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
@@ -82,7 +85,9 @@ impl Anchor {
         let spec = |index| VxlanSpec { name: &name, port: self.port, mac: self.mac, mtu: self.mtu, index };
         let link = match netlink.create_vxlan(&spec(self.last_index)) {
             // Somebody else has got that index meanwhile.
-            Err(e) if e.errno() == Errno::EBUSY || e.errno() == Errno::EEXIST => netlink.create_vxlan(&spec(None)),
+            Err(e) if e.errno() == Errno::EBUSY || e.errno() == Errno::EEXIST => {
+                netlink.create_vxlan(&spec(None))
+            }
             other => other,
         }
         .map_err(|e| self.explain(netlink, e))?;
@@ -144,11 +149,18 @@ impl Anchor {
             .links()
             .ok()
             .and_then(|links| {
-                links.into_iter().find(|l| l.name != own && l.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port))
+                links
+                    .into_iter()
+                    .find(|l| l.name != own && l.vxlan.as_ref().is_some_and(|vxlan| vxlan.port == port))
             })
             .map_or_else(
                 || format!("a process (see `ss -lunp sport = :{port}`)"),
-                |link| format!("the vxlan device {} (`ip link del {}` once its owner is gone)", link.name, link.name),
+                |link| {
+                    format!(
+                        "the vxlan device {} (`ip link del {}` once its owner is gone)",
+                        link.name, link.name
+                    )
+                },
             );
         anyhow!("UDP port {port} is taken by {holder}: free it, or set network.port on all nodes")
     }
@@ -180,7 +192,10 @@ pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Resul
     for route in &present {
         // A pod's route belongs to the CNI plugin, which may be at work on it right now.
         let host = route.dst.prefix_len() == route.dst.max_prefix_len() && route.kind == RouteKind::Unicast;
-        if !host && !wanted.contains(route) && !wanted.iter().any(|w| w.dst == route.dst && w.metric == route.metric) {
+        if !host
+            && !wanted.contains(route)
+            && !wanted.iter().any(|w| w.dst == route.dst && w.metric == route.metric)
+        {
             info!("removing route {route}");
             netlink.delete_route(route)?;
         }

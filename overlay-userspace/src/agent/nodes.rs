@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn each_node_has_its_subnet_and_its_address() {
-        let entries = desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
+        let entries =
+            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
         assert_eq!(entries.len(), 4);
         let subnet = entries[&addr("10.244.2.0")];
         assert_eq!((subnet.vtep, subnet.prefix_len, subnet.flags), (addr("192.0.2.2"), 24, 0));
@@ -113,8 +114,10 @@ mod tests {
 
     #[test]
     fn a_shorter_subnet_is_cut_into_units_of_the_longest() {
-        let entries = desired(&snapshot(&[("a", "192.0.2.1", "10.244.0.0/24"), ("b", "192.0.2.2", "10.244.1.0/26")]));
-        let keys: Vec<_> = ["10.244.0.0", "10.244.0.64", "10.244.0.128", "10.244.0.192", "10.244.1.0"].map(addr).into();
+        let entries =
+            desired(&snapshot(&[("a", "192.0.2.1", "10.244.0.0/24"), ("b", "192.0.2.2", "10.244.1.0/26")]));
+        let keys: Vec<_> =
+            ["10.244.0.0", "10.244.0.64", "10.244.0.128", "10.244.0.192", "10.244.1.0"].map(addr).into();
         assert!(keys.iter().all(|key| entries.contains_key(key)));
         assert_eq!(entries.len(), keys.len() + 2);
         assert_eq!(entries[&addr("10.244.0.64")].prefix_len, 24);
@@ -122,16 +125,21 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_touched() {
-        let before = desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
+        let before =
+            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
         let mut present: Vec<_> = before.iter().map(|(k, v)| (*k, *v)).collect();
         for (_, node) in &mut present {
             node.neigh_epoch = 7;
         }
         assert_eq!(difference(&present, &before), Difference::default());
 
-        let after = desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("c", "192.0.2.3", "10.244.2.0/24")]));
+        let after =
+            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("c", "192.0.2.3", "10.244.2.0/24")]));
         let Difference { set, remove } = difference(&present, &after);
-        assert_eq!(set.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [addr("10.244.2.0"), addr("192.0.2.3")]);
+        assert_eq!(
+            set.iter().map(|(key, _)| *key).collect::<Vec<_>>(),
+            [addr("10.244.2.0"), addr("192.0.2.3")]
+        );
         assert_eq!(remove, [addr("192.0.2.2")]);
     }
 }

@@ -47,7 +47,10 @@ impl Pods {
             let Some(link) = by_index.get(&endpoint.ifindex) else {
                 self.verified.remove(&endpoint.ifindex);
                 if self.missing.insert(*addr) {
-                    warn!("the device of pod {} is gone; its address is kept until the runtime removes the pod", addr.to_ip());
+                    warn!(
+                        "the device of pod {} is gone; its address is kept until the runtime removes the pod",
+                        addr.to_ip()
+                    );
                 }
                 continue;
             };

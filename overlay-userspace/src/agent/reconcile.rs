@@ -4,7 +4,11 @@
 //! are no longer wanted go after the programs that used them. [`Local`] is written last, because the CNI plugin begins
 //! to work when it says so.
 
-use std::{collections::HashMap, net::IpAddr, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use aya_log::EbpfLogger;
@@ -63,7 +67,7 @@ pub(super) struct Reconciler {
     underlay: Option<u32>,
     /// Made by this agent, for [`Reconciler::take_back`].
     made_anchor: Option<String>,
-    warned: HashMap<String, ()>,
+    warned: HashSet<String>,
 }
 
 impl Reconciler {
@@ -77,7 +81,7 @@ impl Reconciler {
             pods: Pods::default(),
             underlay: None,
             made_anchor: None,
-            warned: HashMap::new(),
+            warned: HashSet::new(),
         }
     }
 
@@ -89,7 +93,9 @@ impl Reconciler {
         for node in config.nodes.nodes() {
             match self.config.nodes.nodes().iter().find(|old| old.name == node.name) {
                 None => info!("node {} added: {} at {}", node.name, node.subnet, node.address),
-                Some(old) if old != node => info!("node {} changed: {} at {}", node.name, node.subnet, node.address),
+                Some(old) if old != node => {
+                    info!("node {} changed: {} at {}", node.name, node.subnet, node.address);
+                }
                 Some(_) => {}
             }
         }
@@ -103,7 +109,7 @@ impl Reconciler {
     }
 
     /// May this change have broken something that this agent keeps?
-    pub(super) fn concerns(&self, change: &Change) -> bool {
+    pub(super) fn concerns(change: &Change) -> bool {
         match change {
             Change::Link { .. } | Change::Address { .. } | Change::Overrun => true,
             // Routes of others do not matter: the next hop of each packet comes from the kernel's FIB.
@@ -154,8 +160,8 @@ impl Reconciler {
             subnet: own.subnet,
             last_index,
         };
-        let (device, made) = anchor.ensure(&mut netlink)?;
-        if made {
+        let (device, created) = anchor.ensure(&mut netlink)?;
+        if created {
             self.made_anchor = Some(device.name.clone());
         }
         reconcile_routes(&mut netlink, &anchor.routes(device.index))?;
@@ -193,14 +199,17 @@ impl Reconciler {
         for facts in &loaded.facts {
             log::debug!(
                 "loaded {}: {} instructions verified, {} bytes of machine code",
-                facts.name, facts.verified_instructions, facts.jited_bytes
+                facts.name,
+                facts.verified_instructions,
+                facts.jited_bytes
             );
         }
         let stale = self.fill_nodes(&desired)?;
         self.program_log = None;
         if constants.log_level > 0 {
             // SAFETY: the logger owns the descriptor and both are dropped together.
-            let log = unsafe { AsyncFd::register(loaded.logger()?) }.context("poll the log of the programs")?;
+            let log =
+                unsafe { AsyncFd::register(loaded.logger()?) }.context("poll the log of the programs")?;
             self.program_log = Some(log);
         }
         self.pods.forget();
@@ -220,7 +229,9 @@ impl Reconciler {
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
         let network = &self.config.network;
         let own = self.config.nodes.own();
-        let (IpNet::V4(cluster), IpNet::V4(subnet), IpAddr::V4(vtep)) = (network.cidr, own.subnet, own.address) else {
+        let (IpNet::V4(cluster), IpNet::V4(subnet), IpAddr::V4(vtep)) =
+            (network.cidr, own.subnet, own.address)
+        else {
             bail!("node {}: this version carries IPv4 only", own.name);
         };
         Ok(Constants {
@@ -249,7 +260,8 @@ impl Reconciler {
         {
             info!("the underlay is {} now", wire.name);
         }
-        let keep = Role::Wire.link_name(Device { name: &wire.name, ifindex: wire.index }, Role::Wire.hooks()[0]);
+        let keep =
+            Role::Wire.link_name(Device { name: &wire.name, ifindex: wire.index }, Role::Wire.hooks()[0]);
         for name in self.pins.links()? {
             if name.starts_with("wire_") && name != keep {
                 self.pins.remove_link(&name)?;
@@ -267,7 +279,8 @@ impl Reconciler {
                 IpNet::V6(_) => None,
             }
         };
-        let cluster = v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
+        let cluster =
+            v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
         let changed = if network.masquerade {
             masquerade::ensure(&Masquerade {
                 subnets: v4(self.config.nodes.own().subnet).into_iter().collect(),
@@ -295,7 +308,7 @@ impl Reconciler {
             warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
         }
         for warning in found.warnings {
-            if self.warned.insert(warning.clone(), ()).is_none() {
+            if self.warned.insert(warning.clone()) {
                 warn!("{warning}");
             }
         }
@@ -306,7 +319,8 @@ impl Reconciler {
     fn publish(&self, anchor: &Link, mtu: u32, mode: AttachMode) -> anyhow::Result<()> {
         let network = &self.config.network;
         let own = self.config.nodes.own();
-        let subnet = |net: IpNet| Subnet { addr: net.network().into(), prefix_len: u32::from(net.prefix_len()) };
+        let subnet =
+            |net: IpNet| Subnet { addr: net.network().into(), prefix_len: u32::from(net.prefix_len()) };
         let mut local = Local {
             ready: 1,
             attach_mode: mode as u32,
@@ -345,7 +359,9 @@ impl Reconciler {
                         report(&name, &e);
                     }
                     // The route to the anchor has gone with it.
-                    if let Err(e) = netlink.delete_route(&crate::host::netlink::Route::unreachable(self.config.nodes.own().subnet)) {
+                    if let Err(e) = netlink.delete_route(&crate::host::netlink::Route::unreachable(
+                        self.config.nodes.own().subnet,
+                    )) {
                         report("the route of the own subnet", &e);
                     }
                 }

@@ -35,7 +35,8 @@ fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let heading: Vec<String> = heading.iter().map(ToString::to_string).collect();
     for row in std::iter::once(&heading).chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         writeln!(out, "{}", cells.join("  ").trim_end())?;
     }
     Ok(())
@@ -98,7 +99,10 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
     let facts = [
         ("node", format!("{} ({ready})", text(&local.node_name))),
         ("tunnel", format!("{} port {} VNI {}", local.vtep.to_ip(), local.port, local.vni)),
-        ("pods", format!("{pods} in {subnet}, gateway {}, MTU {}", local.gateway[FAMILY_V4].to_ip(), local.mtu)),
+        (
+            "pods",
+            format!("{pods} in {subnet}, gateway {}, MTU {}", local.gateway[FAMILY_V4].to_ip(), local.mtu),
+        ),
         ("peers", peers.to_string()),
         ("attached", format!("by {attach}, pins in {}", pins.root().display())),
     ];
@@ -254,8 +258,9 @@ fn event_line(event: &DropEvent) -> String {
         format!(" from VTEP {}", event.outer_src.to_ip())
     };
     format!(
-        "{:>14.6} {reason} at {hook} (ifindex {}): {} -> {} protocol {} length {}{tunnel}",
-        event.time_ns as f64 / 1e9,
+        "{:>14}.{:06} {reason} at {hook} (ifindex {}): {} -> {} protocol {} length {}{tunnel}",
+        event.time_ns / 1_000_000_000,
+        event.time_ns % 1_000_000_000 / 1000,
         event.ifindex,
         end(event.src, event.src_port),
         end(event.dst, event.dst_port),

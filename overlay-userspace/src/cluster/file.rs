@@ -30,8 +30,8 @@ impl Watch {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let inotify =
-            Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).context("create an inotify instance")?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .context("create an inotify instance")?;
         let events = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_CREATE
@@ -90,7 +90,10 @@ mod tests {
         fs::write(&file, "1").unwrap();
         runtime().block_on(async {
             let mut watch = Watch::new(&file).unwrap();
-            assert!(tokio::time::timeout(Duration::from_millis(120), watch.changed()).await.is_err(), "quiet");
+            assert!(
+                tokio::time::timeout(Duration::from_millis(120), watch.changed()).await.is_err(),
+                "quiet"
+            );
 
             fs::write(&file, "2").unwrap();
             tokio::time::timeout(Duration::from_secs(1), watch.changed()).await.unwrap().unwrap();

@@ -3,7 +3,7 @@
 //! Pure: variables come from a function. `CNI_ARGS` and `CNI_PATH` are not looked at: no argument changes what this
 //! plugin does, and it delegates to no other.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, fmt, path::PathBuf};
 
 use super::failure::{Code, Failure};
 
@@ -12,7 +12,7 @@ const IFNAME_MAX: usize = libc::IFNAMSIZ - 1;
 
 /// One interface of one container. Both names are valid: see [`Attachment::new`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attachment {
+pub(super) struct Attachment {
     /// `CNI_CONTAINERID`.
     pub(super) container: String,
     /// `CNI_IFNAME`.
@@ -28,17 +28,24 @@ impl Attachment {
                 "CNI_CONTAINERID {container:?} is invalid: it must begin with a letter or a digit, and go on with these, `_`, `.` and `-`"
             ));
         }
-        let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c == '\0';
+        // A percent sign would make it a pattern for the kernel to fill in.
+        let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace();
         let reason = match ifname.as_str() {
             "" => "is empty",
             "." | ".." => "is a directory",
             // The kernel's own names below /proc/sys/net/ipv4/conf; it refuses such a device.
             "all" | "default" => "is reserved by the kernel",
             name if name.len() > IFNAME_MAX => "is longer than 15 bytes",
-            name if name.contains(forbidden) => "contains a slash, a colon or white space",
+            name if name.contains(forbidden) => "contains a slash, a colon, a percent sign or white space",
             _ => return Ok(Self { container, ifname }),
         };
         invalid(format!("CNI_IFNAME {ifname:?} {reason}"))
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of container {}", self.ifname, self.container)
     }
 }
 
@@ -81,7 +88,9 @@ impl Request {
             "DEL" => Ok(Self::Del { attachment: variables.attachment()? }),
             "CHECK" | "GC" | "STATUS" => Err(Failure::new(
                 Code::Environment,
-                format!("CNI_COMMAND {command} is not supported by this version of overlay: it answers ADD, DEL and VERSION"),
+                format!(
+                    "CNI_COMMAND {command} is not supported by this version of overlay: it answers ADD, DEL and VERSION"
+                ),
             )),
             _ => Err(Failure::new(
                 Code::Environment,
@@ -95,11 +104,12 @@ struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
     fn required(&self, name: &str) -> Result<String, Failure> {
-        let missing = || Failure::new(Code::Environment, format!("{name} is not set: the runtime has to set it"));
+        let missing =
+            || Failure::new(Code::Environment, format!("{name} is not set: the runtime has to set it"));
         let value = (self.0)(name).filter(|value| !value.is_empty()).ok_or_else(missing)?;
-        value
-            .into_string()
-            .map_err(|value| Failure::new(Code::Environment, format!("{name} {} is not UTF-8", value.display())))
+        value.into_string().map_err(|value| {
+            Failure::new(Code::Environment, format!("{name} {} is not UTF-8", value.display()))
+        })
     }
 
     fn attachment(&self) -> Result<Attachment, Failure> {
@@ -113,8 +123,12 @@ mod tests {
 
     use super::*;
 
-    const GOOD: [(&str, &str); 4] =
-        [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", "/run/netns/p"), ("CNI_IFNAME", "eth0")];
+    const GOOD: [(&str, &str); 4] = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c1"),
+        ("CNI_NETNS", "/run/netns/p"),
+        ("CNI_IFNAME", "eth0"),
+    ];
 
     /// The good variables with one replaced, or taken away.
     fn read(name: &str, value: Option<&str>) -> Result<Request, Failure> {
@@ -148,7 +162,8 @@ mod tests {
         let only = |names: &'static [(&str, &str)]| {
             Request::read(move |wanted| names.iter().find(|(name, _)| *name == wanted).map(|(_, v)| v.into()))
         };
-        let del = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")];
+        let del =
+            [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")];
         assert!(matches!(only(Box::leak(Box::new(del))), Ok(Request::Del { .. })));
         assert_eq!(only(&[("CNI_COMMAND", "VERSION")]), Ok(Request::Version));
     }
@@ -189,7 +204,7 @@ mod tests {
         for good in ["eth0", "net1.5", "a", "fifteen-bytes-x", "..."] {
             assert!(read("CNI_IFNAME", Some(good)).is_ok(), "{good}");
         }
-        for bad in [".", "..", "a/b", "a:1", "a b", "a\tb", "sixteen-bytes-xx", "all", "default"] {
+        for bad in [".", "..", "a/b", "a:1", "a b", "a\tb", "eth%d", "sixteen-bytes-xx", "all", "default"] {
             refused("CNI_IFNAME", Some(bad));
         }
     }

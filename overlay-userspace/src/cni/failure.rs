@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use serde_json::{Value, json};
+
 use crate::{
     datapath::DatapathError,
     host::{netlink::NetlinkError, netns::NetNsError},
@@ -64,13 +66,12 @@ impl Failure {
     }
 
     /// The error object.
-    pub(super) fn to_json(&self, version: &str) -> serde_json::Value {
-        serde_json::json!({
-            "cniVersion": version,
-            "code": self.code as u32,
-            "msg": self.message,
-            "details": self.details,
-        })
+    pub(super) fn to_json(&self, version: &str) -> Value {
+        let mut object = json!({ "cniVersion": version, "code": self.code as u32, "msg": self.message });
+        if !self.details.is_empty() {
+            object["details"] = json!(self.details);
+        }
+        object
     }
 }
 
@@ -112,15 +113,20 @@ mod tests {
 
     #[test]
     fn the_error_object_has_the_fields_of_the_specification() {
-        let failure = Failure::step("create the veth pair", "File exists (os error 17)").with_details("undone");
+        let failure =
+            Failure::step("create the veth pair", "File exists (os error 17)").with_details("undone");
         assert_eq!(
             failure.to_json("0.4.0"),
-            serde_json::json!({
+            json!({
                 "cniVersion": "0.4.0",
                 "code": 103,
                 "msg": "create the veth pair: File exists (os error 17)",
                 "details": "undone",
             })
+        );
+        assert_eq!(
+            Failure { details: String::new(), ..failure.clone() }.to_json("1.0.0").get("details"),
+            None
         );
         assert_eq!(failure.to_string(), "create the veth pair: File exists (os error 17); undone");
     }

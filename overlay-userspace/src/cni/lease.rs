@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use overlay_common::maps::{Addr, Endpoint, FAMILY_V4, Owner};
+use overlay_common::maps::{Addr, ENDPOINTS_MAX, Endpoint, FAMILY_V4, Owner};
 
 use super::{
     failure::{Code, Failure},
@@ -19,7 +19,11 @@ use crate::datapath::tables::{Endpoints, LeaseCursor};
 /// the subnet) and wrapping round.
 ///
 /// Left out are the network and broadcast addresses and the gateway; a subnet without others gives none.
-pub(super) fn candidates(subnet: Ipv4Net, gateway: Ipv4Addr, last: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
+pub(super) fn candidates(
+    subnet: Ipv4Net,
+    gateway: Ipv4Addr,
+    last: Ipv4Addr,
+) -> impl Iterator<Item = Ipv4Addr> {
     // In 64 bits even 0.0.0.0/0 does not overflow.
     let network = u64::from(subnet.network().to_bits());
     let size = 1_u64 << (32 - u32::from(subnet.prefix_len()));
@@ -63,7 +67,12 @@ pub(super) fn take(
             }
             Ok(false) => {}
             // The map holds fewer entries than a subnet shorter than /18 has addresses.
-            Err(error) if error.errno() == Some(libc::E2BIG) => break,
+            Err(error) if error.errno() == Some(libc::E2BIG) => {
+                return Err(Failure::new(
+                    Code::PoolExhausted,
+                    format!("the map ENDPOINTS is full: a node has room for {ENDPOINTS_MAX} pods"),
+                ));
+            }
             Err(error) => return Err(Failure::step("lease an address", error)),
         }
     }
@@ -73,7 +82,7 @@ pub(super) fn take(
 fn exhausted(endpoints: &Endpoints, node: &Node) -> Failure {
     let Node { subnet, gateway, .. } = node;
     let size = candidates(*subnet, *gateway, subnet.network()).count();
-    let held = endpoints.entries().map_or_else(|error| error.to_string(), |entries| entries.len().to_string());
+    let held = endpoints.entries().map_or_else(|_| "all".to_owned(), |entries| entries.len().to_string());
     Failure::new(
         Code::PoolExhausted,
         format!(
@@ -83,7 +92,11 @@ fn exhausted(endpoints: &Endpoints, node: &Node) -> Failure {
 }
 
 /// Makes the entry complete, so that the programs deliver to the pod.
-pub(super) fn complete(endpoints: &mut Endpoints, address: Ipv4Addr, endpoint: Endpoint) -> Result<(), Failure> {
+pub(super) fn complete(
+    endpoints: &mut Endpoints,
+    address: Ipv4Addr,
+    endpoint: Endpoint,
+) -> Result<(), Failure> {
     match endpoints.update(address.into(), endpoint) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::step("complete the endpoint", format!("the lease of {address} is gone"))),
@@ -106,7 +119,8 @@ mod tests {
     use super::*;
 
     fn all(subnet: &str, gateway: &str, last: &str) -> Vec<String> {
-        let (subnet, gateway, last) = (subnet.parse().unwrap(), gateway.parse().unwrap(), last.parse().unwrap());
+        let (subnet, gateway, last) =
+            (subnet.parse().unwrap(), gateway.parse().unwrap(), last.parse().unwrap());
         candidates(subnet, gateway, last).map(|address| address.to_string()).collect()
     }
 
@@ -137,7 +151,10 @@ mod tests {
         assert!(all("10.244.1.0/31", "10.244.1.1", "0.0.0.0").is_empty());
         assert!(all("10.244.1.1/32", "10.244.1.1", "10.244.1.1").is_empty());
         let first = |subnet: &str, last: [u8; 4]| {
-            candidates(subnet.parse().unwrap(), Ipv4Addr::new(0, 0, 0, 1), last.into()).next().unwrap().octets()
+            candidates(subnet.parse().unwrap(), Ipv4Addr::new(0, 0, 0, 1), last.into())
+                .next()
+                .unwrap()
+                .octets()
         };
         assert_eq!(first("0.0.0.0/0", [255; 4]), [0, 0, 0, 2]);
         assert_eq!(first("255.255.255.0/24", [255, 255, 255, 254]), [255, 255, 255, 1]);

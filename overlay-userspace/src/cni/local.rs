@@ -64,7 +64,10 @@ impl TryFrom<&Local> for Node {
             })
         };
         node().ok_or_else(|| {
-            Failure::new(Code::Io, "the pinned map LOCAL makes no sense: restart the overlay agent, which writes it anew")
+            Failure::new(
+                Code::Io,
+                "the pinned map LOCAL makes no sense: restart the overlay agent, which writes it anew",
+            )
         })
     }
 }
@@ -101,7 +104,10 @@ mod tests {
     #[test]
     fn a_ready_node_is_read() {
         let node = Node::try_from(&good()).unwrap();
-        assert_eq!((node.subnet.to_string(), node.gateway.to_string()), ("10.244.1.0/24".into(), "10.244.1.1".into()));
+        assert_eq!(
+            (node.subnet.to_string(), node.gateway.to_string()),
+            ("10.244.1.0/24".into(), "10.244.1.1".into())
+        );
         assert_eq!((node.mtu, node.attach), (1450, AttachMode::Tcx));
     }
 

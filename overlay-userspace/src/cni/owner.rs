@@ -19,7 +19,7 @@ const DEVICE_PREFIX: &str = "ov";
 ///
 /// A container id longer than the 64 bytes of the field is stored as its first 40 bytes, `~`, and 16 hex digits of the
 /// hash of the whole. The interface name is at most 15 bytes long ([`Attachment`] guarantees it); more is cut.
-pub fn owner(attachment: &Attachment) -> Owner {
+pub(super) fn owner(attachment: &Attachment) -> Owner {
     let Attachment { container, ifname } = attachment;
     let container = container.as_bytes();
     let mut owner = Owner { container: [0; 64], ifname: [0; 16] };
@@ -35,26 +35,16 @@ pub fn owner(attachment: &Attachment) -> Owner {
     owner
 }
 
-/// An owner as people read it: `<container id>/<interface>`.
-pub fn owner_text(owner: &Owner) -> String {
-    format!("{}/{}", container_text(owner), ifname_text(owner))
-}
-
-/// The container id of an owner, abbreviated where it is stored so.
-pub fn container_text(owner: &Owner) -> String {
-    text(&owner.container)
-}
-
-/// The interface name of an owner.
-pub fn ifname_text(owner: &Owner) -> String {
-    text(&owner.ifname)
+/// Container id and interface name of an owner, the id abbreviated where it is stored so.
+pub fn owner_text(owner: &Owner) -> (String, String) {
+    (text(&owner.container), text(&owner.ifname))
 }
 
 /// The name of the host side device of an attachment: `ov` and 11 hex digits of a hash.
 ///
 /// 44 bits: with 250 pods on a node, two share a name once in 5·10⁸ nodes; ADD and DEL then refuse to touch the other
 /// pod's device.
-pub fn device_name(attachment: &Attachment) -> String {
+pub(super) fn device_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     // Folded, not cut: that is how FNV is shortened without losing its spread (draft-eastlake-fnv, section 3).
     let folded = (hash >> 44) ^ (hash & ((1 << 44) - 1));
@@ -64,9 +54,10 @@ pub fn device_name(attachment: &Attachment) -> String {
 /// FNV-1a, 64 bits, of the parts with a NUL between them, which no part contains. Stable across builds, unlike the
 /// standard library's hashers; it need not resist an attacker, because container ids are the runtime's own.
 fn fnv1a(parts: &[&[u8]]) -> u64 {
-    parts.join(&0).iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    parts
+        .join(&0)
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// NUL-padded; what does not fit is cut.
@@ -92,7 +83,7 @@ mod tests {
         for length in [1, 63, 64] {
             let id = "a".repeat(length);
             let owner = owner(&attachment(&id, "eth0"));
-            assert_eq!(owner_text(&owner), format!("{id}/eth0"));
+            assert_eq!(owner_text(&owner), (id, "eth0".to_owned()));
             assert!(owner.container[length..].iter().all(|byte| *byte == 0));
         }
     }
@@ -103,7 +94,7 @@ mod tests {
         let one = owner(&attachment(&format!("{head}1"), "eth0"));
         let two = owner(&attachment(&format!("{head}2"), "eth0"));
         assert_ne!(one, two);
-        let text = container_text(&one);
+        let (text, _) = owner_text(&one);
         assert_eq!(text.len(), 40 + 1 + 16);
         assert!(text.starts_with(&format!("{}~", &head[..40])), "{text}");
         assert!(text[41..].bytes().all(|byte| byte.is_ascii_hexdigit()), "{text}");
@@ -126,20 +117,20 @@ mod tests {
         assert!(name.starts_with("ov"));
     }
 
-    /// Pods that run while the binary is replaced depend on these.
+    /// Pods that run while the binary is replaced depend on these values, computed by another implementation.
     #[test]
     fn names_and_owners_are_those_of_schema_1() {
         assert_eq!(fnv1a(&[b""]), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(&[b"foobar"]), 0x8594_4171_f739_67e8);
-        assert_eq!(device_name(&attachment("pod", "eth0")), "GOLDEN_DEVICE");
+        assert_eq!(device_name(&attachment("pod", "eth0")), "ov7d625fa7942");
         let long = owner(&attachment(&"0123456789".repeat(7), "eth0"));
-        assert_eq!(container_text(&long), "GOLDEN_CONTAINER");
+        assert_eq!(owner_text(&long).0, "0123456789012345678901234567890123456789~be3cee88845bf57a");
     }
 
     #[test]
     fn what_is_no_text_is_still_printed() {
         let owner = Owner { container: [0xff; 64], ifname: [b'x'; 16] };
-        assert_eq!(ifname_text(&owner), "x".repeat(16));
-        assert_eq!(container_text(&owner).chars().count(), 64);
+        let (container, ifname) = owner_text(&owner);
+        assert_eq!((container.chars().count(), ifname), (64, "x".repeat(16)));
     }
 }

@@ -92,10 +92,13 @@ impl Conf {
         let value: Value = serde_json::from_slice(stdin)
             .map_err(|e| Failure::new(Code::Decode, format!("decode the network configuration: {e}")))?;
         if !value.is_object() {
-            return Err(Failure::new(Code::Decode, "decode the network configuration: it is not a JSON object"));
+            return Err(Failure::new(
+                Code::Decode,
+                "decode the network configuration: it is not a JSON object",
+            ));
         }
-        let Keys { cni_version, name, pins, dns, prev_result } =
-            serde_json::from_value(value).map_err(|e| invalid(format!("read the network configuration: {e}")))?;
+        let Keys { cni_version, name, pins, dns, prev_result } = serde_json::from_value(value)
+            .map_err(|e| invalid(format!("read the network configuration: {e}")))?;
         let version = cni_version.as_deref().and_then(Version::parse).ok_or_else(|| {
             let spoken = Version::ALL.map(Version::as_str).join(", ");
             // Without the key it is 0.1.0, by the specification of that time.
@@ -107,19 +110,23 @@ impl Conf {
         })?;
         match name {
             Some(name) if is_identifier(&name) => {}
-            Some(name) => return Err(invalid(format!(
-                "network name {name:?} is invalid: it must begin with a letter or a digit, and go on with these, `_`, `.` and `-`"
-            ))),
+            Some(name) => {
+                return Err(invalid(format!(
+                    "network name {name:?} is invalid: it must begin with a letter or a digit, and go on with these, `_`, `.` and `-`"
+                )));
+            }
             None => return Err(invalid("the network configuration has no name: add the key `name`".into())),
         }
         let pins = match pins {
             None => Pins::default(),
             Some(root) if root.is_absolute() => Pins::new(root),
-            Some(root) => return Err(invalid(format!(
-                "pins {:?} is not an absolute path: give the agent's pin root, or leave the key out for {}",
-                root.display(),
-                Pins::default().root().display()
-            ))),
+            Some(root) => {
+                return Err(invalid(format!(
+                    "pins {:?} is not an absolute path: give the agent's pin root, or leave the key out for {}",
+                    root.display(),
+                    Pins::default().root().display()
+                )));
+            }
         };
         Ok(Self { version, pins, dns, previous: prev_result })
     }
@@ -239,8 +246,8 @@ pub(super) fn result(added: &Added, conf: &Conf, previous: Previous) -> Value {
     Value::Object(fields)
 }
 
-fn mac_text([a, b, c, d, e, f]: MacAddress) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+fn mac_text(mac: MacAddress) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[cfg(test)]

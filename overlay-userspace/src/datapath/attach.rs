@@ -7,7 +7,7 @@
 use std::io;
 
 use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    LinkOrder, SchedClassifier, TcAttachType,
     links::{FdLink, LinkError, PinnedLink},
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
 };
@@ -125,7 +125,10 @@ impl Programs {
         let link_name = role.link_name(device, hook);
         let pin = self.pins.link(&link_name);
         let failed = |what: &str, cause: Cause| {
-            DatapathError::new(format!("{what} {} on {} (link {})", hook.name(), device.name, pin.display()), cause)
+            DatapathError::new(
+                format!("{what} {} on {} (link {})", hook.name(), device.name, pin.display()),
+                cause,
+            )
         };
         match PinnedLink::from_pin(&pin) {
             Ok(pinned) => {
@@ -150,7 +153,11 @@ impl Programs {
             },
         }
         let id = program
-            .attach_with_options(device.name, attach_type(hook), TcAttachOptions::TcxOrder(LinkOrder::default()))
+            .attach_with_options(
+                device.name,
+                attach_type(hook),
+                TcAttachOptions::TcxOrder(LinkOrder::default()),
+            )
             .map_err(|e| failed("attach", e.into()))?;
         let link: FdLink = program
             .take_link(id)
@@ -210,15 +217,14 @@ fn attach_clsact(
         Err(first) => {
             let link = SchedClassifierLink::attached(device.name, kind, PRIORITY, HANDLE, None)
                 .map_err(|e| failed("find", e.into()))?;
-            match program.attach_to_link(link) {
-                Ok(id) => (id, Attached::Kept),
-                Err(_) => {
-                    let cause = match qdisc {
-                        Err(e) => Cause::Other(super::chain(&e)),
-                        Ok(()) => ProgramError::into(first),
-                    };
-                    return Err(failed("attach", cause));
-                }
+            if let Ok(id) = program.attach_to_link(link) {
+                (id, Attached::Kept)
+            } else {
+                let cause = match qdisc {
+                    Err(e) => Cause::Other(super::chain(&e)),
+                    Ok(()) => first.into(),
+                };
+                return Err(failed("attach", cause));
             }
         }
     };

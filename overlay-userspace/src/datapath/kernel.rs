@@ -24,8 +24,7 @@ pub fn check_version() -> Result<(), DatapathError> {
         return Ok(());
     }
     let running = nix::sys::utsname::uname()
-        .map(|u| u.release().to_string_lossy().into_owned())
-        .unwrap_or_else(|_| "unknown".into());
+        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned());
     Err(DatapathError::Unsupported(format!(
         "kernel {running} is too old: overlay needs Linux {major}.{minor} or newer (tc programs that build VXLAN headers)"
     )))
@@ -125,7 +124,10 @@ pub fn check_privileges() -> Result<(), DatapathError> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .ok_or_else(|| {
-            DatapathError::new("read /proc/self/status", io::Error::new(io::ErrorKind::InvalidData, "no CapEff line"))
+            DatapathError::new(
+                "read /proc/self/status",
+                io::Error::new(io::ErrorKind::InvalidData, "no CapEff line"),
+            )
         })?;
     let bpf = effective & SYS_ADMIN != 0 || effective & (BPF | PERFMON) == BPF | PERFMON;
     if effective & NET_ADMIN != 0 && bpf {

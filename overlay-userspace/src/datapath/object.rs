@@ -87,8 +87,10 @@ pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
         if !path.exists() {
             continue;
         }
-        let info = MapInfo::from_pin(&path).map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
-        let found_type = info.map_type().map_err(|e| DatapathError::new(format!("inspect {}", path.display()), e))?;
+        let info = MapInfo::from_pin(&path)
+            .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
+        let found_type =
+            info.map_type().map_err(|e| DatapathError::new(format!("inspect {}", path.display()), e))?;
         let properties = [
             ("type", found_type as u32, layout.map_type as u32),
             ("key size", info.key_size(), layout.key as u32),
@@ -130,7 +132,8 @@ pub struct Loaded {
 pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError> {
     pins.create()?;
     check_pinned(pins)?;
-    let Constants { vni, port, cluster, subnet, node_prefix, vtep, anchor_ifindex, anchor_mac, log_level } = constants;
+    let Constants { vni, port, cluster, subnet, node_prefix, vtep, anchor_ifindex, anchor_mac, log_level } =
+        constants;
     let address = |ip: Ipv4Addr| raw(ip.to_bits());
     let words = [
         ("VNI", *vni),
@@ -196,8 +199,10 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
 impl Loaded {
     /// The reader of the programs' own log, to be polled by the caller; only where the level is not 0.
     pub fn logger(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>, DatapathError> {
-        EbpfLogger::init(&mut self.ebpf)
-            .map_err(|e| DatapathError::Aya { action: "open the log of the programs".into(), message: e.to_string() })
+        EbpfLogger::init(&mut self.ebpf).map_err(|e| DatapathError::Aya {
+            action: "open the log of the programs".into(),
+            message: e.to_string(),
+        })
     }
 }
 

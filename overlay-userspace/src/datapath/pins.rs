@@ -66,7 +66,8 @@ impl Pins {
         let topmost = self.root.ancestors().take_while(|dir| !dir.exists()).last().map(Path::to_owned);
         for dir in ["maps", "programs", "links"] {
             let dir = self.root.join(dir);
-            fs::create_dir_all(&dir).map_err(|e| DatapathError::new(format!("create {}", dir.display()), e))?;
+            fs::create_dir_all(&dir)
+                .map_err(|e| DatapathError::new(format!("create {}", dir.display()), e))?;
         }
         Ok(topmost)
     }
@@ -79,7 +80,12 @@ impl Pins {
                 Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
                 Ok(_) => return Err(DatapathError::NoBpffs { path: path.to_owned() }),
                 Err(nix::Error::ENOENT) => {}
-                Err(e) => return Err(DatapathError::new(format!("look at {}", path.display()), io::Error::from(e))),
+                Err(e) => {
+                    return Err(DatapathError::new(
+                        format!("look at {}", path.display()),
+                        io::Error::from(e),
+                    ));
+                }
             }
             let Some(parent) = path.parent() else {
                 return Err(DatapathError::NoBpffs { path: self.root.clone() });
@@ -124,11 +130,12 @@ pub fn remove(directory: &Path) -> Result<(), DatapathError> {
 }
 
 /// Pins under a temporary name and renames, so that `path` never dangles and readers see the old or the new object.
-pub(super) fn replace(path: &Path, pin: impl FnOnce(&Path) -> Result<(), DatapathError>) -> Result<(), DatapathError> {
-    let fresh = path.with_file_name(format!(
-        "{}_new",
-        path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()
-    ));
+pub(super) fn replace(
+    path: &Path,
+    pin: impl FnOnce(&Path) -> Result<(), DatapathError>,
+) -> Result<(), DatapathError> {
+    let fresh = path
+        .with_file_name(format!("{}_new", path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()));
     match fs::remove_file(&fresh) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             return Err(DatapathError::new(format!("remove {}", fresh.display()), e));

@@ -21,7 +21,9 @@ const EXIST: u64 = 2;
 
 fn open(path: &FsPath) -> Result<MapData, DatapathError> {
     MapData::from_pin(path).map_err(|e| match Cause::from(e) {
-        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path: path.to_owned() },
+        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => {
+            DatapathError::NotPinned { path: path.to_owned() }
+        }
         cause => DatapathError::new(format!("open {}", path.display()), cause),
     })
 }
@@ -34,7 +36,8 @@ fn hash<K: Pod, V: Pod>(pins: &Pins, name: &str) -> Result<HashMap<MapData, K, V
 
 fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>, DatapathError> {
     let path = pins.map(name);
-    Array::try_from(Map::Array(open(&path)?)).map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
+    Array::try_from(Map::Array(open(&path)?))
+        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
 }
 
 /// A hash map keyed by address.
@@ -77,7 +80,11 @@ impl<V: Pod> Table<V> {
     fn insert(&mut self, key: Addr, value: V, flags: u64) -> Result<bool, DatapathError> {
         match self.map.insert(key, value, flags).map_err(Cause::from) {
             Ok(()) => Ok(true),
-            Err(Cause::Io(e)) if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) && flags != 0 => Ok(false),
+            Err(Cause::Io(e))
+                if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) && flags != 0 =>
+            {
+                Ok(false)
+            }
             Err(cause) => Err(self.failed("insert", key, cause)),
         }
     }
@@ -200,7 +207,8 @@ impl LeaseCursor {
 fn counters(pins: &Pins, name: &'static str) -> Result<Vec<Counter>, DatapathError> {
     let path = pins.map(name);
     let failed = |e: MapError| DatapathError::new(format!("read {}", path.display()), e);
-    let map: PerCpuArray<MapData, Counter> = PerCpuArray::try_from(Map::PerCpuArray(open(&path)?)).map_err(failed)?;
+    let map: PerCpuArray<MapData, Counter> =
+        PerCpuArray::try_from(Map::PerCpuArray(open(&path)?)).map_err(failed)?;
     let mut sums = Vec::new();
     for slot in map.iter() {
         let mut sum = Counter::default();

@@ -97,10 +97,10 @@ impl ClusterBuilder {
         let lan_b = Lan::new(&lab, "lan-b", self.link);
 
         let router = lab.router("router");
-        lan_a.attach(&router, "a");
-        lan_b.attach(&router, "b");
-        router.ip(&format!("addr add {} dev a", host(LAN_A, ROUTER_HOST, LAN_PREFIX)));
-        router.ip(&format!("addr add {} dev b", host(LAN_B, ROUTER_HOST, LAN_PREFIX)));
+        lan_a.attach(&router, "lan-a");
+        lan_b.attach(&router, "lan-b");
+        router.ip(&format!("addr add {} dev lan-a", host(LAN_A, ROUTER_HOST, LAN_PREFIX)));
+        router.ip(&format!("addr add {} dev lan-b", host(LAN_B, ROUTER_HOST, LAN_PREFIX)));
 
         let world = lab.namespace("world");
         self.link.connect(&world, "eth0", &router, "world");
@@ -201,7 +201,7 @@ impl Cluster {
         &self.lan_b
     }
 
-    /// The router between the LANs and the world; its devices are `a`, `b` and `world`.
+    /// The router between the LANs and the world; its devices are `lan-a`, `lan-b` and `world`.
     pub fn router(&self) -> &Namespace {
         &self.router
     }

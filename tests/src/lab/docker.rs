@@ -1,12 +1,18 @@
 //! What an installed Docker does to a node's network: a `docker0` bridge without ports and a filter table whose
 //! FORWARD policy is DROP.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
 use super::{Namespace, exec};
 
 /// The bridge that Docker makes.
 const BRIDGE: &str = "docker0";
+
+/// How long the kernel may take to see that a bridge without ports has no carrier.
+const CARRIER_LIMIT: Duration = Duration::from_secs(3);
 
 /// What Docker leaves behind on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,7 +22,8 @@ pub enum Docker {
     /// Installed, its bridge set down.
     #[default]
     Down,
-    /// Installed, no container running: the bridge is administratively up but, without a port, has no carrier.
+    /// Installed, no container running any more: the bridge is administratively up but, without a port, has no
+    /// carrier, which `ip` also shows as DOWN.
     Idle,
 }
 
@@ -62,9 +69,24 @@ impl Docker {
         if self == Self::Absent {
             return;
         }
-        namespace.ip_batch(&format!("link add {BRIDGE} type bridge\naddr add 172.17.0.1/16 dev {BRIDGE}\n"));
+        namespace
+            .ip_batch(&format!("link add name {BRIDGE} type bridge\naddr add 172.17.0.1/16 dev {BRIDGE}\n"));
         if self == Self::Idle {
-            namespace.ip(&format!("link set {BRIDGE} up"));
+            // A bridge says NO-CARRIER from when its last port goes, as the last container's did; before it ever
+            // had one its state is unknown.
+            namespace.ip_batch(&format!(
+                "link set dev {BRIDGE} up\n\
+                 link add name port type veth peer name pod\n\
+                 link set dev pod up\n\
+                 link set dev port master {BRIDGE} up\n\
+                 link del dev port\n"
+            ));
+            // The kernel's link watch reports that up to a second later.
+            let start = Instant::now();
+            while DockerState::read(namespace).bridge.as_deref() != Some("DOWN") {
+                assert!(start.elapsed() < CARRIER_LIMIT, "{BRIDGE} without ports has a carrier");
+                thread::sleep(Duration::from_millis(20));
+            }
         }
         exec::must(&mut namespace.command("iptables-nft-restore"), RULES);
     }

@@ -61,20 +61,20 @@ impl FlannelNode {
         let namespace = lab.router(name);
         lan.attach(&namespace, Node::DEVICE);
         let (device, address) = (Self::DEVICE, underlay.addr());
-        let link = namespace.ip_json(&format!("link show {}", Node::DEVICE));
+        let link = namespace.ip_json(&format!("link show dev {}", Node::DEVICE));
         let underlay_mtu = link[0]["mtu"].as_u64().expect("a device has an MTU");
         let mtu = u32::try_from(underlay_mtu).expect("an MTU is small") - OVERHEAD;
         let FlannelWire { vni, port } = wire;
         let first = subnet.hosts().next().expect("a node subnet has host addresses");
         namespace.ip_batch(&format!(
             "addr add {underlay} dev {eth}\n\
-             link add {device} mtu {mtu} txqueuelen 0 type vxlan id {vni} dev {eth} local {address} \
+             link add name {device} mtu {mtu} txqueuelen 0 type vxlan id {vni} dev {eth} local {address} \
                 dstport {port} nolearning\n\
              addr add {network}/32 dev {device}\n\
-             link set {device} up\n\
-             link add cni0 mtu {mtu} type bridge\n\
+             link set dev {device} up\n\
+             link add name cni0 mtu {mtu} type bridge\n\
              addr add {first}/{prefix} dev cni0\n\
-             link set cni0 up\n",
+             link set dev cni0 up\n",
             eth = Node::DEVICE,
             network = subnet.network(),
             prefix = subnet.prefix_len(),
@@ -107,7 +107,7 @@ impl FlannelNode {
     /// The MAC of its vxlan device.
     #[track_caller]
     pub fn vtep_mac(&self) -> String {
-        let link = self.namespace.ip_json(&format!("link show {}", Self::DEVICE));
+        let link = self.namespace.ip_json(&format!("link show dev {}", Self::DEVICE));
         link[0]["address"].as_str().expect("a vxlan device has a MAC").to_owned()
     }
 
@@ -122,13 +122,13 @@ impl FlannelNode {
         let (mtu, veth) = (self.mtu, format!("veth{number}"));
         let pod = namespace.name();
         self.namespace.ip_batch(&format!(
-            "link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n\
-             link set {veth} master cni0\n\
-             link set {veth} up\n"
+            "link add name {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n\
+             link set dev {veth} master cni0\n\
+             link set dev {veth} up\n"
         ));
         namespace.ip_batch(&format!(
             "addr add {addr}/{prefix} dev eth0\n\
-             link set eth0 up\n\
+             link set dev eth0 up\n\
              route add default via {gateway} dev eth0\n",
             prefix = self.subnet.prefix_len(),
         ));

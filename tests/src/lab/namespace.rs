@@ -55,7 +55,7 @@ impl Namespace {
         let file =
             File::open(&path).unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
         let namespace = Self { inner: Arc::new(Inner { name: name.to_owned(), file }) };
-        namespace.ip("link set lo up");
+        namespace.ip("link set dev lo up");
         namespace.sysctl("net.ipv4.conf.all.rp_filter", "0");
         namespace.sysctl("net.ipv4.conf.default.rp_filter", "0");
         namespace

@@ -153,7 +153,7 @@ impl Node {
     /// The MAC of the anchor device, which a peer without an overlay agent has to send to.
     #[track_caller]
     pub fn vtep_mac(&self) -> String {
-        let link = self.namespace().ip_json(&format!("link show {}", Self::ANCHOR));
+        let link = self.namespace().ip_json(&format!("link show dev {}", Self::ANCHOR));
         link[0]["address"].as_str().expect("the anchor device has a MAC").to_owned()
     }
 

@@ -41,11 +41,15 @@ pub struct Link {
     pub mode: WireMode,
     /// The MTU of both ends, in bytes.
     pub mtu: u32,
+    /// Whether senders fill checksums in (`tx off`). Otherwise, in W1 and W2 alike, a packet of a local socket crosses
+    /// the wire with its checksum not yet computed, the receiver takes it on trust, and no `InCsumErrors` can
+    /// ever be counted. Without checksum offload there is no TSO: in W1 also TCP is segmented at the sender.
+    pub checksums: bool,
 }
 
 impl Default for Link {
     fn default() -> Self {
-        Self { mode: WireMode::default(), mtu: 1500 }
+        Self { mode: WireMode::default(), mtu: 1500, checksums: false }
     }
 }
 
@@ -58,15 +62,24 @@ impl Link {
     /// Connects device `a_dev` in `a` with device `b_dev` in `b`: both new, both up, without addresses.
     #[track_caller]
     pub fn connect(self, a: &Namespace, a_dev: &str, b: &Namespace, b_dev: &str) {
-        let Self { mode, mtu } = self;
+        let Self { mode, mtu, checksums } = self;
         // A device gets as many queues as it is made with; one is what most virtual NICs have.
-        a.ip(&format!("link add {a_dev} mtu {mtu} type veth peer name {b_dev} mtu {mtu} netns {}", b.name()));
+        a.ip(&format!(
+            "link add name {a_dev} mtu {mtu} type veth peer name {b_dev} mtu {mtu} netns {}",
+            b.name()
+        ));
         if mode == WireMode::Nic {
             like_a_nic(a, a_dev);
             like_a_nic(b, b_dev);
         }
-        a.ip(&format!("link set {a_dev} up"));
-        b.ip(&format!("link set {b_dev} up"));
+        if checksums {
+            for (namespace, dev) in [(a, a_dev), (b, b_dev)] {
+                exec::must(namespace.command("ethtool").args(["-K", dev, "tx", "off"]), "");
+                expect_feature(namespace, dev, "tx-checksum-ip-generic", "off");
+            }
+        }
+        a.ip(&format!("link set dev {a_dev} up"));
+        b.ip(&format!("link set dev {b_dev} up"));
     }
 }
 
@@ -119,8 +132,8 @@ impl Lan {
     pub fn new(lab: &Lab, name: &str, link: Link) -> Self {
         let switch = lab.namespace(name);
         // Snooping off: a switch that floods multicast, so that nothing depends on a querier.
-        switch.ip(&format!("link add br0 mtu {} type bridge stp_state 0 mcast_snooping 0", link.mtu));
-        switch.ip("link set br0 up");
+        switch.ip(&format!("link add name br0 mtu {} type bridge stp_state 0 mcast_snooping 0", link.mtu));
+        switch.ip("link set dev br0 up");
         Self { switch, link, ports: AtomicU32::new(0) }
     }
 
@@ -134,7 +147,7 @@ impl Lan {
         if self.link.mode == WireMode::Nic {
             exec::must(self.switch.command("ethtool").args(["-K", &port, RECEIVER_ON.1, "off"]), "");
         }
-        self.switch.ip(&format!("link set {port} master br0"));
+        self.switch.ip(&format!("link set dev {port} master br0"));
         port
     }
 

@@ -66,7 +66,8 @@ impl Display for Host<'_> {
     }
 }
 
-/// TCP, UDP and ping from one to the other; TCP and UDP under an unchanged address.
+/// TCP, UDP and ping from one to the other; TCP and UDP under an unchanged address, given as the client's own
+/// (`getsockname`) = what the server saw (`getpeername`, `recvfrom`).
 fn untranslated(from: Host<'_>, to: Host<'_>) -> Result<String> {
     let (tcp, udp, time) = all_protocols(from, to.namespace, to.address)?;
     for (protocol, seen) in [("tcp", tcp), ("udp", udp)] {
@@ -74,9 +75,17 @@ fn untranslated(from: Host<'_>, to: Host<'_>) -> Result<String> {
         ensure!(seen.same_address(), "{protocol} client is {client}, but the server saw {server_saw}");
     }
     Ok(format!(
-        "tcp client {} = server saw {}, udp {} = {}, ping {time:.1?}",
-        tcp.client, tcp.server_saw, udp.client, udp.server_saw
+        "tcp {} = {}  udp {} = {}  ping {}",
+        tcp.client,
+        tcp.server_saw,
+        udp.client,
+        udp.server_saw,
+        milliseconds(time)
     ))
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }
 
 fn all_protocols(from: Host<'_>, server: &Namespace, address: Ipv4Addr) -> Result<(Seen, Seen, Duration)> {
@@ -209,8 +218,12 @@ fn masqueraded(stage: &Stage, node: &Node, pod: &Pod) -> Result<String> {
         ensure!(server_saw == node.address(), "{protocol} server saw {server_saw}, not {}", node.address());
     }
     Ok(format!(
-        "tcp client {}, server saw {}; udp client {}, server saw {}; answered; ping {time:.1?}",
-        tcp.client, tcp.server_saw, udp.client, udp.server_saw
+        "tcp {} seen as {}  udp {} seen as {}  ping {}",
+        tcp.client,
+        tcp.server_saw,
+        udp.client,
+        udp.server_saw,
+        milliseconds(time)
     ))
 }
 

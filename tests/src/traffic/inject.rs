@@ -19,7 +19,7 @@ pub fn inject(namespace: &Namespace, dev: &str, frames: &[Vec<u8>]) {
 /// The MAC of a device, as bytes.
 #[track_caller]
 pub fn mac_of(namespace: &Namespace, dev: &str) -> [u8; 6] {
-    let link = namespace.ip_json(&format!("link show {dev}"));
+    let link = namespace.ip_json(&format!("link show dev {dev}"));
     parse_mac(link[0]["address"].as_str().expect("an Ethernet device has a MAC"))
 }
 

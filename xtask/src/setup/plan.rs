@@ -11,8 +11,8 @@ use crate::toolchain::minimum_release;
 
 /// Debian's compiler and its core library for the BPF targets.
 const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
-/// LLVM versions that this bpf-linker can be built with.
-const LINKER_LLVMS: [u32; 3] = [21, 22, 23];
+/// LLVM versions that this bpf-linker can be built with and that allow misaligned loads (from 22).
+const LINKER_LLVMS: [u32; 2] = [22, 23];
 
 /// What can be used to install things.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ mod tests {
         let needs = [Need::BpfLinker { llvm: 22, present: None }];
         let packages = Step::Packages(vec!["llvm-22-dev".into()]);
         assert_eq!(plan(&needs, &debian()), [packages, Step::Linker { llvm: 22 }]);
-        let means = Means { llvms: vec![21, 22], ..debian() };
+        let means = Means { llvms: vec![22, 23], ..debian() };
         assert_eq!(plan(&needs, &means), [Step::Linker { llvm: 22 }]);
     }
 

@@ -8,7 +8,17 @@ use super::*;
 const VTEP: Vtep = Vtep { addr: [192, 0, 2, 2], port: 8472, vni: 1 };
 
 fn encap() -> impl Strategy<Value = Encap> {
-    (any::<[u8; 4]>(), any::<[u8; 4]>(), any::<u16>(), any::<u16>(), 0_u32..1 << 24, 0..=MAX_INNER_LEN as u16, any::<u8>(), any::<[u8; 6]>(), any::<[u8; 6]>())
+    (
+        any::<[u8; 4]>(),
+        any::<[u8; 4]>(),
+        any::<u16>(),
+        any::<u16>(),
+        0_u32..1 << 24,
+        0..=MAX_INNER_LEN as u16,
+        any::<u8>(),
+        any::<[u8; 6]>(),
+        any::<[u8; 6]>(),
+    )
         .prop_map(|(src, dst, src_port, port, vni, inner_len, tos, inner_src, inner_dst)| Encap {
             src,
             dst,
@@ -38,8 +48,18 @@ fn tunnel(payload: u16) -> Tunnel {
     t.eth.ether_type = ETHERTYPE_IPV4.to_be();
     t.inner.vihl = 0x45;
     t.inner.tot_len = (20 + payload).to_be_bytes();
-    Encap { src: [192, 0, 2, 1], dst: VTEP.addr, src_port: 50_000, port: VTEP.port, vni: VTEP.vni, inner_len: 20 + payload, tos: 0, inner_src: [2; 6], inner_dst: [4; 6] }
-        .write(&mut t.outer);
+    Encap {
+        src: [192, 0, 2, 1],
+        dst: VTEP.addr,
+        src_port: 50_000,
+        port: VTEP.port,
+        vni: VTEP.vni,
+        inner_len: 20 + payload,
+        tos: 0,
+        inner_src: [2; 6],
+        inner_dst: [4; 6],
+    }
+    .write(&mut t.outer);
     t
 }
 

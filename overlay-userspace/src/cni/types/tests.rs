@@ -33,7 +33,9 @@ fn refused(text: &str, code: Code, wanted: &str) {
 
 #[test]
 fn a_configuration_without_our_keys_gets_the_default_pins() {
-    let conf = conf(r#"{"cniVersion":"1.0.0","name":"overlay","type":"overlay","capabilities":{"x":true},"runtimeConfig":{}}"#);
+    let conf = conf(
+        r#"{"cniVersion":"1.0.0","name":"overlay","type":"overlay","capabilities":{"x":true},"runtimeConfig":{}}"#,
+    );
     assert_eq!(conf.version, Version::V1_0_0);
     assert_eq!(conf.pins.root(), Pins::default().root());
 }
@@ -95,7 +97,8 @@ fn older_versions_name_the_family_and_the_newest_the_mtu() {
 
 #[test]
 fn dns_of_the_configuration_is_passed_through() {
-    let result = result_of(r#"{"cniVersion":"1.0.0","name":"n","dns":{"nameservers":["10.96.0.10"],"search":["a"]}}"#);
+    let result =
+        result_of(r#"{"cniVersion":"1.0.0","name":"n","dns":{"nameservers":["10.96.0.10"],"search":["a"]}}"#);
     assert_eq!(result["dns"], json!({"nameservers": ["10.96.0.10"], "search": ["a"]}));
 }
 
@@ -127,7 +130,9 @@ fn a_previous_result_is_kept_and_added_to() {
 
 #[test]
 fn a_malformed_previous_result_is_refused_where_it_is_needed_and_only_there() {
-    for previous in [json!([]), json!("x"), json!({"interfaces": {}}), json!({"ips": 1}), json!({"routes": "r"})] {
+    for previous in
+        [json!([]), json!("x"), json!({"interfaces": {}}), json!({"ips": 1}), json!({"routes": "r"})]
+    {
         let text = json!({"cniVersion": "1.0.0", "name": "n", "prevResult": previous}).to_string();
         let failure = conf(&text).previous().unwrap_err();
         assert_eq!(failure.code, Code::InvalidConfig);

@@ -1,0 +1,81 @@
+//! Runs a pinned program on a packet without a wire (`BPF_PROG_TEST_RUN`, bpf(2)): verdict and packet as it left the
+//! program. The live maps are used and counted in; a redirect is reported, not made.
+
+use aya::{
+    TestRunOptions,
+    programs::{SchedClassifier, TestRun as _},
+};
+use overlay_common::reason::Hook;
+
+use super::{DatapathError, pins::Pins};
+
+/// The circumstances of a packet that are not in its bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context {
+    /// The device whose hook runs, in the calling thread's network namespace.
+    pub ifindex: u32,
+    /// Segment size and number of segments of a GSO packet.
+    pub gso: Option<(u32, u32)>,
+}
+
+/// What a program returned (include/uapi/linux/pkt_cls.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `TC_ACT_UNSPEC`, `TCX_NEXT`: on to the next program and the kernel.
+    Pass,
+    /// `TC_ACT_SHOT`.
+    Drop,
+    /// `TC_ACT_REDIRECT`.
+    Redirect,
+    /// Anything else.
+    Other(i32),
+}
+
+/// Offsets in `struct __sk_buff` (include/uapi/linux/bpf.h), stable API.
+const IFINDEX: usize = 40;
+const GSO_SEGS: usize = 164;
+const GSO_SIZE: usize = 176;
+const SK_BUFF: usize = 192;
+
+/// Room for what a program adds.
+const HEADROOM: usize = 256;
+
+/// Runs `hook` on `packet`, which begins with an Ethernet header.
+pub fn run(
+    pins: &Pins,
+    hook: Hook,
+    packet: &[u8],
+    context: Context,
+) -> Result<(Verdict, Vec<u8>), DatapathError> {
+    let path = pins.program(hook.name());
+    let program = SchedClassifier::from_pin(&path)
+        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
+    let mut skb = [0_u8; SK_BUFF];
+    let mut put = |offset: usize, value: u32| {
+        if let Some(field) = skb.get_mut(offset..offset + 4) {
+            field.copy_from_slice(&value.to_ne_bytes());
+        }
+    };
+    put(IFINDEX, context.ifindex);
+    if let Some((size, segments)) = context.gso {
+        put(GSO_SIZE, size);
+        put(GSO_SEGS, segments);
+    }
+    let mut out = vec![0; packet.len() + HEADROOM];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&skb),
+            ..TestRunOptions::default()
+        })
+        .map_err(|e| DatapathError::new(format!("run {}", hook.name()), e))?;
+    out.truncate(result.data_size_out as usize);
+    let verdict = match result.return_value.cast_signed() {
+        -1 => Verdict::Pass,
+        2 => Verdict::Drop,
+        7 => Verdict::Redirect,
+        other => Verdict::Other(other),
+    };
+    Ok((verdict, out))
+}
