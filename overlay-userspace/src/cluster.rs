@@ -79,13 +79,13 @@ pub enum SnapshotError {
     AddressInPodNetwork(String, IpAddr, IpNet),
     #[error("node {name}: subnet {subnet} has host bits set: write {right}")]
     HostBits { name: String, subnet: IpNet, right: IpNet },
-    #[error("node {0}: subnet {1} is not inside the pod network {2}")]
+    #[error("node {0}: subnet {1} is not inside the pod network {2}: correct it, or network.cidr")]
     OutsideNetwork(String, IpNet, IpNet),
     #[error(
         "node {0}: subnet {1} is too small: it must hold a gateway and a pod at least (prefix length 30 or less)"
     )]
     TooSmall(String, IpNet),
-    #[error("subnets of nodes {0} ({1}) and {2} ({3}) overlap")]
+    #[error("subnets of nodes {0} ({1}) and {2} ({3}) overlap: each node needs one of its own")]
     Overlap(String, IpNet, String, IpNet),
     #[error(
         "{needed} table entries are needed where {max} fit: the prefix lengths of the node subnets differ too much (/{shortest} to /{longest})"

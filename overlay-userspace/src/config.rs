@@ -22,19 +22,19 @@ pub const DEFAULT_PATH: &str = "/etc/overlay/overlay.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("read {path}: {source}")]
+    #[error("read {path}: {cause}; write it, or name another file with --config")]
     Read {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It is not TOML, or has unknown, missing or mistyped keys.
     #[error("{path}: {message}")]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Line, column and cause.
+        /// Line, column and cause, on one line.
         message: String,
     },
     /// A value makes no sense.
@@ -46,12 +46,12 @@ pub enum ConfigError {
         message: String,
     },
     /// The list of nodes is inconsistent.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Nodes {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: SnapshotError,
+        cause: SnapshotError,
     },
 }
 
@@ -137,16 +137,14 @@ impl Config {
     /// Reads and validates a file. `node` overrides the name in the file, which overrides the host name.
     pub fn load(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
         let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Self::parse(&text, path, node)
     }
 
     /// As [`Config::load`], from the text of a file; `path` is for messages.
     pub fn parse(text: &str, path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|e| ConfigError::Parse {
-            path: path.to_owned(),
-            message: e.to_string().trim_end().to_owned(),
-        })?;
+        let file: File = toml::from_str(text)
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: on_one_line(text, &e) })?;
         let invalid = |message: String| ConfigError::Invalid { path: path.to_owned(), message };
         let node = match node.map(str::to_owned).or(file.node) {
             Some(node) => node,
@@ -165,9 +163,18 @@ impl Config {
             nodes.push(NodeSpec { name, address, subnet, vtep_mac });
         }
         let nodes = Snapshot::new(nodes, &node, file.network.cidr)
-            .map_err(|source| ConfigError::Nodes { path: path.to_owned(), source })?;
+            .map_err(|cause| ConfigError::Nodes { path: path.to_owned(), cause })?;
         Ok(Self { node, network: file.network, nodes })
     }
+}
+
+/// What is wrong with the text, where. The error's own display draws the place on several lines.
+fn on_one_line(text: &str, error: &toml::de::Error) -> String {
+    let cause = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return cause };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {cause}")
 }
 
 fn check_network(network: &Network) -> Result<(), String> {
@@ -241,6 +248,7 @@ mod tests {
         let message = parse(text).unwrap_err().to_string();
         assert!(message.starts_with("overlay.toml: "), "{message}");
         assert!(message.contains(wanted), "{message:?} does not say {wanted:?}");
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
 
     #[test]
@@ -264,7 +272,9 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_their_place() {
-        refused("node = ", "line 1");
+        refused("node = ", "line 1, column 8: ");
+        refused("\nnode = \"n1", "line 2, column ");
+        refused("[network]\ncidr = 7\n", "line 2, column 8: ");
         refused(&GOOD.replace("vtep_mac", "vtep-mac"), "unknown field `vtep-mac`");
         refused(&GOOD.replace("[network]", "[network]\nmtu = \"x\""), "mtu");
         refused(&GOOD.replace("10.244.0.0/16", "10.244.1.0/16"), "write 10.244.0.0/16");
@@ -280,7 +290,12 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let message = Config::load(Path::new("/nonexistent/overlay.toml"), None).unwrap_err().to_string();
-        assert!(message.contains("/nonexistent/overlay.toml"), "{message}");
+        let error =
+            anyhow::Error::from(Config::load(Path::new("/nonexistent/overlay.toml"), None).unwrap_err());
+        assert_eq!(
+            format!("{error:#}"),
+            "read /nonexistent/overlay.toml: No such file or directory (os error 2); \
+             write it, or name another file with --config"
+        );
     }
 }

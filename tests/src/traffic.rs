@@ -5,12 +5,19 @@
 
 pub mod capture;
 pub mod counters;
+pub mod decode;
+pub mod drops;
+pub mod forge;
 pub mod inject;
+pub mod oneway;
+pub mod paths;
 pub mod ping;
+pub mod pmtu;
 pub mod stream;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -131,6 +131,8 @@ impl Attempt<'_> {
         let programs = Programs::new(self.pins, node.attach);
         interface::set_up(netlink, &programs, &link, address, endpoint.mac, node.gateway)?;
         let routes = sandbox::set_up(pod, &attachment.ifname, address, node)?;
+        interface::await_carrier(netlink, link.index)
+            .map_err(|e| Failure::step("connect the host side", e))?;
         lease::complete(&mut self.endpoints, address, Endpoint { ifindex: link.index, ..endpoint })?;
         Ok(routes)
     }

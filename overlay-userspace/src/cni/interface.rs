@@ -3,8 +3,15 @@
 //! Invariant: the device has its programs before it is up, so that nothing of a pod passes unchecked; and it loses them
 //! only by being deleted. Called by ADD and DEL.
 
-use std::{io, net::Ipv4Addr, os::fd::AsFd as _};
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    thread,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context as _;
 use overlay_common::maps::AttachMode;
 
 use super::{
@@ -23,6 +30,9 @@ use crate::{
         sysctl::{self, Family, SysctlError},
     },
 };
+
+/// The link watch handles what is not urgent once a second (net/core/link_watch.c); several times that.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Creates the pair, both ends down, the pod's end under `ifname` in its namespace.
 pub(super) fn create(
@@ -72,6 +82,28 @@ pub(super) fn set_up(
         })
     };
     connect().map_err(|e| Failure::step("connect the host side", e))
+}
+
+/// Waits until one end of the pair can send; both have to be up.
+///
+/// The end that came up first gets its queueing discipline when the kernel's link watch notices the carrier, a moment
+/// later; until then everything sent there is lost (`dev_activate`, net/sched/sch_generic.c).
+pub(super) fn await_carrier(netlink: &mut Netlink, index: u32) -> anyhow::Result<()> {
+    let deadline = Instant::now() + CARRIER_TIMEOUT;
+    loop {
+        let link = netlink.link_by_index(index)?.with_context(|| format!("link #{index} is gone"))?;
+        if link.running {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let seconds = CARRIER_TIMEOUT.as_secs();
+            anyhow::bail!(
+                "link {} has no carrier after {seconds} seconds: is its peer taken down?",
+                link.name
+            );
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Settings of the host side device. `rp_filter` stays as the node has it: the kernel takes the larger of `all` and

@@ -49,6 +49,7 @@ fn connect(ifname: &str, address: Ipv4Addr, node: &Node) -> anyhow::Result<Vec<I
     netlink.replace_address(index, Ipv4Net::from(address).into())?;
     netlink.set_up(loopback)?;
     netlink.set_up(index)?;
+    interface::await_carrier(&mut netlink, index)?;
     netlink.replace_neighbour(index, node.gateway.into(), node.gateway_mac)?;
 
     // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.

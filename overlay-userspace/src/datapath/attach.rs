@@ -1,6 +1,6 @@
 //! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc where the kernel has no tcx.
 //!
-//! Level-triggered: [`attach`] brings a device into the wanted state from whatever it is in, and keeps the link (and
+//! Level-triggered: [`Programs::attach_all`] brings a device into the wanted state from whatever it is in, and keeps the link (and
 //! its id) where one is attached. Used by the agent for anchor, underlay and existing pods, and by the CNI plugin for new
 //! pods.
 
@@ -25,7 +25,7 @@ pub struct Programs {
     pins: Pins,
 }
 
-/// What [`Programs::attach`] found and did.
+/// What [`Programs::attach_all`] found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
     /// Attached before; now runs the pinned program.

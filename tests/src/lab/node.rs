@@ -220,6 +220,13 @@ impl Node {
         serde_json::from_str(&out.stdout).ok()
     }
 
+    /// What `overlay <what> -o json` prints: `nodes`, `endpoints`, `links`.
+    #[track_caller]
+    pub fn show(&self, what: &str) -> Value {
+        let text = exec::must(&mut self.overlay(&[what, "-o", "json"]), "");
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("overlay {what} -o json: {error}: {text}"))
+    }
+
     /// Ends the agent by `signal`, SIGKILL say, and waits until it is gone.
     #[track_caller]
     pub fn kill_agent(&self, signal: Signal) -> ExitStatus {

@@ -43,11 +43,38 @@ pub fn unfragmented(from: &Namespace, to: IpAddr, packet: u32) -> Result<Probe> 
     run(from, to, &["-M", "do", "-s", &payload.to_string()])
 }
 
-fn run(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<Probe> {
+/// Sends one echo request with more arguments for ping: `["-Q", "0xb8"]`, say.
+///
+/// Errors: ping cannot be run, or says something that is none of [`Probe`].
+pub fn with(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<Probe> {
+    run(from, to, arguments)
+}
+
+/// Sends one echo request with this TTL and more arguments for ping; gives the router that reports it expired,
+/// `None` if the echo request was answered.
+///
+/// Errors: neither of both within 2 s.
+pub fn expired_at(from: &Namespace, to: IpAddr, ttl: u8, arguments: &[&str]) -> Result<Option<IpAddr>> {
+    let text = output(from, to, &[&["-t", &ttl.to_string()], arguments].concat())?;
+    if number_after(&text, " time=").is_some() {
+        return Ok(None);
+    }
+    // "From 10.244.0.1 icmp_seq=1 Time to live exceeded"
+    let line = text.lines().find(|line| line.contains("Time to live exceeded"));
+    let router = line.and_then(|line| line.strip_prefix("From ")?.split_whitespace().next());
+    let router = router.with_context(|| format!("ping -t {ttl} {to} from {}: {text}", from.name()))?;
+    Ok(Some(router.parse().with_context(|| format!("parse address {router}"))?))
+}
+
+fn output(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<String> {
     let mut command = from.command("ping");
     command.env("LC_ALL", "C").args(["-n", "-c", "1", "-W", "2"]).args(arguments).arg(to.to_string());
     let out = exec::output(&mut command, b"", Duration::from_secs(5)).context("run ping")?;
-    let text = out.stdout + &out.stderr;
+    Ok(out.stdout + &out.stderr)
+}
+
+fn run(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<Probe> {
+    let text = output(from, to, arguments)?;
     // "ping: local error: message too long, mtu=1450" or "Frag needed and DF set (mtu = 1450)"
     if let Some(mtu) = number_after(&text, "mtu=").or_else(|| number_after(&text, "mtu = ")) {
         return Ok(Probe::TooLong { mtu: mtu.parse().with_context(|| format!("parse MTU {mtu}"))? });

@@ -104,6 +104,17 @@ impl Burst {
     }
 }
 
+/// How large the parts of a burst are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Datagrams.
+    pub count: usize,
+    /// Bytes of each, at least 8.
+    pub size: usize,
+    /// Datagrams of one super-packet, with [`Sending::Segmented`].
+    pub per_send: usize,
+}
+
 /// Sends `count` datagrams of [`SEGMENT`] bytes from `client` to a plain receiver (no `UDP_GRO`) in `server` at address
 /// `at` (port 0: any).
 ///
@@ -115,6 +126,19 @@ pub fn burst(
     count: usize,
     sending: Sending,
 ) -> Result<Burst> {
+    burst_of(client, server, at, Shape { count, size: SEGMENT, per_send: SEGMENTS_PER_SEND }, sending)
+}
+
+/// As [`burst`], with datagrams and super-packets of other sizes.
+pub fn burst_of(
+    client: &Namespace,
+    server: &Namespace,
+    at: SocketAddr,
+    shape: Shape,
+    sending: Sending,
+) -> Result<Burst> {
+    let Shape { count, size, per_send } = shape;
+    ensure!(size >= 8, "a datagram of {size} bytes has no room for its number");
     let far = bind(server, at)?;
     // Room for all: this measures the path, not the receiver's speed. (The kernel counts ~2.3 KiB per datagram.)
     setsockopt(&far, RcvBufForce, &(count * 4096))?;
@@ -123,14 +147,14 @@ pub fn burst(
     let per_send = match sending {
         Sending::Plain => 1,
         Sending::Segmented => {
-            setsockopt(&near, UdpGsoSegment, &SEGMENT.try_into()?)?;
-            SEGMENTS_PER_SEND
+            setsockopt(&near, UdpGsoSegment, &size.try_into()?)?;
+            per_send
         }
     };
     thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(&far, count));
-        let payload: Vec<u8> = (0..count).flat_map(datagram).collect();
-        for part in payload.chunks(per_send * SEGMENT) {
+        let receiver = scope.spawn(|| receive(&far, count, size));
+        let payload: Vec<u8> = (0..count).flat_map(|index| datagram(index, size)).collect();
+        for part in payload.chunks(per_send * size) {
             near.send(part).with_context(|| format!("send {} bytes", part.len()))?;
         }
         receiver.join().expect("the receiver does not panic")
@@ -138,15 +162,15 @@ pub fn burst(
 }
 
 /// Datagram `index` of a burst: its number, then a pattern that depends on it.
-fn datagram(index: usize) -> [u8; SEGMENT] {
-    let mut bytes = [0; SEGMENT];
+fn datagram(index: usize, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
     let number = index as u64;
     bytes[..8].copy_from_slice(&number.to_be_bytes());
     Pattern::new(number).fill(&mut bytes[8..]);
     bytes
 }
 
-fn receive(socket: &UdpSocket, count: usize) -> Result<Burst> {
+fn receive(socket: &UdpSocket, count: usize, size: usize) -> Result<Burst> {
     let mut seen = HashSet::new();
     let mut burst = Burst { sent: count, received: 0, duplicates: 0, corrupted: 0 };
     let mut buffer = vec![0; 65536];
@@ -159,7 +183,7 @@ fn receive(socket: &UdpSocket, count: usize) -> Result<Burst> {
         let number = buffer[..len].first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
         let index = number.and_then(|number| usize::try_from(number).ok()).filter(|index| *index < count);
         match index {
-            Some(index) if buffer[..len] == datagram(index) => {
+            Some(index) if buffer[..len] == datagram(index, size) => {
                 if !seen.insert(index) {
                     burst.duplicates += 1;
                 }

@@ -1,0 +1,1 @@
+//! Packets that a pod itself makes.
