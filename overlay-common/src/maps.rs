@@ -126,8 +126,8 @@ pub struct Owner {
 pub struct Endpoint {
     /// The host side device.
     pub ifindex: u32,
-    /// Reserved, 0.
-    pub flags: u32,
+    /// Tag of the CNI network that the lease belongs to (a hash of its name): garbage collection looks at one network.
+    pub network: u32,
     /// MAC of the pod's own device.
     pub mac: [u8; 6],
     /// MAC of the host side device: what the pod believes to be its gateway.

@@ -41,11 +41,13 @@ pub enum Reason {
     HeaderRoom = 15,
     /// The kernel refused the tunnel key for the anchor device, or gave none.
     TunnelKey = 16,
+    /// A packet with a pod's source address came in by the underlay, outside of the tunnel.
+    PodAddressOnWire = 17,
 }
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::PodSourceAddress,
         Self::PodSourceMac,
         Self::PodTunnelPort,
@@ -63,6 +65,7 @@ impl Reason {
         Self::Truncated,
         Self::HeaderRoom,
         Self::TunnelKey,
+        Self::PodAddressOnWire,
     ];
 
     /// Reasons that exist.
@@ -96,6 +99,7 @@ impl Reason {
             Self::Truncated => "truncated",
             Self::HeaderRoom => "header_room",
             Self::TunnelKey => "tunnel_key",
+            Self::PodAddressOnWire => "pod_address_on_wire",
         }
     }
 
@@ -119,6 +123,7 @@ impl Reason {
             Self::Truncated => "the packet is shorter than its headers say",
             Self::HeaderRoom => "the kernel refused to add or remove the outer headers",
             Self::TunnelKey => "the kernel refused or lacks the tunnel key of the anchor device",
+            Self::PodAddressOnWire => "a pod's address came in by the underlay, outside of the tunnel",
         }
     }
 }

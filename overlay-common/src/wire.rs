@@ -12,6 +12,8 @@ pub mod vxlan;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// `EtherType` of ARP, host order.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// `EtherType` of an 802.1Q tag, host order.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// Bytes of an Ethernet header without tags.
 pub const ETH_LEN: usize = 14;
 /// IP protocol number of TCP.

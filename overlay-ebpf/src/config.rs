@@ -44,6 +44,9 @@ static ANCHOR_IFINDEX: Global<u32> = Global::new(0);
 /// MAC of the anchor device, the inner source of tunnel packets.
 #[unsafe(no_mangle)]
 static ANCHOR_MAC: Global<[u8; 6]> = Global::new([0; 6]);
+/// 1 where pods' addresses may come in by the underlay outside of the tunnel: nodes do not masquerade.
+#[unsafe(no_mangle)]
+static PLAIN_PODS: Global<u8> = Global::new(0);
 /// Further flags of `bpf_skb_adjust_room` on decapsulation, where the kernel has them.
 #[unsafe(no_mangle)]
 static DECAP_FLAGS: Global<u64> = Global::new(0);
@@ -92,6 +95,11 @@ pub(crate) fn anchor_ifindex() -> u32 {
 #[inline(always)]
 pub(crate) fn anchor_mac() -> [u8; 6] {
     ANCHOR_MAC.load()
+}
+
+#[inline(always)]
+pub(crate) fn plain_pods() -> bool {
+    PLAIN_PODS.load() != 0
 }
 
 #[inline(always)]

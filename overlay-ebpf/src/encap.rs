@@ -24,7 +24,7 @@ use overlay_common::{
     maps::Node,
     reason::{Hook, Reason},
     wire::{
-        ETH_LEN, ETHERTYPE_IPV4, PROTO_UDP, ecn, ipv4, source_port,
+        ETH_LEN, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ecn, ipv4, source_port,
         vxlan::{Encap, MAX_INNER_LEN, OVERHEAD, OVERHEAD_I32, Outer},
     },
 };
@@ -74,10 +74,15 @@ fn wire_len(ctx: &TcContext, inner: Inner) -> Option<u32> {
     let inner_len = if gso_size == 0 {
         ctx.len().wrapping_sub(ETH_LEN as u32)
     } else {
-        // Byte 12 of a TCP header; for UDP it is not looked at.
-        let data_offset = packet::at::<u8>(ctx, ETH_LEN + 20 + 12)?;
-        // SAFETY: `at` checked the bounds.
-        ipv4::segment_len(inner.protocol, unsafe { *data_offset }, gso_size)?
+        let tcp_data_offset = if inner.protocol == PROTO_TCP {
+            let byte = packet::at::<u8>(ctx, ETH_LEN + 20 + 12)?;
+            // SAFETY: `at` checked the bounds.
+            unsafe { *byte }
+        } else {
+            // Not to be read: of a UDP super-packet nothing but the headers may be linear.
+            0
+        };
+        ipv4::segment_len(inner.protocol, tcp_data_offset, gso_size)?
     };
     Some(inner_len.wrapping_add(OVERHEAD as u32))
 }

@@ -5,7 +5,7 @@
 //! stays; everything else is the stack's.
 
 use aya_ebpf::{helpers::bpf_redirect, macros::classifier, programs::TcContext};
-use network_types::{arp::ArpHdr, udp::UdpHdr};
+use network_types::{arp::ArpHdr, eth::EthHdr, udp::UdpHdr};
 use overlay_common::{
     counter::Path,
     maps::{Endpoint, NODE_SELF, Node},
@@ -41,14 +41,21 @@ fn sender(ctx: &TcContext, src: u32) -> Result<&'static Endpoint, Reason> {
         .ok_or(Reason::PodSourceAddress)
 }
 
+/// An Ethernet header and an ARP packet.
+#[repr(C)]
+struct ArpPacket {
+    eth: EthHdr,
+    arp: ArpHdr,
+}
+
 /// ARP is answered by the stack, to pods that lost their permanent neighbour entry.
 #[inline(always)]
 fn arp(ctx: &TcContext) -> Result<i32, Reason> {
-    let arp = packet::pulled::<ArpHdr>(ctx, ETH_LEN).ok_or(Reason::Truncated)?;
+    let packet = packet::pulled::<ArpPacket>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `pulled` checked the bounds.
-    let (spa, sha) = unsafe { ((*arp).spa, (*arp).sha) };
-    let endpoint = sender(ctx, u32::from_ne_bytes(spa))?;
-    if !packet::same_mac(&sha, &endpoint.mac) {
+    let ArpPacket { eth, arp } = unsafe { &*packet };
+    let endpoint = sender(ctx, u32::from_ne_bytes(arp.spa))?;
+    if !packet::same_mac(&eth.src_addr, &endpoint.mac) || !packet::same_mac(&arp.sha, &endpoint.mac) {
         return Err(Reason::PodSourceMac);
     }
     Ok(to_stack(ctx))
@@ -95,7 +102,9 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
     let packet = packet::at::<Ipv4Packet>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `at` checked the bounds.
     let packet = unsafe { &mut *packet };
-    if needs_stack(packet) {
+    // The stack has a route of ours to pods alone. What it sends to a node would leave outside of the tunnel, with the
+    // pod's address, which nobody on the underlay needs to carry.
+    if packet.ip.ttl <= 1 || config::in_cluster(dst) && needs_stack(packet) {
         return Ok(to_stack(ctx));
     }
     Ok(tunnel(ctx, packet, node))
@@ -111,11 +120,13 @@ fn needs_stack(packet: &Ipv4Packet) -> bool {
 fn tunnel(ctx: &TcContext, packet: &mut Ipv4Packet, node: *mut Node) -> i32 {
     ipv4::decrement_ttl(&mut packet.ip);
     let inner = Inner { tos: packet.ip.tos, protocol: packet.ip.proto };
-    match encap::encap(ctx, HOOK, node, inner) {
-        Outcome::Verdict(verdict) => verdict,
-        // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.
-        Outcome::Anchor => unsafe { bpf_redirect(config::anchor_ifindex(), 0) as i32 },
+    if ipv4::is_plain(&packet.ip)
+        && let Outcome::Verdict(verdict) = encap::encap(ctx, HOOK, node, inner)
+    {
+        return verdict;
     }
+    // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.
+    unsafe { bpf_redirect(config::anchor_ifindex(), 0) as i32 }
 }
 
 #[inline(always)]

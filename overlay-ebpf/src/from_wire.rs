@@ -9,10 +9,7 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use overlay_common::{
     counter::Path,
     reason::{Hook, Reason},
-    wire::{
-        ETHERTYPE_IPV4, PROTO_TCP, ecn, ipv4,
-        vxlan::{TUNNEL_LEN, Tunnel},
-    },
+    wire::{ETHERTYPE_IPV4, PROTO_TCP, ecn, ipv4, vxlan::Tunnel},
 };
 
 use crate::{
@@ -20,30 +17,40 @@ use crate::{
     decap::{self, Delivery},
     drop::{Describe, drop},
     maps,
-    packet::{self, PACKET_HOST, PASS},
+    packet::{self, Ipv4Packet, PACKET_HOST, PASS},
 };
 
 const HOOK: Hook = Hook::FromWire;
 
 #[classifier]
 pub(crate) fn from_wire(ctx: TcContext) -> i32 {
-    if packet::ether_type(&ctx) != ETHERTYPE_IPV4
-        || packet::pkt_type(&ctx) != PACKET_HOST
-        || (ctx.len() as usize) < TUNNEL_LEN
-    {
+    if packet::ether_type(&ctx) != ETHERTYPE_IPV4 || packet::pkt_type(&ctx) != PACKET_HOST {
         return PASS;
     }
-    tunnel(&ctx)
+    if let Some(packet) = packet::pulled::<Tunnel>(&ctx, 0) {
+        // SAFETY: `pulled` checked the bounds; not used after `strip`.
+        let packet = unsafe { &*packet };
+        if packet.is_plain(&config::vtep()) {
+            return tunnel(&ctx, packet);
+        }
+    }
+    no_tunnel(&ctx)
+}
+
+/// A pod's address is believed only out of the tunnel, where its node vouches for it.
+#[inline(always)]
+fn no_tunnel(ctx: &TcContext) -> i32 {
+    let Some(packet) = packet::pulled::<Ipv4Packet>(ctx, 0) else { return PASS };
+    // SAFETY: `pulled` checked the bounds.
+    let src = unsafe { (*packet).ip.src_addr };
+    if config::in_cluster(u32::from_ne_bytes(src)) && !config::plain_pods() {
+        return drop(ctx, Reason::PodAddressOnWire, HOOK, Describe::Packet);
+    }
+    PASS
 }
 
 #[inline(always)]
-fn tunnel(ctx: &TcContext) -> i32 {
-    let Some(tunnel) = packet::pulled::<Tunnel>(ctx, 0) else { return PASS };
-    // SAFETY: `pulled` checked the bounds; not used after `strip`.
-    let tunnel = unsafe { &*tunnel };
-    if !tunnel.is_plain(&config::vtep()) {
-        return PASS;
-    }
+fn tunnel(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
     let outer_tos = tunnel.outer.ip.tos;
     let inner = &tunnel.inner;
     if let Err(reason) =

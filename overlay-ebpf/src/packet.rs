@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use network_types::{eth::EthHdr, ip::Ipv4Hdr};
-use overlay_common::wire::ETH_LEN;
+use overlay_common::wire::{ETH_LEN, ETHERTYPE_VLAN};
 
 /// On to the next program of the hook, and then the kernel's own path (`TCX_NEXT`, `TC_ACT_UNSPEC`).
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
@@ -52,13 +52,15 @@ pub(crate) struct Ipv4Packet {
     pub(crate) ip: Ipv4Hdr,
 }
 
-/// What the packet carries, from its `EtherType` (host order).
+/// What the packet carries, from its `EtherType` (host order); [`ETHERTYPE_VLAN`] where it has a VLAN tag.
+///
+/// The kernel takes a tag off before a program sees the packet and keeps it beside. There it would stay: on a packet that
+/// is redirected it comes out again, on the outer header after encapsulation.
 #[inline(always)]
 pub(crate) fn ether_type(ctx: &TcContext) -> u16 {
-    // SAFETY: reading a field of the context, rewritten by the verifier to skb->protocol. Unlike the bytes of the
-    // header it is right also where a VLAN tag was taken off.
-    let protocol = unsafe { (*skb(ctx)).protocol };
-    u16::from_be(protocol as u16)
+    // SAFETY: reading fields of the context, rewritten by the verifier to those of the skb.
+    let (protocol, tagged) = unsafe { ((*skb(ctx)).protocol, (*skb(ctx)).vlan_present) };
+    if tagged != 0 { ETHERTYPE_VLAN } else { u16::from_be(protocol as u16) }
 }
 
 /// The segment size of a GSO packet, 0 for others.

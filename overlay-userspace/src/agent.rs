@@ -6,10 +6,13 @@
 //!
 //! Start-up is all or nothing: what a failed first start has made is taken back.
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, bail};
-use log::{error, info, warn};
+use anyhow::{Context as _, anyhow, bail};
+use log::{Level, info, log};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -24,11 +27,19 @@ use crate::{
 };
 
 mod anchor;
+mod filter;
+mod local;
+mod news;
 mod nodes;
 mod pods;
 mod reconcile;
+mod schedule;
+mod undo;
+mod wire;
 
 use reconcile::{Reconciler, Scope};
+use schedule::{RESYNC, Schedule};
+use undo::Before;
 
 /// What the command line decides.
 #[derive(Clone, Debug)]
@@ -43,19 +54,14 @@ pub struct Options {
     pub program_log: u8,
 }
 
-/// Everything is looked at this often, whatever happens or does not.
-const RESYNC: Duration = Duration::from_secs(10);
-
-/// Changes come in bursts; one pass serves them all.
-const SETTLE: Duration = Duration::from_millis(50);
-
-/// A pass that failed is tried again, soon and then less so.
-const RETRY: [Duration; 4] =
-    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
+impl Options {
+    fn load(&self) -> Result<Config, crate::config::ConfigError> {
+        Config::load(&self.config, self.node.as_deref())
+    }
+}
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let config = Config::load(&options.config, options.node.as_deref())?;
     kernel::check_version()?;
     kernel::check_privileges()?;
     options.pins.check()?;
@@ -63,103 +69,133 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
-    runtime.block_on(serve(options, config))
+    runtime.block_on(serve(options))
 }
 
-async fn serve(options: &Options, config: Config) -> anyhow::Result<()> {
+async fn serve(options: &Options) -> anyhow::Result<()> {
     // Subscribed before the first look at the state, so that nothing that changes in between is missed.
-    let mut file = Watch::new(&options.config)?;
+    let file = Watch::new(&options.config);
+    // Where there is no file, this says so better than the watch.
+    let config = options.load()?;
+    let mut file = file?;
     let mut monitor = Monitor::open()?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
 
+    let mut trouble = Trouble::new(Level::Warn);
+    let mut bad_file = Trouble::new(Level::Error);
+    let mut schedule = Schedule::default();
     let node = config.node.clone();
     let mut reconciler = Reconciler::new(options, config);
-    let made = options.pins.create()?;
-    let _lock = match start(options, &mut reconciler) {
-        Ok(lock) => lock,
-        Err(error) => {
-            reconciler.take_back(made.as_deref());
-            return Err(error);
-        }
-    };
+    let (_locks, problems) = start(options, &mut reconciler)?;
     info!("node {node} is ready; pins are in {}", options.pins.root().display());
+    settle(&mut schedule, &mut trouble, Ok(problems));
 
     let mut tick = tokio::time::interval_at(Instant::now() + RESYNC, RESYNC);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failures = 0_usize;
-    let mut next = Next::default();
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             changed = file.changed() => {
                 changed.context("watch the configuration file")?;
-                match Config::load(&options.config, options.node.as_deref()) {
-                    Ok(config) => if reconciler.set_config(config) {
-                        next.want(Duration::ZERO, Scope::Everything);
-                    },
-                    Err(error) => error!("{error}; the configuration read before stays in force"),
+                match options.load() {
+                    Ok(config) => {
+                        bad_file.over();
+                        if reconciler.set_config(config) {
+                            schedule.now(Scope::Everything);
+                        }
+                    }
+                    Err(error) => {
+                        bad_file.is(format!("{error}; the configuration read before stays in force"));
+                    }
                 }
             }
             change = monitor.changed() => {
                 let change = change.context("watch the network of the node")?;
-                if Reconciler::concerns(&change) {
-                    next.want(SETTLE, Scope::Network);
+                if let Some(scope) = reconciler.concerns(&change) {
+                    schedule.event(scope);
                 }
             }
             () = reconciler.program_log() => {}
-            _ = tick.tick() => next.want(Duration::ZERO, Scope::Everything),
-            scope = next.due() => match reconciler.run(scope) {
-                Ok(()) => failures = 0,
-                Err(error) => {
-                    warn!("{error:#}");
-                    next.want(RETRY.get(failures).copied().unwrap_or(RESYNC), Scope::Everything);
-                    failures += 1;
-                }
+            _ = tick.tick() => {
+                file.renew();
+                schedule.now(Scope::Everything);
             }
+            scope = schedule.due() => settle(&mut schedule, &mut trouble, reconciler.run(scope)),
         }
     }
     info!("stopping; pods keep their network");
     Ok(())
 }
 
-/// When the next pass is due, and how much it has to look at.
-#[derive(Default)]
-struct Next(Option<(Instant, Scope)>);
-
-impl Next {
-    /// Asks for a pass; the earliest time and the widest scope of all that ask win.
-    fn want(&mut self, after: Duration, scope: Scope) {
-        let at = Instant::now() + after;
-        self.0 = Some(self.0.map_or((at, scope), |(old, other)| (old.min(at), other.max(scope))));
-    }
-
-    /// Waits for it; for ever when nobody has asked.
-    async fn due(&mut self) -> Scope {
-        let Some((at, scope)) = self.0 else { return std::future::pending().await };
-        tokio::time::sleep_until(at).await;
-        self.0 = None;
-        scope
+/// Notes how a pass went.
+fn settle(schedule: &mut Schedule, trouble: &mut Trouble, result: anyhow::Result<Vec<anyhow::Error>>) {
+    let problems = result.unwrap_or_else(|error| vec![error]);
+    if problems.is_empty() {
+        schedule.succeeded();
+        trouble.over();
+    } else {
+        schedule.failed();
+        trouble.is(problems.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("; "));
     }
 }
 
-fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<Flock<File>> {
-    let lock = lock(&options.pins)?;
-    reconciler.run(Scope::Everything)?;
-    Ok(lock)
+/// Says what is wrong once, however often it is met, and when it is over.
+struct Trouble {
+    level: Level,
+    what: Option<String>,
 }
 
-/// A lock on the pin root: two agents on the same pins would undo each other's work. Held as long as the agent lives;
-/// the kernel releases it with the process, however that ends.
-fn lock(pins: &Pins) -> anyhow::Result<Flock<File>> {
-    let root = pins.root();
-    let directory = File::open(root).with_context(|| format!("open {}", root.display()))?;
-    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::Error::EWOULDBLOCK)) => {
-            bail!("another overlay agent is running with the pins in {}: stop it first", root.display())
+impl Trouble {
+    fn new(level: Level) -> Self {
+        Self { level, what: None }
+    }
+
+    fn is(&mut self, what: String) {
+        if self.what.as_ref() != Some(&what) {
+            log!(self.level, "{what}");
+            self.what = Some(what);
         }
-        Err((_, e)) => Err(e).with_context(|| format!("lock {}", root.display())),
+    }
+
+    fn over(&mut self) {
+        if let Some(what) = self.what.take() {
+            info!("over: {what}");
+        }
+    }
+}
+
+type Locks = [Flock<File>; 2];
+
+/// The first pass. When it fails, what it has made is taken back.
+fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
+    let pins = &options.pins;
+    let namespace = lock(Path::new("/proc/thread-self/ns/net"))?.ok_or_else(|| {
+        anyhow!("another overlay agent is running in this network namespace: stop it first")
+    })?;
+    let before = Before::read(pins)?;
+    pins.create()?;
+    let Some(root) = lock(pins.root())? else {
+        bail!("another overlay agent is running with the pins in {}: stop it first", pins.root().display());
+    };
+    match reconciler.run(Scope::Everything) {
+        Ok(problems) => Ok(([namespace, root], problems)),
+        Err(error) => {
+            before.restore(&reconciler.anchor_name());
+            reconciler.take_back_filter();
+            Err(error)
+        }
+    }
+}
+
+/// An exclusive lock; `None` when somebody holds it. Two agents on one node, or on the same pins, would undo each other's
+/// work. Held as long as the agent lives; the kernel releases it with the process, however that ends.
+fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }

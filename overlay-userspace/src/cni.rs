@@ -1,13 +1,14 @@
 //! The CNI plugin: `overlay` as container runtimes call it, once for each pod that comes or goes.
 //!
-//! - `env`: the request from the environment
+//! - `env`, `wanted`: the request from the environment, and the address that it asks for
 //! - `types`: network configuration and result, versions 0.3.1 to 1.1.0
+//! - `parse`: both as one pure function
 //! - `failure`: the error object
 //! - `local`: what the agent left about this node
 //! - `lease`: addresses
 //! - `owner`: who holds an address, and its device's name
 //! - `interface`, `sandbox`: the two sides of a pod's veth pair
-//! - `add`, `del`: the verbs
+//! - `add`, `check`, `del`, `gc`, `status`: the verbs
 //!
 //! The plugin needs what is pinned and nothing else: no agent, no file, no lock, and it loads no object. Calls for
 //! different containers run in parallel; runtimes keep those for one container in order. Standard output carries one JSON
@@ -21,20 +22,26 @@ use std::{
 use serde_json::Value;
 
 mod add;
+mod check;
 mod del;
 mod env;
 mod failure;
+mod gc;
 mod interface;
 mod lease;
 mod local;
 mod owner;
+mod parse;
 mod sandbox;
+mod status;
 mod types;
+mod wanted;
 
 use env::Request;
 use failure::{Code, Failure};
 pub use owner::owner_text;
-use types::{Conf, Version};
+pub use parse::parse;
+use types::{Conf, Version, result};
 
 /// More than any network configuration; what is longer is not read.
 const STDIN_MAX: u64 = 4 << 20;
@@ -74,17 +81,22 @@ pub fn run() -> ExitCode {
 fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
     match request {
         Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
-        Request::Add { attachment, netns } => {
+        Request::Add { attachment, netns, wanted } => {
             let conf = Conf::parse(stdin)?;
             // Before anything is made: afterwards it is too late to refuse.
             let previous = conf.previous()?;
-            let added = add::add(attachment, netns, &conf.pins)?;
-            Ok(Some(types::result(&added, &conf, previous)))
+            let added = add::add(attachment, netns, *wanted, &conf)?;
+            Ok(Some(result::result(&added, &conf, previous)))
+        }
+        Request::Check { attachment, netns } => {
+            check::check(attachment, netns, &Conf::parse(stdin)?).map(|()| None)
         }
         Request::Del { attachment } => {
             let conf = Conf::parse(stdin)?;
             del::del(attachment, &conf.pins).map(|()| None)
         }
+        Request::Gc => gc::gc(&Conf::parse(stdin)?).map(|()| None),
+        Request::Status => status::status(&Conf::parse(stdin)?).map(|()| None),
     }
 }
 

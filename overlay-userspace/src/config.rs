@@ -5,7 +5,7 @@
 //! does not silently leave a default in force.
 
 use std::{
-    fs,
+    fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -66,6 +66,16 @@ pub enum Attach {
     Tcx,
     /// Filters on a clsact qdisc.
     Clsact,
+}
+
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
 }
 
 /// The `[network]` table.
@@ -172,9 +182,13 @@ impl Config {
 fn on_one_line(text: &str, error: &toml::de::Error) -> String {
     let cause = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
     let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return cause };
-    let line = before.matches('\n').count() + 1;
+    let number = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    format!("line {line}, column {column}: {cause}")
+    let place = format!("line {number}, column {column}: {cause}");
+    match text.lines().nth(number - 1).map(str::trim) {
+        Some(line) if !line.is_empty() => format!("{place}, in `{line}`"),
+        _ => place,
+    }
 }
 
 fn check_network(network: &Network) -> Result<(), String> {

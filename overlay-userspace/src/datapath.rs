@@ -70,6 +70,9 @@ pub enum DatapathError {
         /// The cause; the errno where there is one.
         source: io::Error,
     },
+    /// A tc filter could not be read, written or removed.
+    #[error(transparent)]
+    Filter(crate::host::netlink::NetlinkError),
     /// aya refused; no errno to tell more.
     #[error("{action}: {message}")]
     Aya {
@@ -85,6 +88,7 @@ impl DatapathError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Kernel { source, .. } => source.raw_os_error(),
+            Self::Filter(error) => Some(error.errno() as i32),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::{
-    ebpf,
+    ebpf, fuzz,
     report::Report,
     setup::{self, Part},
     source,
@@ -25,7 +25,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
 /// Every lint as a step of `report`; without `object` those that can do without.
 pub(crate) fn steps(workspace: &Workspace, object: Option<&Path>, report: &mut Report) {
-    report.step("formatting", || execute(workspace.cargo().args(["fmt", "--all", "--", "--check"])));
+    report.step("formatting", || {
+        execute(workspace.cargo().args(["fmt", "--all", "--", "--check"]))?;
+        let fuzz = fuzz::manifest(workspace);
+        execute(workspace.cargo().args(["fmt", "--manifest-path"]).arg(fuzz).args(["--", "--check"]))
+    });
     report.step("source rules", || source::check(workspace.root()));
     report.step("clippy, eBPF programs (checked for the host's target)", || ebpf::clippy(workspace));
     report.step("documentation, eBPF programs", || ebpf::document(workspace));
@@ -38,7 +42,12 @@ pub(crate) fn steps(workspace: &Workspace, object: Option<&Path>, report: &mut R
     report.step("compiler warnings, eBPF target", || ebpf::deny_warnings(workspace));
     report.step("clippy", || {
         let arguments = ["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"];
-        execute(workspace.host_cargo(object).args(arguments))
+        execute(workspace.host_cargo(object).args(arguments))?;
+        // Another workspace, most of it checked by the line above: in the same directory for results.
+        let mut command = workspace.host_cargo(object);
+        command.args(["clippy", "--quiet", "--manifest-path"]).arg(fuzz::manifest(workspace));
+        command.arg("--target-dir").arg(workspace.target()).args(["--", "--deny", "warnings"]);
+        execute(&mut command)
     });
     report.step("documentation", || {
         let mut command = workspace.host_cargo(object);

@@ -7,6 +7,7 @@
 //! xtask depends on little so that it compiles in seconds: it is the first thing built on a new machine.
 
 mod ebpf;
+mod fuzz;
 mod lint;
 mod object;
 mod report;
@@ -50,8 +51,10 @@ enum Verb {
     Run(run::Options),
     /// Check formatting, source rules, clippy and documentation
     Lint,
-    /// Lint, build, unit tests, packet tables and namespace tests
+    /// Lint, build, unit tests, packet tables, namespace tests and a little fuzzing
     Test(test::Options),
+    /// Feed the parsers with what nobody sends, for a given time
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -80,5 +83,6 @@ fn run(options: Options) -> Result<()> {
         Verb::Run(options) => run::run(&workspace, &options),
         Verb::Lint => lint::run(&workspace),
         Verb::Test(options) => test::run(&workspace, &options),
+        Verb::Fuzz(options) => fuzz::run(&workspace, &options),
     }
 }

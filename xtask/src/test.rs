@@ -1,8 +1,8 @@
 //! `cargo xtask test`: everything that proves the project right.
 //!
-//! Lints, then unit and property tests, then the packet tables and namespace tests of overlay-tests, which
-//! load programs into the kernel and therefore need root. They find the binary under test by `OVERLAY_BIN`
-//! and the object by `OVERLAY_BPF_OBJECT`. A failed step does not keep later ones from running.
+//! Lints, then unit and property tests, a bounded time of fuzzing, then the packet tables and namespace tests of
+//! overlay-tests, which load programs into the kernel and therefore need root. They find the binary under test
+//! by `OVERLAY_BIN` and the object by `OVERLAY_BPF_OBJECT`. A failed step does not keep later ones from running.
 
 use std::{ffi::OsString, process::Command};
 
@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    ebpf, lint,
+    ebpf, fuzz, lint,
     report::Report,
     setup::{self, Part},
     workspace::{self, Profile, Workspace, execute},
@@ -19,6 +19,7 @@ use crate::{
 /// Package of the tests that need a real kernel.
 const KERNEL_TESTS: &str = "overlay-tests";
 const UNIT: &str = "unit tests";
+const FUZZ: &str = "fuzz targets (bounded)";
 const KERNEL: &str = "packet tables and namespaces";
 
 #[derive(Args)]
@@ -28,12 +29,20 @@ pub(crate) struct Options {
     /// Leave out the lints
     #[arg(long)]
     no_lint: bool,
+    /// Leave out the fuzz targets (a filter does as well)
+    #[arg(long)]
+    no_fuzz: bool,
     /// Arguments for the test programs, such as --nocapture
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
 
 impl Options {
+    /// A filter is for tests; a fuzz target is none.
+    fn fuzzes(&self) -> bool {
+        !self.no_fuzz && self.filter.is_none()
+    }
+
     /// What comes after `cargo test` and the choice of packages.
     fn pass_to(&self, command: &mut Command) {
         command.arg("--no-fail-fast").args(&self.filter).arg("--").args(&self.arguments);
@@ -42,9 +51,12 @@ impl Options {
 
 /// Runs all tests.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    let mut parts = vec![Part::Host, Part::Bpf, Part::Agent, Part::Lab];
+    let mut parts = vec![Part::Host, Part::Bpf, Part::Agent, Part::Lab, Part::Test];
     if !options.no_lint {
         parts.push(Part::Lint);
+    }
+    if options.fuzzes() {
+        parts.push(Part::Fuzz);
     }
     setup::ensure(&parts)?;
 
@@ -54,7 +66,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         lint::steps(workspace, object.as_deref(), &mut report);
     }
     let Some(object) = object else {
-        for name in [UNIT, KERNEL] {
+        for name in [UNIT, FUZZ, KERNEL] {
             report.skip(name, "the eBPF object was not built");
         }
         return report.finish();
@@ -65,6 +77,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         options.pass_to(&mut command);
         execute(&mut command)
     });
+    if options.fuzzes() {
+        report.step(FUZZ, || fuzz::test(workspace, &object));
+    }
     if !workspace::is_root() {
         report.skip(KERNEL, "loading programs and making namespaces needs root: run it as root");
         return report.finish();
@@ -90,8 +105,13 @@ mod tests {
 
     #[test]
     fn filter_and_arguments_reach_the_test_programs() {
-        let options =
-            Options { filter: Some("vxlan".into()), no_lint: true, arguments: vec!["--nocapture".into()] };
+        let options = Options {
+            filter: Some("vxlan".into()),
+            no_lint: true,
+            no_fuzz: false,
+            arguments: vec!["--nocapture".into()],
+        };
+        assert!(!options.fuzzes());
         let mut command = Command::new("cargo");
         options.pass_to(command.arg("test"));
         assert_eq!(workspace::line(&command), "cargo test --no-fail-fast vxlan -- --nocapture");

@@ -36,12 +36,17 @@ pub(super) struct Anchor {
 const PREFIX: &str = "overlay.";
 
 impl Anchor {
-    pub(super) fn name(&self) -> String {
-        format!("{PREFIX}{}", self.vni)
+    /// The name of the anchor device of this VNI.
+    pub(super) fn name_of(vni: u32) -> String {
+        format!("{PREFIX}{vni}")
     }
 
-    /// Brings the device into the wanted state. The second value tells whether it was made just now.
-    pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<(Link, bool)> {
+    fn name(&self) -> String {
+        Self::name_of(self.vni)
+    }
+
+    /// Brings the device into the wanted state, and says what was wrong with it.
+    pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
         let name = self.name();
         for link in netlink.links()? {
             let ours = link.name.starts_with(PREFIX)
@@ -59,19 +64,20 @@ impl Anchor {
             netlink.delete_link(&name)?;
             link = None;
         }
-        let (link, made) = match link {
-            Some(link) => (link, false),
-            None => (self.create(netlink)?, true),
-        };
-        if let Err(error) = self.configure(netlink, &link) {
-            // A device that cannot be used is not left behind.
-            if made {
-                let _ = netlink.delete_link(&name);
+        if let Some(link) = link {
+            for repair in self.configure(netlink, &link)? {
+                warn!("{name}: {repair}");
             }
-            return Err(error);
+        } else {
+            let link = self.create(netlink)?;
+            // A device that cannot be used is not left behind.
+            if let Err(error) = self.configure(netlink, &link) {
+                let _ = netlink.delete_link(&name);
+                return Err(error);
+            }
+            info!("made {name} (index {}, UDP port {}, MTU {})", link.index, self.port, self.mtu);
         }
-        let link = netlink.link(&name)?.ok_or_else(|| anyhow!("{name} disappeared while it was set up"))?;
-        Ok((link, made))
+        netlink.link(&name)?.ok_or_else(|| anyhow!("{name} disappeared while it was set up"))
     }
 
     fn fits(&self, link: &Link) -> bool {
@@ -83,48 +89,51 @@ impl Anchor {
     fn create(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
         let name = self.name();
         let spec = |index| VxlanSpec { name: &name, port: self.port, mac: self.mac, mtu: self.mtu, index };
-        let link = match netlink.create_vxlan(&spec(self.last_index)) {
+        match netlink.create_vxlan(&spec(self.last_index)) {
             // Somebody else has got that index meanwhile.
             Err(e) if e.errno() == Errno::EBUSY || e.errno() == Errno::EEXIST => {
                 netlink.create_vxlan(&spec(None))
             }
             other => other,
         }
-        .map_err(|e| self.explain(netlink, e))?;
-        info!("made {name} (index {}, UDP port {}, MTU {})", link.index, self.port, self.mtu);
-        Ok(link)
+        .map_err(|e| self.explain(netlink, e))
     }
 
-    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<()> {
+    /// Settings and addresses; returns what differed.
+    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<String>> {
+        let mut repairs = Vec::new();
         if link.mac != Some(self.mac) {
             netlink.set_mac(link.index, self.mac)?;
+            repairs.push("set its MAC address again".into());
         }
         if link.mtu != self.mtu {
             netlink.set_mtu(link.index, self.mtu)?;
+            repairs.push(format!("set its MTU to {}, it was {}", self.mtu, link.mtu));
         }
         if !link.noarp {
             netlink.set_noarp(link.index, true)?;
+            repairs.push("turned neighbour resolution off again".into());
         }
-        forwarding(&link.name)?;
+        without_ipv6(&link.name)?;
         if !link.up {
             netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?;
-            info!("{} is up", link.name);
+            repairs.push("was down, is up again".into());
         }
-        self.addresses(netlink, link)
+        self.addresses(netlink, link, &mut repairs)?;
+        Ok(repairs)
     }
 
-    fn addresses(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<()> {
+    fn addresses(&self, netlink: &mut Netlink, link: &Link, repairs: &mut Vec<String>) -> anyhow::Result<()> {
         let wanted = IpNet::from(gateway(self.subnet));
-        let mut present = false;
-        for address in netlink.addresses(Some(link.index))? {
-            if address.net == wanted {
-                present = true;
-            } else {
-                netlink.delete_address(link.index, address.net)?;
-            }
-        }
-        if !present {
+        let present = netlink.addresses(Some(link.index))?;
+        // The new one first: routes go with the address that they prefer as source.
+        if !present.iter().any(|address| address.net == wanted) {
             netlink.replace_address(link.index, wanted)?;
+            repairs.push(format!("added address {wanted}"));
+        }
+        for address in present.iter().filter(|address| address.net != wanted) {
+            netlink.delete_address(link.index, address.net)?;
+            repairs.push(format!("removed address {}", address.net));
         }
         Ok(())
     }
@@ -166,17 +175,22 @@ impl Anchor {
     }
 }
 
-/// Lets the node forward, and keeps IPv6 off a device that carries IPv4 only.
-fn forwarding(device: &str) -> anyhow::Result<()> {
+/// Lets the node forward, in general and from the anchor.
+pub(super) fn forwarding(device: &str) -> anyhow::Result<()> {
     for path in ["net/ipv4/ip_forward".to_owned(), sysctl::interface(Family::Ipv4, device, "forwarding")] {
         if sysctl::ensure(&path, "1")? {
             info!("set {path} = 1");
         }
     }
+    Ok(())
+}
+
+/// Keeps IPv6 off a device that carries IPv4 only.
+fn without_ipv6(device: &str) -> anyhow::Result<()> {
     match sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1") {
         // A kernel without IPv6.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.map(|_| ()).context("keep IPv6 off the anchor device"),
+        other => other.map(drop).context("keep IPv6 off the anchor device"),
     }
 }
 

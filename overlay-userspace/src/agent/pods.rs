@@ -1,9 +1,12 @@
 //! The pods that are on the node: the CNI plugin has made their devices; the agent keeps what others may break.
 //!
 //! Source of truth is `ENDPOINTS`. A pod whose device is gone keeps its lease until the runtime's DEL; a lease without
-//! device (`ifindex` 0) is an ADD at work and nobody else's business.
+//! device (`ifindex` 0) is an ADD at work and nobody else's business. Only what differs is written.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -13,14 +16,49 @@ use overlay_common::maps::{Addr, Endpoint};
 use super::anchor::pod_route;
 use crate::{
     datapath::attach::{Attached, Device, Programs, Role},
-    host::netlink::{Link, Netlink, ROUTE_PROTOCOL},
+    host::netlink::{Link, MacAddress, Netlink, ROUTE_PROTOCOL, Route},
 };
 
-/// Pods seen right since the programs were loaded.
+/// What is known of the pods between passes.
 #[derive(Default)]
 pub(super) struct Pods {
-    verified: HashSet<u32>,
-    missing: HashSet<Addr>,
+    /// Devices of the pods that were seen right since the last [`Pods::forget`].
+    verified: HashMap<Addr, u32>,
+    /// Pods whose device is gone, and whether that was said. Not on the first look: a DEL may be at work.
+    missing: HashMap<Addr, bool>,
+    /// Pods that are said to be outside of the subnet.
+    outside: HashSet<Addr>,
+}
+
+/// What pods are compared with.
+struct Actual {
+    routes: HashMap<IpNet, Route>,
+    /// Permanent entries; read only when some pod has to be looked at closely.
+    neighbours: Option<HashMap<(u32, IpAddr), MacAddress>>,
+}
+
+impl Actual {
+    fn read(netlink: &mut Netlink) -> anyhow::Result<Self> {
+        let routes = netlink.routes(Some(ROUTE_PROTOCOL))?;
+        Ok(Self { routes: routes.into_iter().map(|route| (route.dst, route)).collect(), neighbours: None })
+    }
+
+    fn neighbour(
+        &mut self,
+        netlink: &mut Netlink,
+        device: u32,
+        address: IpAddr,
+    ) -> anyhow::Result<Option<MacAddress>> {
+        let neighbours = match &mut self.neighbours {
+            Some(neighbours) => neighbours,
+            unread => {
+                let all = netlink.neighbours(None)?;
+                let permanent = all.into_iter().filter(|neighbour| neighbour.permanent);
+                unread.insert(permanent.filter_map(|n| Some(((n.index, n.address), n.mac?))).collect())
+            }
+        };
+        Ok(neighbours.get(&(device, address)).copied())
+    }
 }
 
 impl Pods {
@@ -29,7 +67,7 @@ impl Pods {
         self.verified.clear();
     }
 
-    /// Puts every pod right that is not known to be; collects errors and goes on.
+    /// Puts every pod right that is not known to be. Returns what failed, by pod; one pod does not stop the others.
     pub(super) fn reconcile(
         &mut self,
         netlink: &mut Netlink,
@@ -37,58 +75,81 @@ impl Pods {
         endpoints: &[(Addr, Endpoint)],
         links: &[Link],
         subnet: IpNet,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<anyhow::Error>> {
         let by_index: HashMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
-        let routes: HashSet<IpNet> =
-            netlink.routes(Some(ROUTE_PROTOCOL))?.into_iter().map(|route| route.dst).collect();
-        self.missing.retain(|addr| endpoints.iter().any(|(other, _)| other == addr));
+        let mut actual = Actual::read(netlink)?;
+        let held: HashSet<Addr> = endpoints.iter().map(|(addr, _)| *addr).collect();
+        self.verified.retain(|addr, _| held.contains(addr));
+        self.missing.retain(|addr, _| held.contains(addr));
+        self.outside.retain(|addr| held.contains(addr) && !subnet.contains(&addr.to_ip()));
         let mut failed = Vec::new();
         for (addr, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.ifindex != 0) {
+            let ip = addr.to_ip();
+            if !subnet.contains(&ip) && self.outside.insert(*addr) {
+                warn!(
+                    "pod {ip} is outside of this node's subnet {subnet}: other nodes do not find it; restart it"
+                );
+            }
             let Some(link) = by_index.get(&endpoint.ifindex) else {
-                self.verified.remove(&endpoint.ifindex);
-                if self.missing.insert(*addr) {
-                    warn!(
-                        "the device of pod {} is gone; its address is kept until the runtime removes the pod",
-                        addr.to_ip()
-                    );
-                }
+                self.verified.remove(addr);
+                self.miss(*addr);
                 continue;
             };
-            let whole = link.up && routes.contains(&IpNet::from(addr.to_ip()));
-            if whole && self.verified.contains(&endpoint.ifindex) {
+            self.missing.remove(addr);
+            let route = pod_route(ip, link.index, subnet);
+            let routed = actual.routes.get(&route.dst) == Some(&route);
+            if link.up && routed && self.verified.get(addr) == Some(&link.index) {
                 continue;
             }
-            match put_right(netlink, programs, *addr, endpoint, link, subnet) {
+            match put_right(netlink, programs, &mut actual, ip, endpoint, link, &route) {
                 Ok(()) => {
-                    self.verified.insert(endpoint.ifindex);
+                    self.verified.insert(*addr, link.index);
                 }
-                Err(error) => failed.push(format!("pod {} on {}: {error:#}", addr.to_ip(), link.name)),
+                // A DEL took it away at this moment.
+                Err(_) if netlink.link_by_index(link.index)?.is_none() => {}
+                Err(error) => failed.push(error.context(format!("restore pod {ip} on {}", link.name))),
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failed.join("; "))) }
+        Ok(failed)
+    }
+
+    fn miss(&mut self, addr: Addr) {
+        let said = self.missing.get(&addr).copied();
+        if said == Some(false) {
+            warn!(
+                "the device of pod {} is gone; its address is kept until the runtime removes the pod",
+                addr.to_ip()
+            );
+        }
+        self.missing.insert(addr, said.is_some());
     }
 }
 
 fn put_right(
     netlink: &mut Netlink,
     programs: &Programs,
-    addr: Addr,
+    actual: &mut Actual,
+    ip: IpAddr,
     endpoint: &Endpoint,
     link: &Link,
-    subnet: IpNet,
+    route: &Route,
 ) -> anyhow::Result<()> {
+    let name = &link.name;
     // Programs before the device is up: nothing unchecked gets out of a pod.
-    let device = Device { name: &link.name, ifindex: link.index };
-    if programs.attach_all(Role::Pod, device)? == Attached::New {
-        info!("attached the programs of {} again", link.name);
+    if programs.attach_all(Role::Pod, Device { name, ifindex: link.index })? == Attached::New {
+        warn!("pod {ip}: attached the programs of {name} again");
     }
     if !link.up {
         netlink.set_up(link.index)?;
-        info!("{} is up again", link.name);
+        warn!("pod {ip}: {name} was down, is up again");
     }
-    let ip = addr.to_ip();
-    netlink.replace_neighbour(link.index, ip, endpoint.mac).context("write its neighbour entry")?;
-    let route = pod_route(ip, link.index, subnet);
-    netlink.replace_route(&route)?;
+    if actual.neighbour(netlink, link.index, ip)? != Some(endpoint.mac) {
+        netlink.replace_neighbour(link.index, ip, endpoint.mac).context("write its neighbour entry")?;
+        info!("pod {ip}: wrote its neighbour entry on {name} again");
+    }
+    if actual.routes.get(&route.dst) != Some(route) {
+        netlink.replace_route(route)?;
+        info!("pod {ip}: wrote its route to {name} again");
+    }
     Ok(())
 }

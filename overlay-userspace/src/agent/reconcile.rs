@@ -1,45 +1,42 @@
 //! One pass of the agent: desired state against actual state, step by step, each step idempotent.
 //!
 //! Order: addresses first, programs last, so that a program never runs on a map that lacks what it needs; entries that
-//! are no longer wanted go after the programs that used them. [`Local`] is written last, because the CNI plugin begins
-//! to work when it says so.
+//! are no longer wanted go after the programs that used them. `LOCAL` is written last of all.
+//!
+//! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
+//! must not keep a removed node in the map.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
-use ipnet::{IpNet, Ipv4Net};
-use log::{info, warn};
-use overlay_common::maps::{Addr, AttachMode, FAMILY_V4, Local, Node, Subnet};
+use ipnet::IpNet;
+use log::{error, info, log, warn};
+use overlay_common::maps::{Addr, AttachMode, Node};
 use tokio::io::unix::AsyncFd;
 
 use super::{
     Options,
-    anchor::{Anchor, reconcile_routes},
+    anchor::{Anchor, forwarding, reconcile_routes},
+    filter::PacketFilter,
+    local,
+    news::news,
     nodes::{self, Difference},
     pods::Pods,
+    wire::Wire,
 };
 use crate::{
-    cluster::gateway,
     config::{Attach, Config},
     datapath::{
         attach::{Attached, Device, Programs, Role},
         kernel, object,
         object::Constants,
-        pins::{self, Pins},
-        tables::{Endpoints, LocalTable, Nodes},
+        pins::Pins,
+        tables::{Endpoints, Nodes},
     },
     host::{
         monitor::Change,
         netlink::{Link, Netlink, ROUTE_PROTOCOL},
-        nft::{
-            forward,
-            masquerade::{self, Masquerade},
-        },
         underlay::Underlay,
     },
 };
@@ -51,8 +48,29 @@ type ProgramLog = AsyncFd<EbpfLogger<&'static dyn log::Log>>;
 pub(super) enum Scope {
     /// What the kernel reports changes of.
     Network,
-    /// All; packet filter and every pod included.
+    /// All; the map of nodes, the packet filter and every pod included.
     Everything,
+}
+
+/// How one pass deals with a step that fails.
+struct Pass {
+    /// The first one: it fails as a whole.
+    first: bool,
+    problems: Vec<anyhow::Error>,
+}
+
+impl Pass {
+    /// The result of a step; `None` where it failed and the pass goes on.
+    fn step<T>(&mut self, result: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if self.first => Err(error),
+            Err(error) => {
+                self.problems.push(error);
+                Ok(None)
+            }
+        }
+    }
 }
 
 /// The state of an agent between passes. Nothing in it is needed by the next agent.
@@ -62,12 +80,16 @@ pub(super) struct Reconciler {
     config: Config,
     /// What the attached programs were loaded with; `None` until this agent has loaded them.
     loaded: Option<Constants>,
+    /// The maps and programs that were pinned then.
+    pinned: Vec<PathBuf>,
     program_log: Option<ProgramLog>,
     pods: Pods,
-    underlay: Option<u32>,
-    /// Made by this agent, for [`Reconciler::take_back`].
-    made_anchor: Option<String>,
-    warned: HashSet<String>,
+    filter: PacketFilter,
+    wire: Option<Wire>,
+    /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
+    mtu: u32,
+    /// The mode asked for that was last said not to be taken over.
+    refused_mode: Option<AttachMode>,
 }
 
 impl Reconciler {
@@ -77,11 +99,13 @@ impl Reconciler {
             program_log_level: options.program_log,
             config,
             loaded: None,
+            pinned: Vec::new(),
             program_log: None,
             pods: Pods::default(),
-            underlay: None,
-            made_anchor: None,
-            warned: HashSet::new(),
+            filter: PacketFilter::default(),
+            wire: None,
+            mtu: 0,
+            refused_mode: None,
         }
     }
 
@@ -90,30 +114,26 @@ impl Reconciler {
         if config == self.config {
             return false;
         }
-        for node in config.nodes.nodes() {
-            match self.config.nodes.nodes().iter().find(|old| old.name == node.name) {
-                None => info!("node {} added: {} at {}", node.name, node.subnet, node.address),
-                Some(old) if old != node => {
-                    info!("node {} changed: {} at {}", node.name, node.subnet, node.address);
-                }
-                Some(_) => {}
-            }
-        }
-        for old in self.config.nodes.nodes() {
-            if !config.nodes.nodes().iter().any(|node| node.name == old.name) {
-                info!("node {} removed", old.name);
-            }
+        for line in news(&self.config, &config) {
+            info!("{line}");
         }
         self.config = config;
         true
     }
 
-    /// May this change have broken something that this agent keeps?
-    pub(super) fn concerns(change: &Change) -> bool {
+    /// What has to be looked at because of a change, if it may have broken something that this agent keeps.
+    pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
-            Change::Link { .. } | Change::Address { .. } | Change::Overrun => true,
-            // Routes of others do not matter: the next hop of each packet comes from the kernel's FIB.
-            Change::Route { protocol, gone, .. } => *gone && *protocol == ROUTE_PROTOCOL,
+            Change::Link { .. } | Change::Address { .. } | Change::Forwarding => Some(Scope::Network),
+            // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
+            Change::Route { dst, protocol, gone } => {
+                let ours = *protocol == ROUTE_PROTOCOL;
+                (ours == *gone && (ours || self.config.network.cidr.contains(dst))).then_some(Scope::Network)
+            }
+            Change::Filter { table, chain, base } => {
+                self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
+            }
+            Change::Overrun => Some(Scope::Everything),
         }
     }
 
@@ -130,71 +150,125 @@ impl Reconciler {
         }
     }
 
-    /// One pass.
-    pub(super) fn run(&mut self, scope: Scope) -> anyhow::Result<()> {
+    /// One pass. Returns what could not be done; an error is the end of the first one, or of any that could not begin.
+    pub(super) fn run(&mut self, scope: Scope) -> anyhow::Result<Vec<anyhow::Error>> {
+        let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
-        let network = &self.config.network;
-        let own = self.config.nodes.own().clone();
-        let underlay = Underlay::find(&mut netlink, own.address, network.interface.as_deref())?;
-        let mtu = underlay.pod_mtu(network.mtu)?;
-        let mode = kernel::attach_mode(match network.attach {
+        let mode = self.attach_mode()?;
+        let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
+        if pass.first {
+            // Before anything is made: a map that does not fit ends the start.
+            object::check_pinned(&self.pins)?;
+        }
+
+        let anchor = pass.step(self.ensure_anchor(&mut netlink))?;
+        // The likeliest to fail, and the slowest: first of all at the start, last of all later.
+        if pass.first {
+            self.filter.ensure(&self.config)?;
+        }
+        let stale = if let Some(anchor) = &anchor {
+            pass.step(self.load_programs(anchor, scope))?.unwrap_or_default()
+        } else {
+            // The programs stay as they are, and so does what they look up.
+            pass.step(self.fill_nodes())?;
+            Vec::new()
+        };
+        let programs = Programs::new(&self.pins, mode);
+        for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
+            if let Some(link) = link {
+                pass.step(self.attach(&programs, role, link))?;
+            }
+        }
+        let pods = self.reconcile_pods(&mut netlink, &programs, scope);
+        // A pod that cannot be helped is no reason not to start.
+        let unhelped = pass.step(pods)?.unwrap_or_default();
+        pass.problems.extend(unhelped);
+        pass.step(self.remove_nodes(&stale))?;
+        if let Some(anchor) = &anchor {
+            pass.step(forwarding(&anchor.name))?;
+            let local = local::desired(&self.config, anchor.index, self.mtu, mode);
+            pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
+        }
+        if !pass.first && scope == Scope::Everything {
+            pass.step(self.filter.ensure(&self.config))?;
+        }
+        Ok(pass.problems)
+    }
+
+    /// How programs are attached: as they are on this node, else as asked for. Attached both ways, packets would meet them
+    /// twice, and once in an old version.
+    fn attach_mode(&mut self) -> anyhow::Result<AttachMode> {
+        let wanted = kernel::attach_mode(match self.config.network.attach {
             Attach::Auto => None,
             Attach::Tcx => Some(AttachMode::Tcx),
             Attach::Clsact => Some(AttachMode::Clsact),
         })?;
+        let present =
+            local::published(&self.pins).and_then(|local| AttachMode::from_index(local.attach_mode));
+        let mode = present.unwrap_or(wanted);
+        let refused = (mode != wanted).then_some(wanted);
+        if refused.is_some() && refused != self.refused_mode && self.config.network.attach != Attach::Auto {
+            warn!(
+                "network.attach = \"{}\" is not taken over: the programs of this node are attached otherwise until it is \
+                 booted",
+                self.config.network.attach
+            );
+        }
+        self.refused_mode = refused;
+        Ok(mode)
+    }
 
-        // Before anything is made: a map that does not fit ends the start.
-        object::check_pinned(&self.pins)?;
-        let last_index = self
-            .loaded
-            .as_ref()
-            .map(|constants| constants.anchor_ifindex)
-            .or_else(|| Some(LocalTable::open(&self.pins).ok()?.get().ok()?.anchor_ifindex))
-            .filter(|index| *index != 0);
+    fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {
+        let network = &self.config.network;
+        let found = Underlay::find(netlink, self.config.nodes.own().address, network.interface.as_deref());
+        let Some(underlay) = pass.step(found.map_err(Into::into))? else { return Ok(None) };
+        if let Some(mtu) = pass.step(underlay.pod_mtu(network.mtu).map_err(Into::into))? {
+            self.mtu = mtu;
+        }
+        let wire = Wire::from(&underlay.link);
+        for (level, line) in wire.news(self.wire.as_ref()) {
+            log!(level, "{line}");
+        }
+        self.wire = Some(wire);
+        Ok(Some(underlay.link))
+    }
+
+    fn ensure_anchor(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
+        let own = self.config.nodes.own();
+        let network = &self.config.network;
+        let last_index = match &self.loaded {
+            Some(constants) => Some(constants.anchor_ifindex),
+            None => local::published(&self.pins).map(|local| local.anchor_ifindex),
+        };
         let anchor = Anchor {
             vni: network.vni,
             port: network.port,
             mac: own.mac(),
-            mtu,
+            mtu: self.mtu,
             cluster: network.cidr,
             subnet: own.subnet,
             last_index,
         };
-        let (device, created) = anchor.ensure(&mut netlink)?;
-        if created {
-            self.made_anchor = Some(device.name.clone());
-        }
-        reconcile_routes(&mut netlink, &anchor.routes(device.index))?;
-
-        let stale = self.load_programs(&device)?;
-        let programs = Programs::new(&self.pins, mode);
-        self.attach(&programs, &device, &underlay.link)?;
-        if scope == Scope::Everything {
-            self.pods.forget();
-            for name in programs.remove_severed()? {
-                info!("removed the link {name}, whose device is gone");
-            }
-        }
-        let endpoints = Endpoints::open(&self.pins)?.entries()?;
-        let links = netlink.links()?;
-        self.pods.reconcile(&mut netlink, &programs, &endpoints, &links, own.subnet)?;
-        let mut nodes = Nodes::open(&self.pins)?;
-        for key in stale {
-            nodes.remove(key)?;
-        }
-        if scope == Scope::Everything {
-            self.packet_filter()?;
-        }
-        self.publish(&device, mtu, mode)
+        let device = anchor.ensure(netlink)?;
+        reconcile_routes(netlink, &anchor.routes(device.index))?;
+        Ok(device)
     }
 
     /// Fills `NODES` and (re)loads the programs where their constants changed. Returns the keys to remove afterwards.
-    fn load_programs(&mut self, anchor: &Link) -> anyhow::Result<Vec<Addr>> {
+    fn load_programs(&mut self, anchor: &Link, scope: Scope) -> anyhow::Result<Vec<Addr>> {
         let constants = self.constants(anchor)?;
-        let desired = nodes::desired(&self.config.nodes);
-        if self.loaded.as_ref() == Some(&constants) {
-            return self.fill_nodes(&desired);
+        let lost =
+            if scope == Scope::Everything { self.pinned.iter().find(|pin| !pin.exists()) } else { None };
+        if let Some(lost) = lost {
+            error!("{} is gone: loading the programs again", lost.display());
+        } else if self.loaded.as_ref() == Some(&constants) {
+            return match scope {
+                Scope::Everything => self.fill_nodes(),
+                // Only the agent writes there.
+                Scope::Network => Ok(Vec::new()),
+            };
         }
+        let reload = self.loaded.is_some();
         let mut loaded = object::load(&self.pins, &constants)?;
         for facts in &loaded.facts {
             log::debug!(
@@ -204,7 +278,7 @@ impl Reconciler {
                 facts.jited_bytes
             );
         }
-        let stale = self.fill_nodes(&desired)?;
+        let stale = self.fill_nodes()?;
         self.program_log = None;
         if constants.log_level > 0 {
             // SAFETY: the logger owns the descriptor and both are dropped together.
@@ -214,16 +288,33 @@ impl Reconciler {
         }
         self.pods.forget();
         self.loaded = Some(constants);
+        self.pinned = pinned(&self.pins);
+        if reload {
+            info!("loaded the programs anew");
+        }
         Ok(stale)
     }
 
-    fn fill_nodes(&self, desired: &HashMap<Addr, Node>) -> anyhow::Result<Vec<Addr>> {
+    /// Writes what is missing or wrong; returns what should not be there.
+    fn fill_nodes(&self) -> anyhow::Result<Vec<Addr>> {
+        let desired: HashMap<Addr, Node> = nodes::desired(&self.config.nodes);
         let mut map = Nodes::open(&self.pins)?;
-        let Difference { set, remove } = Difference::read(&map, desired)?;
+        let Difference { set, remove } = Difference::read(&map, &desired)?;
         for (key, node) in set {
             map.set(key, node)?;
         }
         Ok(remove)
+    }
+
+    fn remove_nodes(&self, keys: &[Addr]) -> anyhow::Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut map = Nodes::open(&self.pins)?;
+        for key in keys {
+            map.remove(*key)?;
+        }
+        Ok(())
     }
 
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
@@ -243,140 +334,59 @@ impl Reconciler {
             vtep,
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
+            plain_pods: !network.masquerade,
             log_level: self.program_log_level,
         })
     }
 
-    /// Anchor and underlay get their programs; an underlay device of before loses them.
-    fn attach(&mut self, programs: &Programs, anchor: &Link, wire: &Link) -> anyhow::Result<()> {
-        for (role, link) in [(Role::Anchor, anchor), (Role::Wire, wire)] {
-            let device = Device { name: &link.name, ifindex: link.index };
-            if programs.attach_all(role, device)? == Attached::New {
-                info!("attached to {} (index {})", link.name, link.index);
-            }
+    /// Attaches the programs of `role` to its device; a device of before loses them.
+    fn attach(&self, programs: &Programs, role: Role, link: &Link) -> anyhow::Result<()> {
+        let device = Device { name: &link.name, ifindex: link.index };
+        if programs.attach_all(role, device)? == Attached::New {
+            info!("attached the programs of {} (index {})", link.name, link.index);
         }
-        if let Some(before) = self.underlay.replace(wire.index)
-            && before != wire.index
-        {
-            info!("the underlay is {} now", wire.name);
-        }
-        let keep =
-            Role::Wire.link_name(Device { name: &wire.name, ifindex: wire.index }, Role::Wire.hooks()[0]);
-        for name in self.pins.links()? {
-            if name.starts_with("wire_") && name != keep {
-                self.pins.remove_link(&name)?;
-            }
+        let keep: Vec<_> = role.hooks().iter().map(|hook| role.link_name(device, *hook)).collect();
+        // The first part of a link's name is the same for all devices of a role.
+        let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
+        for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {
+            self.pins.remove_link(name)?;
         }
         Ok(())
     }
 
-    /// Masquerade towards the world, and the slow path's way through foreign chains that drop.
-    fn packet_filter(&mut self) -> anyhow::Result<()> {
-        let network = &self.config.network;
-        let v4 = |net: IpNet| -> Option<Ipv4Net> {
-            match net {
-                IpNet::V4(net) => Some(net),
-                IpNet::V6(_) => None,
-            }
-        };
-        let cluster =
-            v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-        let changed = if network.masquerade {
-            masquerade::ensure(&Masquerade {
-                subnets: v4(self.config.nodes.own().subnet).into_iter().collect(),
-                cluster,
-                nodes: self
-                    .config
-                    .nodes
-                    .nodes()
-                    .iter()
-                    .filter_map(|node| match node.address {
-                        IpAddr::V4(v4) => Some(v4),
-                        IpAddr::V6(_) => None,
-                    })
-                    .collect(),
-                port: network.port,
-            })?
-        } else {
-            masquerade::remove()?
-        };
-        if changed {
-            info!("masquerade to the world: {}", if network.masquerade { "set" } else { "removed" });
-        }
-        let found = forward::ensure(network.cidr)?;
-        for chain in found.chains.iter().filter(|chain| chain.changed) {
-            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
-        }
-        for warning in found.warnings {
-            if self.warned.insert(warning.clone()) {
-                warn!("{warning}");
+    fn reconcile_pods(
+        &mut self,
+        netlink: &mut Netlink,
+        programs: &Programs,
+        scope: Scope,
+    ) -> anyhow::Result<Vec<anyhow::Error>> {
+        if scope == Scope::Everything {
+            self.pods.forget();
+            for name in programs.remove_severed()? {
+                info!("removed the link {name}, whose device is gone");
             }
         }
-        Ok(())
+        let endpoints = Endpoints::open(&self.pins)?.entries()?;
+        let links = netlink.links()?;
+        self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
     }
 
-    /// Tells the CNI plugin; written only when it differs.
-    fn publish(&self, anchor: &Link, mtu: u32, mode: AttachMode) -> anyhow::Result<()> {
-        let network = &self.config.network;
-        let own = self.config.nodes.own();
-        let subnet =
-            |net: IpNet| Subnet { addr: net.network().into(), prefix_len: u32::from(net.prefix_len()) };
-        let mut local = Local {
-            ready: 1,
-            attach_mode: mode as u32,
-            mtu,
-            anchor_ifindex: anchor.index,
-            vni: network.vni,
-            port: u32::from(network.port),
-            subnet: [Subnet::default(); 2],
-            gateway: [Addr::UNSPECIFIED; 2],
-            cluster: [Subnet::default(); 2],
-            vtep: own.address.into(),
-            gateway_mac: own.mac(),
-            node_name: [0; 62],
-        };
-        local.subnet[FAMILY_V4] = subnet(own.subnet);
-        local.gateway[FAMILY_V4] = gateway(own.subnet).into();
-        local.cluster[FAMILY_V4] = subnet(network.cidr);
-        for (to, from) in local.node_name.iter_mut().zip(own.name.bytes()) {
-            *to = from;
-        }
-        let mut table = LocalTable::open(&self.pins)?;
-        if table.get()? != local {
-            table.set(&local)?;
-        }
-        Ok(())
+    /// The name of the anchor device.
+    pub(super) fn anchor_name(&self) -> String {
+        Anchor::name_of(self.config.network.vni)
     }
 
-    /// After a start that failed: removes what this agent has made, and nothing that was there before. `made` is the
-    /// directory of pins that did not exist.
-    pub(super) fn take_back(&mut self, made: Option<&Path>) {
-        let report = |what: &str, error: &dyn std::fmt::Display| warn!("take back {what}: {error}");
-        if let Some(name) = self.made_anchor.take() {
-            match Netlink::open() {
-                Ok(mut netlink) => {
-                    if let Err(e) = netlink.delete_link(&name) {
-                        report(&name, &e);
-                    }
-                    // The route to the anchor has gone with it.
-                    if let Err(e) = netlink.delete_route(&crate::host::netlink::Route::unreachable(
-                        self.config.nodes.own().subnet,
-                    )) {
-                        report("the route of the own subnet", &e);
-                    }
-                }
-                Err(e) => report(&name, &e),
-            }
-        }
-        if let Some(made) = made {
-            if let Err(e) = pins::remove(made) {
-                report("the pins", &e);
-            }
-            for result in [masquerade::remove().map(|_| ()), forward::remove().map(|_| ())] {
-                if let Err(e) = result {
-                    report("the packet filter rules", &e);
-                }
-            }
-        }
+    /// After a start that failed: removes what has been written to the packet filter.
+    pub(super) fn take_back_filter(&mut self) {
+        self.filter.take_back();
     }
+}
+
+/// The pins of all maps and programs.
+fn pinned(pins: &Pins) -> Vec<PathBuf> {
+    ["maps", "programs"]
+        .into_iter()
+        .filter_map(|directory| fs::read_dir(pins.root().join(directory)).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .collect()
 }

@@ -186,6 +186,8 @@ pub(super) fn endpoints(pins: &Pins, output: Output) -> anyhow::Result<()> {
 
 /// `overlay links`.
 pub(super) fn links(pins: &Pins, output: Output) -> anyhow::Result<()> {
+    // No link is pinned also where no agent has ever been; this tells them apart.
+    LocalTable::open(pins)?;
     let links = attach::links(pins)?;
     if output == Output::Json {
         return print_json(&serde_json::to_value(links).context("describe the links")?);

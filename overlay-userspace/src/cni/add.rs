@@ -7,17 +7,19 @@
 
 use std::{net::Ipv4Addr, path::Path};
 
-use overlay_common::maps::Endpoint;
+use overlay_common::maps::{AttachMode, Endpoint};
 
 use super::{
     del,
     env::Attachment,
     failure::{Code, Failure},
-    interface, lease,
+    interface,
+    lease::{self, Applicant},
     local::Node,
     owner::{device_name, owner},
-    sandbox,
-    types::Added,
+    sandbox::Sandbox,
+    types::{Conf, result::Added},
+    wanted::Wanted,
 };
 use crate::{
     datapath::{
@@ -25,26 +27,40 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, LeaseCursor},
     },
-    host::{netlink::Netlink, netns::NetNs},
+    host::netlink::Netlink,
 };
 
-/// Connects the container in `netns`.
+/// Connects the container in `netns`. `wanted` is what `CNI_ARGS` asks for; the configuration goes before it.
 ///
 /// # Errors
 ///
 /// Any [`Code`] but those of parsing; after an error nothing of the attachment is left, or the details say what is.
-pub(super) fn add(attachment: &Attachment, netns: &Path, pins: &Pins) -> Result<Added, Failure> {
+pub(super) fn add(
+    attachment: &Attachment,
+    netns: &Path,
+    wanted: Wanted,
+    conf: &Conf,
+) -> Result<Added, Failure> {
+    conf.supported()?;
+    let pins = &conf.pins;
+    let applicant = Applicant {
+        owner: owner(attachment),
+        network: conf.network,
+        wanted: conf.wanted()?.or(wanted),
+    };
     let node = Node::read(pins)?;
+    let programs = Programs::new(pins, attach_mode(conf, &node)?);
     let mut endpoints = Endpoints::open(pins)?;
     let mut cursor = LeaseCursor::open(pins)?;
-    let pod = open_pod(netns)?;
+    let mut pod = Sandbox::open(netns)?;
     let mut netlink = Netlink::open()?;
     clear_leftovers(attachment, pins, &endpoints, &mut netlink)?;
-    sandbox::ensure_free(&pod, &attachment.ifname)?;
+    pod.ensure_free(&attachment.ifname)?;
 
-    let (address, endpoint) = lease::take(&mut endpoints, &mut cursor, &node, owner(attachment))?;
-    let device = device_name(attachment);
-    let mut attempt = Attempt { attachment, node, pod, endpoints, netlink, pins, device, made_device: false };
+    let (address, endpoint) = lease::take(&mut endpoints, &mut cursor, &node, &applicant)?;
+    let device = device_name(&applicant.owner);
+    let mut attempt =
+        Attempt { attachment, node, pod, programs, endpoints, netlink, pins, device, made_device: false };
     match attempt.connect(address, endpoint) {
         Ok(routes) => Ok(Added {
             device: attempt.device,
@@ -61,18 +77,18 @@ pub(super) fn add(attachment: &Attachment, netns: &Path, pins: &Pins) -> Result<
     }
 }
 
-fn open_pod(netns: &Path) -> Result<NetNs, Failure> {
-    let pod = NetNs::open(netns)?;
-    if pod.is_current()? {
-        return Err(Failure::new(
-            Code::InvalidNetns,
-            format!(
-                "CNI_NETNS {} is the node's own network namespace: pods on the host network need no ADD",
-                netns.display()
-            ),
-        ));
-    }
-    Ok(pod)
+/// How to attach a pod's programs: by filters, which cost a pod's start and end much less than tcx links (see
+/// `datapath::attach::clsact`), but where the configuration wants links, or a later plugin needs the place that the
+/// filters' qdisc takes.
+fn attach_mode(conf: &Conf, node: &Node) -> Result<AttachMode, Failure> {
+    Ok(match (node.attach, conf.attach()?) {
+        // This kernel has no tcx, or is not to use it.
+        (AttachMode::Clsact, _) => AttachMode::Clsact,
+        (_, Some(mode)) => mode,
+        // `bandwidth` makes an ingress qdisc for what the pod sends; a clsact qdisc would be in its way.
+        (_, None) if conf.limits_bandwidth() => AttachMode::Tcx,
+        _ => AttachMode::Clsact,
+    })
 }
 
 /// Refuses an attachment that exists, and clears what a killed call left of it.
@@ -82,7 +98,8 @@ fn clear_leftovers(
     endpoints: &Endpoints,
     netlink: &mut Netlink,
 ) -> Result<(), Failure> {
-    let (owner, device) = (owner(attachment), device_name(attachment));
+    let owner = owner(attachment);
+    let device = device_name(&owner);
     let entries = endpoints.entries()?;
     let leases = lease::held_by(&entries, &owner);
     let link = netlink.link(&device)?;
@@ -115,7 +132,8 @@ fn clear_leftovers(
 struct Attempt<'a> {
     attachment: &'a Attachment,
     node: Node,
-    pod: NetNs,
+    pod: Sandbox,
+    programs: Programs,
     endpoints: Endpoints,
     netlink: Netlink,
     pins: &'a Pins,
@@ -125,13 +143,13 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn connect(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<Vec<ipnet::Ipv4Net>, Failure> {
-        let Self { attachment, node, pod, netlink, .. } = self;
-        let link = interface::create(netlink, &self.device, pod, &attachment.ifname, endpoint.mac, node)?;
+        let Self { attachment, node, pod, programs, netlink, .. } = self;
+        let ifname = &attachment.ifname;
+        let link = interface::create(netlink, &self.device, pod, ifname, endpoint.mac, node)?;
         self.made_device = true;
-        let programs = Programs::new(self.pins, node.attach);
-        interface::set_up(netlink, &programs, &link, address, endpoint.mac, node.gateway)?;
-        let routes = sandbox::set_up(pod, &attachment.ifname, address, node)?;
-        interface::await_carrier(netlink, link.index)
+        interface::prepare(netlink, programs, &link)?;
+        let routes = pod.set_up(ifname, address, node)?;
+        interface::connect(netlink, pod, ifname, &link, address, &endpoint, node.gateway)
             .map_err(|e| Failure::step("connect the host side", e))?;
         lease::complete(&mut self.endpoints, address, Endpoint { ifindex: link.index, ..endpoint })?;
         Ok(routes)

@@ -24,7 +24,8 @@ use crate::{
 /// [`Code::Teardown`] with one line for each part that failed. A lease whose device could not be deleted is kept, so that
 /// its address is not given to another pod.
 pub(super) fn del(attachment: &Attachment, pins: &Pins) -> Result<(), Failure> {
-    let (owner, device) = (owner(attachment), device_name(attachment));
+    let owner = owner(attachment);
+    let device = device_name(&owner);
     let mut errors = Vec::new();
     let (mut endpoints, entries) = match open(pins) {
         Ok(Some((endpoints, entries))) => (Some(endpoints), entries),

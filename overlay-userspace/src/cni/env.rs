@@ -1,11 +1,13 @@
 //! The request as the environment carries it: `CNI_COMMAND` and the parameters of an attachment, validated.
 //!
-//! Pure: variables come from a function. `CNI_ARGS` and `CNI_PATH` are not looked at: no argument changes what this
-//! plugin does, and it delegates to no other.
+//! Pure: variables come from a function. `CNI_PATH` is not looked at: this plugin delegates to no other.
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
-use super::failure::{Code, Failure};
+use super::{
+    failure::{Code, Failure},
+    wanted::Wanted,
+};
 
 /// Longest interface name in bytes (`IFNAMSIZ` of linux/if.h less the terminator).
 const IFNAME_MAX: usize = libc::IFNAMSIZ - 1;
@@ -66,12 +68,25 @@ pub(super) enum Request {
         attachment: Attachment,
         /// The container's network namespace.
         netns: PathBuf,
+        /// What `CNI_ARGS` asks for.
+        wanted: Wanted,
+    },
+    /// Is a container still connected as ADD left it?
+    Check {
+        /// What to look at.
+        attachment: Attachment,
+        /// The container's network namespace.
+        netns: PathBuf,
     },
     /// Take it off again. The namespace does not matter: the pod's end goes with the node's.
     Del {
         /// What to take off.
         attachment: Attachment,
     },
+    /// Take off whatever is not in the list of the configuration.
+    Gc,
+    /// Can containers be connected?
+    Status,
 }
 
 impl Request {
@@ -83,18 +98,18 @@ impl Request {
             "VERSION" => Ok(Self::Version),
             "ADD" => Ok(Self::Add {
                 attachment: variables.attachment()?,
-                netns: variables.required("CNI_NETNS")?.into(),
+                netns: variables.netns()?,
+                wanted: Wanted::from_args(&variables.optional("CNI_ARGS")?)?,
             }),
+            "CHECK" => Ok(Self::Check { attachment: variables.attachment()?, netns: variables.netns()? }),
             "DEL" => Ok(Self::Del { attachment: variables.attachment()? }),
-            "CHECK" | "GC" | "STATUS" => Err(Failure::new(
-                Code::Environment,
-                format!(
-                    "CNI_COMMAND {command} is not supported by this version of overlay: it answers ADD, DEL and VERSION"
-                ),
-            )),
+            "GC" => Ok(Self::Gc),
+            "STATUS" => Ok(Self::Status),
             _ => Err(Failure::new(
                 Code::Environment,
-                format!("CNI_COMMAND {command:?} is unknown: overlay answers ADD, DEL and VERSION"),
+                format!(
+                    "CNI_COMMAND {command:?} is unknown: overlay answers ADD, CHECK, DEL, GC, STATUS and VERSION"
+                ),
             )),
         }
     }
@@ -103,13 +118,24 @@ impl Request {
 struct Variables<F>(F);
 
 impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
-    fn required(&self, name: &str) -> Result<String, Failure> {
-        let missing =
-            || Failure::new(Code::Environment, format!("{name} is not set: the runtime has to set it"));
-        let value = (self.0)(name).filter(|value| !value.is_empty()).ok_or_else(missing)?;
-        value.into_string().map_err(|value| {
+    /// Empty when it is not set.
+    fn optional(&self, name: &str) -> Result<String, Failure> {
+        (self.0)(name).unwrap_or_default().into_string().map_err(|value| {
             Failure::new(Code::Environment, format!("{name} {} is not UTF-8", value.display()))
         })
+    }
+
+    fn required(&self, name: &str) -> Result<String, Failure> {
+        let value = self.optional(name)?;
+        if value.is_empty() {
+            let message = format!("{name} is not set: the runtime has to set it");
+            return Err(Failure::new(Code::Environment, message));
+        }
+        Ok(value)
+    }
+
+    fn netns(&self) -> Result<PathBuf, Failure> {
+        self.required("CNI_NETNS").map(Into::into)
     }
 
     fn attachment(&self) -> Result<Attachment, Failure> {
@@ -151,21 +177,43 @@ mod tests {
     #[test]
     fn requests_carry_their_attachment() {
         let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };
-        let add = Request::Add { attachment: attachment.clone(), netns: "/run/netns/p".into() };
+        let netns = PathBuf::from("/run/netns/p");
+        let add = Request::Add {
+            attachment: attachment.clone(),
+            netns: netns.clone(),
+            wanted: Wanted::default(),
+        };
         assert_eq!(read("", None).unwrap(), add);
+        let check = Request::Check { attachment: attachment.clone(), netns };
+        assert_eq!(read("CNI_COMMAND", Some("CHECK")).unwrap(), check);
         assert_eq!(read("CNI_COMMAND", Some("DEL")).unwrap(), Request::Del { attachment });
         assert_eq!(read("CNI_COMMAND", Some("VERSION")).unwrap(), Request::Version);
     }
 
     #[test]
-    fn del_needs_no_namespace_and_version_needs_nothing() {
-        let only = |names: &'static [(&str, &str)]| {
+    fn each_verb_needs_what_the_specification_says_and_no_more() {
+        let only = |names: Vec<(&'static str, &'static str)>| {
             Request::read(move |wanted| names.iter().find(|(name, _)| *name == wanted).map(|(_, v)| v.into()))
         };
-        let del =
-            [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")];
-        assert!(matches!(only(Box::leak(Box::new(del))), Ok(Request::Del { .. })));
-        assert_eq!(only(&[("CNI_COMMAND", "VERSION")]), Ok(Request::Version));
+        let ids = [("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0"), ("CNI_NETNS", "")];
+        let del = [("CNI_COMMAND", "DEL")].into_iter().chain(ids).chain([("CNI_ARGS", "nonsense")]);
+        assert!(matches!(only(del.collect()), Ok(Request::Del { .. })));
+        for verb in ["ADD", "CHECK"] {
+            let failure = only([("CNI_COMMAND", verb)].into_iter().chain(ids).collect()).unwrap_err();
+            assert!(failure.message.contains("CNI_NETNS"), "{failure}");
+        }
+        assert_eq!(only(vec![("CNI_COMMAND", "VERSION")]), Ok(Request::Version));
+        assert_eq!(only(vec![("CNI_COMMAND", "GC")]), Ok(Request::Gc));
+        assert_eq!(only(vec![("CNI_COMMAND", "STATUS")]), Ok(Request::Status));
+    }
+
+    #[test]
+    fn arguments_are_part_of_an_addition() {
+        let Ok(Request::Add { wanted, .. }) = read("CNI_ARGS", Some("IgnoreUnknown=1;X=1;IP=10.244.1.5")) else {
+            panic!("ADD with CNI_ARGS");
+        };
+        assert_eq!(wanted.address, Some([10, 244, 1, 5].into()));
+        refused("CNI_ARGS", Some("X=1"));
     }
 
     #[test]
@@ -180,10 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_of_later_versions_are_told_apart_from_nonsense() {
-        for verb in ["CHECK", "GC", "STATUS"] {
-            assert!(refused("CNI_COMMAND", Some(verb)).contains("not supported"));
-        }
+    fn other_verbs_are_unknown() {
         for verb in ["add", "ADD ", "UPDATE"] {
             assert!(refused("CNI_COMMAND", Some(verb)).contains("unknown"));
         }

@@ -17,6 +17,10 @@ use crate::{
 pub(super) enum Code {
     /// The configuration asks for a version that this plugin does not speak.
     IncompatibleVersion = 1,
+    /// A key of the configuration asks for what this plugin does not do; the message has key and value.
+    Unsupported = 2,
+    /// Nothing of the container is on this node: there is nothing to clean up.
+    UnknownContainer = 3,
     /// A `CNI_*` variable is missing or invalid.
     Environment = 4,
     /// Reading, or talking to the kernel, failed before anything was changed.
@@ -29,6 +33,10 @@ pub(super) enum Code {
     InvalidNetns = 8,
     /// The node is not ready for pods yet.
     TryAgainLater = 11,
+    /// STATUS: pods cannot be added.
+    Unavailable = 50,
+    /// STATUS: pods cannot be added, and those that are there may be cut off.
+    Degraded = 51,
     /// The pod has an interface of that name.
     InterfaceExists = 100,
     /// This container and interface have been added.
@@ -37,8 +45,12 @@ pub(super) enum Code {
     PoolExhausted = 102,
     /// A step of ADD failed and was undone.
     Step = 103,
-    /// A part of DEL failed.
+    /// A part of DEL or GC failed.
     Teardown = 104,
+    /// The address that was asked for is held by another pod.
+    AddressTaken = 105,
+    /// CHECK found that the pod is not connected as ADD left it.
+    Unsound = 106,
 }
 
 /// The reason why a call fails, for the runtime's log and its events.

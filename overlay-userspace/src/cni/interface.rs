@@ -1,7 +1,7 @@
 //! A pod's veth pair as the node sees it: making it, its settings, its programs, how packets reach it, removing it.
 //!
 //! Invariant: the device has its programs before it is up, so that nothing of a pod passes unchecked; and it loses them
-//! only by being deleted. Called by ADD and DEL.
+//! only by being deleted. Called by ADD, DEL and GC.
 
 use std::{
     io,
@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
-use overlay_common::maps::AttachMode;
+use anyhow::{Context as _, bail};
+use overlay_common::maps::{AttachMode, Endpoint};
 
 use super::{
     failure::{Code, Failure},
     local::Node,
+    sandbox::Sandbox,
 };
 use crate::{
     datapath::{
@@ -26,19 +27,21 @@ use crate::{
     },
     host::{
         netlink::{Link, MacAddress, Netlink, NetlinkError, Route, VethSpec},
-        netns::NetNs,
         sysctl::{self, Family, SysctlError},
     },
 };
 
-/// The link watch handles what is not urgent once a second (net/core/link_watch.c); several times that.
+mod unlink;
+
+/// The link watch of kernels before 6.8 handles what is not urgent once a second (net/core/link_watch.c); several times
+/// that.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Creates the pair, both ends down, the pod's end under `ifname` in its namespace.
+/// Creates the pair: the node's end down, the pod's end under `ifname` in its namespace.
 pub(super) fn create(
     netlink: &mut Netlink,
     device: &str,
-    pod: &NetNs,
+    pod: &Sandbox,
     ifname: &str,
     mac: MacAddress,
     node: &Node,
@@ -50,57 +53,60 @@ pub(super) fn create(
             peer_name: ifname,
             peer_mac: mac,
             mtu: node.mtu,
-            peer_netns: pod.as_fd(),
+            peer_netns: pod.netns.as_fd(),
         })
         .map_err(|e| Failure::step("create the veth pair", e))
 }
 
-/// Sets the host side up, from settings to routes. `link` is as [`create`] returned it.
-pub(super) fn set_up(
-    netlink: &mut Netlink,
-    programs: &Programs,
-    link: &Link,
-    address: Ipv4Addr,
-    mac: MacAddress,
-    gateway: Ipv4Addr,
-) -> Result<(), Failure> {
-    let Link { name, index, .. } = link;
-    configure(name).map_err(|e| Failure::step("configure the host side", e))?;
-    programs.attach_all(Role::Pod, Device { name, ifindex: *index }).map_err(|error| {
+/// Settings and programs of the device that [`create`] has made.
+pub(super) fn prepare(netlink: &mut Netlink, programs: &Programs, link: &Link) -> Result<(), Failure> {
+    configure(&link.name).map_err(|e| Failure::step("configure the host side", e))?;
+    let device = Device { name: &link.name, ifindex: link.index };
+    programs.attach_first(netlink, Role::Pod, device).map_err(|error| {
         let failure = Failure::step("attach the programs", &error);
         match error {
             DatapathError::NotPinned { .. } => Failure { code: Code::TryAgainLater, ..failure },
             _ => failure,
         }
-    })?;
-    let mut connect = || -> Result<(), NetlinkError> {
-        netlink.set_up(*index)?;
-        netlink.replace_neighbour(*index, address.into(), mac)?;
-        netlink.replace_route(&Route {
-            prefsrc: Some(gateway.into()),
-            ..Route::unicast(ipnet::Ipv4Net::from(address).into(), *index)
-        })
-    };
-    connect().map_err(|e| Failure::step("connect the host side", e))
+    })
 }
 
-/// Waits until one end of the pair can send; both have to be up.
+/// Brings the prepared device up, and with it the pod's, and leads packets for `address` to it. Returns when both ends can
+/// send.
+pub(super) fn connect(
+    netlink: &mut Netlink,
+    pod: &mut Sandbox,
+    ifname: &str,
+    link: &Link,
+    address: Ipv4Addr,
+    endpoint: &Endpoint,
+    gateway: Ipv4Addr,
+) -> anyhow::Result<()> {
+    netlink.set_up(link.index)?;
+    netlink.replace_neighbour(link.index, address.into(), endpoint.mac)?;
+    netlink.replace_route(&Route {
+        prefsrc: Some(gateway.into()),
+        ..Route::unicast(ipnet::Ipv4Net::from(address).into(), link.index)
+    })?;
+    await_carrier(&mut pod.netlink, ifname)?;
+    await_carrier(netlink, &link.name)
+}
+
+/// Waits until an end of the pair can send.
 ///
-/// The end that came up first gets its queueing discipline when the kernel's link watch notices the carrier, a moment
-/// later; until then everything sent there is lost (`dev_activate`, net/sched/sch_generic.c).
-pub(super) fn await_carrier(netlink: &mut Netlink, index: u32) -> anyhow::Result<()> {
+/// The end that came up first gets its queueing discipline when the kernel's link watch notices the carrier, which may be
+/// a moment later; until then everything sent there is lost (`dev_activate`, net/sched/sch_generic.c).
+fn await_carrier(netlink: &mut Netlink, device: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + CARRIER_TIMEOUT;
     loop {
-        let link = netlink.link_by_index(index)?.with_context(|| format!("link #{index} is gone"))?;
+        netlink.settle_carrier(device)?;
+        let link = netlink.link(device)?.with_context(|| format!("link {device} is gone"))?;
         if link.running {
             return Ok(());
         }
         if Instant::now() >= deadline {
             let seconds = CARRIER_TIMEOUT.as_secs();
-            anyhow::bail!(
-                "link {} has no carrier after {seconds} seconds: is its peer taken down?",
-                link.name
-            );
+            bail!("link {device} has no carrier after {seconds} seconds: has its peer been taken down?");
         }
         thread::sleep(Duration::from_millis(1));
     }
@@ -141,7 +147,9 @@ pub(super) struct Removal {
 /// Deletes the device, then the pins of its links. Missing ones are fine; what fails does not stop the rest.
 pub(super) fn remove(netlink: &mut Netlink, pins: &Pins, device: &str) -> Removal {
     let mut errors = Vec::new();
-    let deleted = netlink.delete_link(device);
+    let deleted: Result<(), NetlinkError> = netlink
+        .link(device)
+        .and_then(|link| link.map_or(Ok(()), |link| unlink::unlink(netlink, &link)));
     let gone = deleted.is_ok();
     errors.extend(deleted.err().map(|e| e.to_string()));
     // A device that is still there keeps its programs.

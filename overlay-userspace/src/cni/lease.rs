@@ -4,7 +4,7 @@
 //! what is here only proposes. An address that was given back is proposed last, so that stragglers of its last holder do
 //! not meet the next one.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use overlay_common::maps::{Addr, ENDPOINTS_MAX, Endpoint, FAMILY_V4, Owner};
@@ -12,6 +12,8 @@ use overlay_common::maps::{Addr, ENDPOINTS_MAX, Endpoint, FAMILY_V4, Owner};
 use super::{
     failure::{Code, Failure},
     local::Node,
+    owner::owner_text,
+    wanted::Wanted,
 };
 use crate::datapath::tables::{Endpoints, LeaseCursor};
 
@@ -42,53 +44,127 @@ pub(super) fn mac(address: Ipv4Addr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Takes an address for `owner`. The entry is incomplete (`ifindex` 0: nothing is delivered) until [`complete`].
+/// Who asks for an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Applicant {
+    /// The attachment.
+    pub(super) owner: Owner,
+    /// The tag of its network.
+    pub(super) network: u32,
+    /// The address and the MAC that it is to have.
+    pub(super) wanted: Wanted,
+}
+
+/// Takes an address. The entry is incomplete (`ifindex` 0: nothing is delivered) until [`complete`].
 ///
 /// # Errors
 ///
-/// [`Code::PoolExhausted`] with the pool's size and use when no address is free.
+/// [`Code::PoolExhausted`] with the pool's size and holders when no address is free; for a wanted address
+/// [`Code::InvalidConfig`] when no pod of this node can have it, [`Code::AddressTaken`] when one has it.
 pub(super) fn take(
     endpoints: &mut Endpoints,
     cursor: &mut LeaseCursor,
     node: &Node,
-    owner: Owner,
+    applicant: &Applicant,
 ) -> Result<(Ipv4Addr, Endpoint), Failure> {
+    let Applicant { owner, network, wanted } = *applicant;
+    let endpoint = |address| {
+        let mac = wanted.mac.unwrap_or_else(|| mac(address));
+        Endpoint { ifindex: 0, network, mac, gateway_mac: node.gateway_mac, owner }
+    };
+    if let Some(address) = wanted.address {
+        let endpoint = endpoint(address);
+        take_wanted(endpoints, node, address, endpoint)?;
+        return Ok((address, endpoint));
+    }
     let last = Ipv4Addr::from(cursor.get(FAMILY_V4)?.v4_bytes());
     for address in candidates(node.subnet, node.gateway, last) {
-        let mac = mac(address);
-        let endpoint = Endpoint { ifindex: 0, flags: 0, mac, gateway_mac: node.gateway_mac, owner };
-        match endpoints.lease(address.into(), endpoint) {
-            Ok(true) => {
-                // Only a hint; an address that is leased must not be lost for the sake of it.
-                if let Err(error) = cursor.set(FAMILY_V4, address.into()) {
-                    log::warn!("{error}");
-                }
-                return Ok((address, endpoint));
+        let endpoint = endpoint(address);
+        if lease(endpoints, address, endpoint)? {
+            // Only a hint; an address that is leased must not be lost for the sake of it.
+            if let Err(error) = cursor.set(FAMILY_V4, address.into()) {
+                log::warn!("{error}");
             }
-            Ok(false) => {}
-            // The map holds fewer entries than a subnet shorter than /18 has addresses.
-            Err(error) if error.errno() == Some(libc::E2BIG) => {
-                return Err(Failure::new(
-                    Code::PoolExhausted,
-                    format!("the map ENDPOINTS is full: a node has room for {ENDPOINTS_MAX} pods"),
-                ));
-            }
-            Err(error) => return Err(Failure::step("lease an address", error)),
+            return Ok((address, endpoint));
         }
     }
     Err(exhausted(endpoints, node))
 }
 
-fn exhausted(endpoints: &Endpoints, node: &Node) -> Failure {
+fn take_wanted(
+    endpoints: &mut Endpoints,
+    node: &Node,
+    address: Ipv4Addr,
+    endpoint: Endpoint,
+) -> Result<(), Failure> {
+    let Node { subnet, gateway, .. } = node;
+    // Proposed first where it can be had at all: its turn is after the one before it.
+    let before = Ipv4Addr::from_bits(address.to_bits().wrapping_sub(1));
+    if candidates(*subnet, *gateway, before).next() != Some(address) {
+        return Err(Failure::new(
+            Code::InvalidConfig,
+            format!(
+                "{address} was asked for, but is no address for a pod of this node: ask for one of {subnet} other than its first, its last and {gateway}"
+            ),
+        ));
+    }
+    if lease(endpoints, address, endpoint)? {
+        return Ok(());
+    }
+    let holder = endpoints.get(address.into())?.map_or_else(|| "nobody any more".to_owned(), holder);
+    Err(Failure::new(
+        Code::AddressTaken,
+        format!("{address} was asked for, but is held by {holder}: delete that pod, or ask for another address"),
+    ))
+}
+
+/// `false` where somebody holds the address.
+fn lease(endpoints: &mut Endpoints, address: Ipv4Addr, endpoint: Endpoint) -> Result<bool, Failure> {
+    endpoints.lease(address.into(), endpoint).map_err(|error| match error.errno() {
+        // The map holds fewer entries than a subnet shorter than /18 has addresses.
+        Some(libc::E2BIG) => Failure::new(
+            Code::PoolExhausted,
+            format!("the map ENDPOINTS is full: a node has room for {ENDPOINTS_MAX} pods"),
+        ),
+        _ => Failure::step("lease an address", error),
+    })
+}
+
+/// How many holders an error names.
+const HOLDERS_NAMED: usize = 5;
+
+fn holder(endpoint: Endpoint) -> String {
+    let (container, ifname) = owner_text(&endpoint.owner);
+    format!("{ifname} of container {container}")
+}
+
+/// Why no address is free.
+pub(super) fn exhausted(endpoints: &Endpoints, node: &Node) -> Failure {
     let Node { subnet, gateway, .. } = node;
     let size = candidates(*subnet, *gateway, subnet.network()).count();
-    let held = endpoints.entries().map_or_else(|_| "all".to_owned(), |entries| entries.len().to_string());
-    Failure::new(
-        Code::PoolExhausted,
-        format!(
-            "no address is free in {subnet}: {held} of {size} are held; list the holders with `overlay endpoints`, or give the node a larger subnet"
-        ),
-    )
+    let mut entries = endpoints.entries().unwrap_or_default();
+    entries.retain(|(address, _)| matches!(address.to_ip(), IpAddr::V4(v4) if subnet.contains(&v4)));
+    entries.sort_unstable_by_key(|(address, _)| *address);
+    let held = entries.len();
+    let named = entries.into_iter().take(HOLDERS_NAMED);
+    let named: Vec<_> =
+        named.map(|(address, endpoint)| format!("{} by {}", address.to_ip(), holder(endpoint))).collect();
+    let more = if held > named.len() { format!(" and {} more", held - named.len()) } else { String::new() };
+    let message = format!(
+        "no address is free in {subnet}: {held} of {size} are held; list the holders with `overlay endpoints`, or give the node a larger subnet"
+    );
+    Failure::new(Code::PoolExhausted, message).with_details(format!("held: {}{more}", named.join(", ")))
+}
+
+/// Whether a new pod would get an address. Reads single entries: one, unless the subnet is nearly full.
+pub(super) fn has_room(endpoints: &Endpoints, cursor: &LeaseCursor, node: &Node) -> Result<bool, Failure> {
+    let last = Ipv4Addr::from(cursor.get(FAMILY_V4)?.v4_bytes());
+    for address in candidates(node.subnet, node.gateway, last) {
+        if endpoints.get(address.into())?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes the entry complete, so that the programs deliver to the pod.

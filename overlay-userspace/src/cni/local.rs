@@ -28,6 +28,8 @@ pub(super) struct Node {
     pub(super) attach: AttachMode,
     /// MAC of host side devices.
     pub(super) gateway_mac: MacAddress,
+    /// Index of the anchor device.
+    pub(super) anchor: u32,
 }
 
 impl Node {
@@ -61,6 +63,7 @@ impl TryFrom<&Local> for Node {
                 mtu: local.mtu,
                 attach: AttachMode::from_index(local.attach_mode)?,
                 gateway_mac: local.gateway_mac,
+                anchor: local.anchor_ifindex,
             })
         };
         node().ok_or_else(|| {

@@ -2,7 +2,7 @@
 //!
 //! Both derive from the container id and the interface name alone, so that DEL finds everything of an attachment without
 //! a result, a namespace or a file. Invariant: both are part of the schema; a build that derives them otherwise would not
-//! find the pods of the build before. Called by ADD and DEL, and by the command line to print owners.
+//! find the pods of the build before. Called by the verbs, and by the command line to print owners.
 
 use overlay_common::maps::Owner;
 
@@ -40,15 +40,22 @@ pub fn owner_text(owner: &Owner) -> (String, String) {
     (text(&owner.container), text(&owner.ifname))
 }
 
-/// The name of the host side device of an attachment: `ov` and 11 hex digits of a hash.
+/// The name of the host side device of an attachment: `ov` and 11 hex digits of a hash of its owner.
 ///
 /// 44 bits: with 250 pods on a node, two share a name once in 5·10⁸ nodes; ADD and DEL then refuse to touch the other
 /// pod's device.
-pub(super) fn device_name(attachment: &Attachment) -> String {
-    let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
+pub(super) fn device_name(owner: &Owner) -> String {
+    let hash = fnv1a(&[bytes(&owner.container), bytes(&owner.ifname)]);
     // Folded, not cut: that is how FNV is shortened without losing its spread (draft-eastlake-fnv, section 3).
     let folded = (hash >> 44) ^ (hash & ((1 << 44) - 1));
     format!("{DEVICE_PREFIX}{folded:011x}")
+}
+
+/// What a lease remembers of the network that it was made for; never 0. Two names of networks on one node that share a
+/// tag (once in 4·10⁹) would be collected as one.
+pub(super) fn network_tag(name: &str) -> u32 {
+    let hash = fnv1a(&[name.as_bytes()]);
+    ((hash >> 32) as u32 ^ hash as u32).max(1)
 }
 
 /// FNV-1a, 64 bits, of the parts with a NUL between them, which no part contains. Stable across builds, unlike the
@@ -65,9 +72,12 @@ fn fill(field: &mut [u8], bytes: &[u8]) {
     field.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
 }
 
+fn bytes(field: &[u8]) -> &[u8] {
+    field.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
 fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(field.get(..end).unwrap_or_default()).into_owned()
+    String::from_utf8_lossy(bytes(field)).into_owned()
 }
 
 #[cfg(test)]
@@ -76,6 +86,10 @@ mod tests {
 
     fn attachment(container: &str, ifname: &str) -> Attachment {
         Attachment { container: container.into(), ifname: ifname.into() }
+    }
+
+    fn device(attachment: &Attachment) -> String {
+        device_name(&owner(attachment))
     }
 
     #[test]
@@ -104,14 +118,14 @@ mod tests {
     fn interfaces_of_one_container_are_different_owners_with_different_devices() {
         let (eth0, net1) = (attachment("c1", "eth0"), attachment("c1", "net1"));
         assert_ne!(owner(&eth0), owner(&net1));
-        assert_ne!(device_name(&eth0), device_name(&net1));
+        assert_ne!(device(&eth0), device(&net1));
         // Where the id ends and the name begins matters.
-        assert_ne!(device_name(&attachment("c1e", "th0")), device_name(&attachment("c1", "eth0")));
+        assert_ne!(device(&attachment("c1e", "th0")), device(&attachment("c1", "eth0")));
     }
 
     #[test]
     fn a_device_name_fits_the_kernel() {
-        let name = device_name(&attachment(&"c".repeat(200), "eth0"));
+        let name = device(&attachment(&"c".repeat(200), "eth0"));
         assert_eq!(name.len(), 13);
         assert!(name.len() < libc::IFNAMSIZ);
         assert!(name.starts_with("ov"));
@@ -122,9 +136,12 @@ mod tests {
     fn names_and_owners_are_those_of_schema_1() {
         assert_eq!(fnv1a(&[b""]), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(&[b"foobar"]), 0x8594_4171_f739_67e8);
-        assert_eq!(device_name(&attachment("pod", "eth0")), "ov7d625fa7942");
+        assert_eq!(device(&attachment("pod", "eth0")), "ov7d625fa7942");
         let long = owner(&attachment(&"0123456789".repeat(7), "eth0"));
         assert_eq!(owner_text(&long).0, "0123456789012345678901234567890123456789~be3cee88845bf57a");
+        // From the hashes that FNV's authors publish for these texts.
+        assert_eq!(network_tag("foobar"), 0x8594_4171 ^ 0xf739_67e8);
+        assert_ne!(network_tag("overlay"), network_tag("overlay2"));
     }
 
     #[test]

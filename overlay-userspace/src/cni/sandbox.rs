@@ -1,71 +1,116 @@
-//! The pod's side: address, neighbour and routes inside of its network namespace.
+//! The pod's side: its network namespace, and address, neighbour and routes of its device.
 //!
-//! Everything here goes with the pod's device, except that `lo` stays up. Called by ADD.
+//! Everything here goes with the pod's device. `lo` is the runtime's business. Called by ADD and CHECK.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::Context as _;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{
     failure::{Code, Failure},
-    interface,
+    interface::without_ipv6,
     local::Node,
 };
 use crate::host::{
-    netlink::{Netlink, Route},
+    netlink::{MacAddress, Netlink, NetlinkError, Route},
     netns::NetNs,
+    sysctl::SysctlError,
 };
 
-/// Refuses a pod that has a device of this name.
-pub(super) fn ensure_free(pod: &NetNs, ifname: &str) -> Result<(), Failure> {
-    match pod.run(|| Netlink::open()?.link(ifname))?? {
-        None => Ok(()),
-        Some(_) => Err(Failure::new(
-            Code::InterfaceExists,
-            format!("the pod has an interface {ifname} already: delete it, or ask for another CNI_IFNAME"),
-        )),
+/// A pod's network namespace, and a connection to it.
+pub(super) struct Sandbox {
+    pub(super) netns: NetNs,
+    /// Made inside of the namespace, so it acts there whoever uses it.
+    pub(super) netlink: Netlink,
+}
+
+impl Sandbox {
+    /// Opens the namespace that a runtime names.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidNetns`] for what is no namespace, and for the node's own.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let netns = NetNs::open(path)?;
+        if netns.is_current()? {
+            return Err(Failure::new(
+                Code::InvalidNetns,
+                format!(
+                    "CNI_NETNS {} is the node's own network namespace: pods on the host network need no ADD",
+                    path.display()
+                ),
+            ));
+        }
+        let netlink = netns.run(Netlink::open)??;
+        Ok(Self { netns, netlink })
+    }
+
+    /// Refuses a pod that has a device of this name.
+    pub(super) fn ensure_free(&mut self, ifname: &str) -> Result<(), Failure> {
+        match self.netlink.link(ifname)? {
+            None => Ok(()),
+            Some(_) => Err(Failure::new(
+                Code::InterfaceExists,
+                format!("the pod has an interface {ifname} already: delete it, or ask for another CNI_IFNAME"),
+            )),
+        }
+    }
+
+    /// Gives the pod its address and its routes; returns what it reaches by the gateway now. Its device is up and has no
+    /// carrier yet.
+    pub(super) fn set_up(
+        &mut self,
+        ifname: &str,
+        address: Ipv4Addr,
+        node: &Node,
+    ) -> Result<Vec<Ipv4Net>, Failure> {
+        let inside = self.netns.run(|| without_ipv6(ifname).map(drop));
+        inside.map_err(Failure::from)?.map_err(|e: SysctlError| Failure::step("configure the pod's side", e))?;
+        self.connect(ifname, address, node).map_err(|e| Failure::step("connect the pod's side", e))
+    }
+
+    fn connect(&mut self, ifname: &str, address: Ipv4Addr, node: &Node) -> anyhow::Result<Vec<Ipv4Net>> {
+        let netlink = &mut self.netlink;
+        let link = netlink.link(ifname)?.with_context(|| format!("the pod has no {ifname}"))?;
+        netlink.replace_address(link.index, Ipv4Net::from(address).into())?;
+        netlink.replace_neighbour(link.index, node.gateway.into(), node.gateway_mac)?;
+
+        // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.
+        let existing = netlink.routes(None)?;
+        let is_free = |dst: Ipv4Net| existing.iter().all(|route| route.dst != IpNet::from(dst));
+        let gateway = Ipv4Net::from(node.gateway);
+        if is_free(gateway) {
+            netlink.replace_route(&Route::unicast(gateway.into(), link.index))?;
+        }
+        let Some(dst) = [Ipv4Net::default(), node.cluster].into_iter().find(|dst| is_free(*dst)) else {
+            return Ok(Vec::new());
+        };
+        netlink.replace_route(&Route {
+            gateway: Some(node.gateway.into()),
+            onlink: true,
+            ..Route::unicast(dst.into(), link.index)
+        })?;
+        Ok(vec![dst])
+    }
+
+    /// The MAC that a neighbour of a device has for good.
+    pub(super) fn permanent_neighbour(
+        &mut self,
+        index: u32,
+        address: Ipv4Addr,
+    ) -> Result<Option<MacAddress>, NetlinkError> {
+        permanent_neighbour(&mut self.netlink, index, address)
     }
 }
 
-/// Gives the pod its address and its routes; returns what it reaches by the gateway now.
-pub(super) fn set_up(
-    pod: &NetNs,
-    ifname: &str,
+/// The MAC of a permanent neighbour entry.
+pub(super) fn permanent_neighbour(
+    netlink: &mut Netlink,
+    index: u32,
     address: Ipv4Addr,
-    node: &Node,
-) -> Result<Vec<Ipv4Net>, Failure> {
-    pod.run(|| {
-        interface::without_ipv6(ifname).map_err(|e| Failure::step("configure the pod's side", e))?;
-        connect(ifname, address, node).map_err(|e| Failure::step("connect the pod's side", e))
-    })?
-}
-
-fn connect(ifname: &str, address: Ipv4Addr, node: &Node) -> anyhow::Result<Vec<Ipv4Net>> {
-    let mut netlink = Netlink::open()?;
-    let mut index_of =
-        |name: &str| anyhow::Ok(netlink.link(name)?.with_context(|| format!("the pod has no {name}"))?.index);
-    let (index, loopback) = (index_of(ifname)?, index_of("lo")?);
-    netlink.replace_address(index, Ipv4Net::from(address).into())?;
-    netlink.set_up(loopback)?;
-    netlink.set_up(index)?;
-    interface::await_carrier(&mut netlink, index)?;
-    netlink.replace_neighbour(index, node.gateway.into(), node.gateway_mac)?;
-
-    // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.
-    let existing = netlink.routes(None)?;
-    let is_free = |dst: Ipv4Net| existing.iter().all(|route| route.dst != IpNet::from(dst));
-    let gateway = Ipv4Net::from(node.gateway);
-    if is_free(gateway) {
-        netlink.replace_route(&Route::unicast(gateway.into(), index))?;
-    }
-    let Some(dst) = [Ipv4Net::default(), node.cluster].into_iter().find(|dst| is_free(*dst)) else {
-        return Ok(Vec::new());
-    };
-    netlink.replace_route(&Route {
-        gateway: Some(node.gateway.into()),
-        onlink: true,
-        ..Route::unicast(dst.into(), index)
-    })?;
-    Ok(vec![dst])
+) -> Result<Option<MacAddress>, NetlinkError> {
+    let neighbours = netlink.neighbours(Some(index))?;
+    let entry = neighbours.iter().find(|entry| entry.permanent && entry.address == address);
+    Ok(entry.and_then(|entry| entry.mac))
 }

@@ -59,6 +59,7 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
             vtep,
             anchor_ifindex: 1,
             anchor_mac: GATEWAY_MAC,
+            plain_pods: false,
             log_level: 0,
         };
         object::load(&node.pins, &constants).unwrap();

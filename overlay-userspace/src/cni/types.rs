@@ -1,19 +1,29 @@
-//! The network configuration and the result, in every version of the specification from 0.3.1 to 1.1.0.
+//! The network configuration, in every version of the specification from 0.3.1 to 1.1.0; the result is in `result`.
 //!
 //! Pure, and total: whatever the bytes on standard input are, the answer is a value or a [`Failure`]. Keys that are not
-//! ours are tolerated, as the specification asks, and a previous plugin's result is passed on whole.
+//! ours are tolerated, as the specification asks. What only one verb needs is looked at when that verb asks for it, so
+//! that a key that ADD refuses is no reason not to DEL.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use overlay_common::maps::AttachMode;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    env::is_identifier,
+    env::{Attachment, is_identifier},
     failure::{Code, Failure},
+    owner::network_tag,
+    wanted::Wanted,
 };
-use crate::{datapath::pins::Pins, host::netlink::MacAddress};
+use crate::datapath::pins::Pins;
+
+pub(super) mod result;
+
+use result::Previous;
+
+/// The key of GC's list.
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// A version of the CNI specification that this plugin speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,15 +73,23 @@ pub(super) fn versions(asked_for: Option<Version>) -> Value {
 }
 
 /// The keys that this plugin reads.
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Keys {
     cni_version: Option<String>,
     name: Option<String>,
     pins: Option<PathBuf>,
-    #[serde(default)]
     dns: Option<Map<String, Value>>,
     prev_result: Option<Value>,
+    attach: Option<Value>,
+    ipam: Option<Value>,
+    runtime_config: Option<Value>,
+    args: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Value>,
+    /// As libcni also calls them.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Value>,
 }
 
 /// A valid network configuration.
@@ -81,8 +99,9 @@ pub(super) struct Conf {
     pub(super) version: Version,
     /// Where the datapath is pinned.
     pub(super) pins: Pins,
-    dns: Option<Map<String, Value>>,
-    previous: Option<Value>,
+    /// What leases of this network carry.
+    pub(super) network: u32,
+    keys: Box<Keys>,
 }
 
 impl Conf {
@@ -97,8 +116,13 @@ impl Conf {
                 "decode the network configuration: it is not a JSON object",
             ));
         }
-        let Keys { cni_version, name, pins, dns, prev_result } = serde_json::from_value(value)
+        // An empty list is null in some languages, a missing one is another matter.
+        let named = |key: &str| value.get(key).cloned();
+        let (valid, misnamed) = (named(VALID_ATTACHMENTS), named("cni.dev/attachments"));
+        let mut keys: Box<Keys> = serde_json::from_value(value)
             .map_err(|e| invalid(format!("read the network configuration: {e}")))?;
+        (keys.valid_attachments, keys.attachments) = (valid, misnamed);
+        let Keys { cni_version, name, pins, .. } = &*keys;
         let version = cni_version.as_deref().and_then(Version::parse).ok_or_else(|| {
             let spoken = Version::ALL.map(Version::as_str).join(", ");
             // Without the key it is 0.1.0, by the specification of that time.
@@ -108,15 +132,15 @@ impl Conf {
                 format!("CNI version {asked} is not supported: set cniVersion to one of {spoken}"),
             )
         })?;
-        match name {
-            Some(name) if is_identifier(&name) => {}
+        let network = match name {
+            Some(name) if is_identifier(name) => network_tag(name),
             Some(name) => {
                 return Err(invalid(format!(
                     "network name {name:?} is invalid: it must begin with a letter or a digit, and go on with these, `_`, `.` and `-`"
                 )));
             }
             None => return Err(invalid("the network configuration has no name: add the key `name`".into())),
-        }
+        };
         let pins = match pins {
             None => Pins::default(),
             Some(root) if root.is_absolute() => Pins::new(root),
@@ -128,13 +152,110 @@ impl Conf {
                 )));
             }
         };
-        Ok(Self { version, pins, dns, previous: prev_result })
+        Ok(Self { version, pins, network, keys })
+    }
+
+    /// Refuses a verb that the version asked for does not have.
+    pub(super) fn since(&self, version: Version, verb: &str) -> Result<(), Failure> {
+        if self.version >= version {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Code::IncompatibleVersion,
+            format!(
+                "CNI version {} has no {verb}: it came with {}, set cniVersion to that or newer",
+                self.version.as_str(),
+                version.as_str()
+            ),
+        ))
+    }
+
+    /// Refuses what would have an effect that this plugin cannot give.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Unsupported`], with key and value.
+    pub(super) fn supported(&self) -> Result<(), Failure> {
+        self.attach()?;
+        let ipam = self.keys.ipam.as_ref().and_then(|ipam| ipam.get("type"));
+        match ipam {
+            None | Some(Value::Null) => Ok(()),
+            Some(kind) => Err(Failure::new(
+                Code::Unsupported,
+                format!(
+                    "ipam.type {kind} is not supported: overlay gives addresses of the node's subnet itself, remove `ipam`"
+                ),
+            )),
+        }
+    }
+
+    /// How to attach the programs of a pod; `None` leaves it to the plugin.
+    pub(super) fn attach(&self) -> Result<Option<AttachMode>, Failure> {
+        match &self.keys.attach {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text == "auto" => Ok(None),
+            Some(Value::String(text)) if text == "tcx" => Ok(Some(AttachMode::Tcx)),
+            Some(Value::String(text)) if text == "clsact" => Ok(Some(AttachMode::Clsact)),
+            Some(other) => Err(Failure::new(
+                Code::Unsupported,
+                format!("attach {other} is not supported: use \"auto\", \"tcx\" or \"clsact\""),
+            )),
+        }
+    }
+
+    /// Whether a later plugin of the list is to limit the pod's bandwidth, as far as a runtime tells us.
+    pub(super) fn limits_bandwidth(&self) -> bool {
+        let bandwidth = self.keys.runtime_config.as_ref().and_then(|config| config.get("bandwidth"));
+        bandwidth.is_some_and(|bandwidth| !bandwidth.is_null())
+    }
+
+    /// Address and MAC that the configuration asks for.
+    pub(super) fn wanted(&self) -> Result<Wanted, Failure> {
+        let args = self.keys.args.as_ref().and_then(|args| args.get("cni"));
+        let capability = Wanted::from_object(self.keys.runtime_config.as_ref(), "runtimeConfig")?;
+        Ok(capability.or(Wanted::from_object(args, "args.cni")?))
+    }
+
+    /// The attachments that GC has to keep.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::InvalidConfig`] without a list, or with one that cannot be understood whole: guessing would take pods off
+    /// the network.
+    pub(super) fn valid_attachments(&self) -> Result<Vec<Attachment>, Failure> {
+        let invalid =
+            |what: String| Failure::new(Code::InvalidConfig, format!("{VALID_ATTACHMENTS} {what}"));
+        let list = self.keys.valid_attachments.as_ref().or(self.keys.attachments.as_ref());
+        let items = match list {
+            None => return Err(invalid("is missing: GC removes what is not in that list".into())),
+            Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(_) => return Err(invalid("is not an array".into())),
+        };
+        let attachment = |item: &Value| {
+            let text = |key: &str| item.get(key)?.as_str().map(str::to_owned);
+            let (Some(container), Some(ifname)) = (text("containerID"), text("ifname")) else {
+                return Err(invalid(format!("has {item} instead of containerID and ifname")));
+            };
+            Attachment::new(container, ifname).map_err(|failure| invalid(format!("has {item}: {failure}")))
+        };
+        items.iter().map(attachment).collect()
+    }
+
+    /// The DNS settings of the configuration.
+    fn dns(&self) -> Option<&Map<String, Value>> {
+        self.keys.dns.as_ref()
+    }
+
+    /// Whether there is a previous result.
+    pub(super) fn has_previous(&self) -> bool {
+        self.keys.prev_result.is_some()
     }
 
     /// The result of the plugin before this one, to be added to; empty for the first.
     pub(super) fn previous(&self) -> Result<Previous, Failure> {
         let invalid = |what: &str| Failure::new(Code::InvalidConfig, format!("prevResult {what}"));
-        let mut fields = match &self.previous {
+        let mut fields = match &self.keys.prev_result {
             None => Map::new(),
             Some(Value::Object(fields)) => fields.clone(),
             Some(_) => return Err(invalid("is not an object")),
@@ -147,107 +268,6 @@ impl Conf {
         let (interfaces, ips, routes) = (take("interfaces")?, take("ips")?, take("routes")?);
         Ok(Previous { interfaces, ips, routes, others: fields })
     }
-}
-
-/// A previous result, taken apart only as far as it is added to.
-#[derive(Debug, Default)]
-pub(super) struct Previous {
-    interfaces: Vec<Value>,
-    ips: Vec<Value>,
-    routes: Vec<Value>,
-    others: Map<String, Value>,
-}
-
-/// What ADD has made.
-#[derive(Clone, Debug)]
-pub(super) struct Added {
-    /// The host side device.
-    pub(super) device: String,
-    /// Its MAC.
-    pub(super) gateway_mac: MacAddress,
-    /// The pod's device.
-    pub(super) ifname: String,
-    /// Its MAC.
-    pub(super) mac: MacAddress,
-    /// MTU of both, bytes.
-    pub(super) mtu: u32,
-    /// The pod's namespace, as the runtime named it.
-    pub(super) sandbox: PathBuf,
-    /// The pod's address.
-    pub(super) address: Ipv4Addr,
-    /// The node's gateway address.
-    pub(super) gateway: Ipv4Addr,
-    /// What the pod reaches by the gateway.
-    pub(super) routes: Vec<Ipv4Net>,
-}
-
-#[derive(Serialize)]
-struct Interface<'a> {
-    name: &'a str,
-    mac: String,
-    /// Since 1.1.0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtu: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Ip {
-    /// Before 1.0.0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<&'static str>,
-    address: Ipv4Net,
-    gateway: Ipv4Addr,
-    /// Index into the interfaces.
-    interface: usize,
-}
-
-#[derive(Serialize)]
-struct Route {
-    dst: Ipv4Net,
-    gw: Ipv4Addr,
-}
-
-/// The answer to ADD, in the version that the configuration asks for, on top of what was there before.
-pub(super) fn result(added: &Added, conf: &Conf, previous: Previous) -> Value {
-    let Added { device, gateway_mac, ifname, mac, mtu, sandbox, address, gateway, routes } = added;
-    let mtu = (conf.version >= Version::V1_1_0).then_some(*mtu);
-    let own = [
-        Interface { name: device, mac: mac_text(*gateway_mac), mtu, sandbox: None },
-        Interface { name: ifname, mac: mac_text(*mac), mtu, sandbox: Some(sandbox.display().to_string()) },
-    ];
-    let ip = Ip {
-        version: (conf.version < Version::V1_0_0).then_some("4"),
-        address: (*address).into(),
-        gateway: *gateway,
-        // The pod's is the second of ours.
-        interface: previous.interfaces.len() + 1,
-    };
-    let Previous { mut interfaces, mut ips, routes: mut all_routes, others: mut fields } = previous;
-    interfaces.extend(own.iter().map(|interface| json!(interface)));
-    ips.push(json!(ip));
-    all_routes.extend(routes.iter().map(|dst| json!(Route { dst: *dst, gw: *gateway })));
-    let dns = match (&conf.dns, fields.remove("dns")) {
-        (Some(dns), _) => Value::Object(dns.clone()),
-        (None, Some(dns @ Value::Object(_))) => dns,
-        (None, _) => json!({}),
-    };
-    fields.extend(
-        [
-            ("cniVersion", json!(conf.version.as_str())),
-            ("interfaces", Value::Array(interfaces)),
-            ("ips", Value::Array(ips)),
-            ("routes", Value::Array(all_routes)),
-            ("dns", dns),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
-    Value::Object(fields)
-}
-
-fn mac_text(mac: MacAddress) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc where the kernel has no tcx.
+//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc (`clsact`).
 //!
 //! Level-triggered: [`Programs::attach_all`] brings a device into the wanted state from whatever it is in, and keeps the link (and
 //! its id) where one is attached. Used by the agent for anchor, underlay and existing pods, and by the CNI plugin for new
@@ -9,15 +9,14 @@ use std::io;
 use aya::programs::{
     LinkOrder, SchedClassifier, TcAttachType,
     links::{FdLink, LinkError, PinnedLink},
-    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    tc::{SchedClassifierLink, TcAttachOptions},
 };
 use overlay_common::{maps::AttachMode, reason::Hook};
 
 use super::{Cause, DatapathError, pins::Pins};
+use crate::host::netlink::Netlink;
 
-/// Priority and handle of our clsact filters: fixed, so that a restarted agent finds its own. Room is left before.
-const PRIORITY: u16 = 0x6f76;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+mod clsact;
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {
@@ -98,21 +97,60 @@ impl Programs {
 
     /// Attaches all programs of `role` to the device, or updates them where they are attached.
     pub fn attach_all(&self, role: Role, device: Device<'_>) -> Result<Attached, DatapathError> {
+        let mut netlink = Netlink::open()?;
         let mut result = Attached::Kept;
         for &hook in role.hooks() {
-            if self.attach(role, device, hook)? == Attached::New {
+            if self.attach(&mut netlink, role, device, hook)? == Attached::New {
                 result = Attached::New;
             }
         }
         Ok(result)
     }
 
-    fn attach(&self, role: Role, device: Device<'_>, hook: Hook) -> Result<Attached, DatapathError> {
-        let mut program = self.open(hook)?;
-        match self.mode {
-            AttachMode::Tcx => self.attach_tcx(&mut program, role, device, hook),
-            AttachMode::Clsact => attach_clsact(&mut program, device, hook),
+    /// Attaches all programs of `role` to a device that was made just now. As [`Programs::attach_all`], without looking
+    /// for what cannot be there.
+    pub fn attach_first(
+        &self,
+        netlink: &mut Netlink,
+        role: Role,
+        device: Device<'_>,
+    ) -> Result<(), DatapathError> {
+        if self.mode == AttachMode::Tcx {
+            return self.attach_all(role, device).map(drop);
         }
+        netlink.create_clsact(device.ifindex)?;
+        role.hooks().iter().try_for_each(|&hook| clsact::attach(&self.pins, netlink, device, hook))
+    }
+
+    /// Whether a program of `hook` is attached to the device, in either mode. Asks the kernel about the device, because
+    /// a pinned link outlives its own.
+    pub fn is_attached(netlink: &mut Netlink, device: Device<'_>, hook: Hook) -> Result<bool, DatapathError> {
+        // An error is a kernel without tcx, or a device that is gone.
+        let tcx = SchedClassifier::query_tcx(device.name, attach_type(hook));
+        let by_name = |(_, programs): (u64, Vec<aya::programs::ProgramInfo>)| {
+            programs.iter().any(|program| program.name() == hook.name().as_bytes())
+        };
+        Ok(tcx.is_ok_and(by_name) || clsact::present(netlink, device, hook)?)
+    }
+
+    /// Attaches in this mode, then detaches what an agent in the other one has left: it would go on running programs of
+    /// an earlier load. A pod's filter stays one: how a pod is attached is the CNI plugin's choice.
+    fn attach(
+        &self,
+        netlink: &mut Netlink,
+        role: Role,
+        device: Device<'_>,
+        hook: Hook,
+    ) -> Result<Attached, DatapathError> {
+        let keep_filter = role == Role::Pod && clsact::present(netlink, device, hook)?;
+        if self.mode == AttachMode::Tcx && !keep_filter {
+            let attached = self.attach_tcx(&mut self.open(hook)?, role, device, hook)?;
+            clsact::detach(netlink, device, hook)?;
+            return Ok(attached);
+        }
+        let attached = clsact::ensure(&self.pins, netlink, device, hook)?;
+        self.pins.remove_link(&role.link_name(device, hook))?;
+        Ok(attached)
     }
 
     fn attach_tcx(
@@ -197,41 +235,6 @@ impl Programs {
         }
         Ok(removed)
     }
-}
-
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    device: Device<'_>,
-    hook: Hook,
-) -> Result<Attached, DatapathError> {
-    let failed = |what: &str, cause: Cause| {
-        DatapathError::new(format!("{what} {} on {} (clsact)", hook.name(), device.name), cause)
-    };
-    // Fails where the qdisc exists, which is as good.
-    let qdisc = tc::qdisc_add_clsact(device.name);
-    let kind = attach_type(hook);
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let fresh = program.attach_with_options(device.name, kind, TcAttachOptions::Netlink(options));
-    let (id, result) = match fresh {
-        Ok(id) => (id, Attached::New),
-        Err(first) => {
-            let link = SchedClassifierLink::attached(device.name, kind, PRIORITY, HANDLE, None)
-                .map_err(|e| failed("find", e.into()))?;
-            if let Ok(id) = program.attach_to_link(link) {
-                (id, Attached::Kept)
-            } else {
-                let cause = match qdisc {
-                    Err(e) => Cause::Other(super::chain(&e)),
-                    Ok(()) => first.into(),
-                };
-                return Err(failed("attach", cause));
-            }
-        }
-    };
-    let link = program.take_link(id).map_err(|e| failed("keep", e.into()))?;
-    // A filter has no pin; it lives as long as its device, unless aya's guard removes it.
-    std::mem::forget(link);
-    Ok(result)
 }
 
 /// The link of one program on one device, as a person wants to see it.

@@ -39,6 +39,8 @@ pub struct Constants {
     pub anchor_ifindex: u32,
     /// Its MAC.
     pub anchor_mac: [u8; 6],
+    /// Pods' addresses may come in by the underlay outside of the tunnel, because nodes do not masquerade them.
+    pub plain_pods: bool,
     /// Level of the programs' own diagnostics; 0 is off and costs nothing.
     pub log_level: u8,
 }
@@ -132,8 +134,18 @@ pub struct Loaded {
 pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError> {
     pins.create()?;
     check_pinned(pins)?;
-    let Constants { vni, port, cluster, subnet, node_prefix, vtep, anchor_ifindex, anchor_mac, log_level } =
-        constants;
+    let Constants {
+        vni,
+        port,
+        cluster,
+        subnet,
+        node_prefix,
+        vtep,
+        anchor_ifindex,
+        anchor_mac,
+        plain_pods,
+        log_level,
+    } = constants;
     let address = |ip: Ipv4Addr| raw(ip.to_bits());
     let words = [
         ("VNI", *vni),
@@ -146,6 +158,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         ("ANCHOR_IFINDEX", *anchor_ifindex),
     ];
     let decap_flags = kernel::decap_l4_udp_flag();
+    let plain_pods = u8::from(*plain_pods);
     let any_gso = u8::from(decap_flags.is_some());
     let decap_flags = decap_flags.unwrap_or(0);
     let paths = LAYOUTS.map(|layout| (layout.name, pins.map(layout.name)));
@@ -158,6 +171,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     loader
         .override_global("TUNNEL_PORT", port, true)
         .override_global("ANCHOR_MAC", anchor_mac, true)
+        .override_global("PLAIN_PODS", &plain_pods, true)
         .override_global("DECAP_FLAGS", &decap_flags, true)
         .override_global("DECAP_ANY_GSO", &any_gso, true)
         .override_global("AYA_LOG_LEVEL", log_level, true);

@@ -1,8 +1,11 @@
-//! A stream of changes to links, addresses and routes of the namespace, for the agent's reconcile loop.
+//! A stream of changes to links, addresses, routes, forwarding and nftables of the namespace, for the agent's reconcile
+//! loop.
 //!
 //! Invariants: what is reported is a reason to look, never the state itself; the stream does not end on lost
 //! messages but says [`Change::Overrun`]. Messages are read only as far as needed to name what changed, so
 //! an attribute unknown to this program cannot hide a change.
+
+mod filter;
 
 use std::{collections::VecDeque, io};
 
@@ -14,7 +17,10 @@ use netlink_packet_route::{
     link::LinkHeader,
     route::{RouteFlags, RouteHeader},
 };
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use super::netlink::{NetlinkError, RawMessage, messages};
@@ -22,16 +28,22 @@ use super::netlink::{NetlinkError, RawMessage, messages};
 /// Room for some thousand changes that arrive while the agent is busy.
 const QUEUE: usize = 1024 * 1024;
 
-/// Sizes of `struct ifinfomsg` and `struct rtmsg` (linux/rtnetlink.h), before the attributes.
+/// Sizes of `struct ifinfomsg`, `struct rtmsg` (linux/rtnetlink.h) and `struct netconfmsg` (linux/netconf.h, aligned),
+/// before the attributes.
 const LINK_HEADER: usize = 16;
 const ROUTE_HEADER: usize = 12;
+const NETCONF_HEADER: usize = 4;
 
-const GROUPS: [u32; 5] = [
+/// `NETCONFA_FORWARDING` (linux/netconf.h).
+const NETCONFA_FORWARDING: u16 = 2;
+
+const GROUPS: [u32; 6] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_NETCONF,
 ];
 
 /// Something changed in the namespace, by whomever, this process included.
@@ -65,13 +77,26 @@ pub enum Change {
         /// It was deleted.
         gone: bool,
     },
+    /// IPv4 forwarding was switched on or off, on a link or on all.
+    Forwarding,
+    /// nftables were changed in a way that may matter to a packet filter; what is in other chains is not told apart.
+    Filter {
+        /// The table.
+        table: String,
+        /// The chain; none for a set, and for the table itself.
+        chain: Option<String>,
+        /// A base chain was written: made, or given a policy.
+        base: bool,
+    },
     /// Changes were lost: look at everything.
     Overrun,
 }
 
 /// The subscription.
 pub struct Monitor {
-    socket: TokioSocket,
+    route: TokioSocket,
+    /// None where the kernel lacks nf_tables.
+    filter: Option<TokioSocket>,
     pending: VecDeque<Change>,
 }
 
@@ -88,14 +113,9 @@ impl Monitor {
     }
 
     fn subscribe(bytes: usize) -> io::Result<Self> {
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        // Without the privilege the default size has to do; an overrun is reported in any case.
-        let _ = setsockopt(socket.socket_ref(), RcvBufForce, &bytes);
-        socket.socket_mut().bind_auto()?;
-        for group in GROUPS {
-            socket.socket_ref().add_membership(group)?;
-        }
-        Ok(Self { socket, pending: VecDeque::new() })
+        let route = socket(NETLINK_ROUTE, &GROUPS, bytes)?;
+        let filter = socket(NETLINK_NETFILTER, &[filter::GROUP], bytes).ok();
+        Ok(Self { route, filter, pending: VecDeque::new() })
     }
 
     /// Waits for the next change. Cancel-safe: a change is reported once, also if the future is dropped.
@@ -110,8 +130,18 @@ impl Monitor {
 
     /// Queues the changes of one datagram.
     async fn receive(&mut self) -> io::Result<()> {
-        match self.socket.recv_from_full().await {
-            Ok((datagram, _)) => self.pending.extend(changes(&datagram)),
+        let filter = async {
+            match &mut self.filter {
+                Some(socket) => socket.recv_from_full().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (received, read): (_, Reader) = tokio::select! {
+            received = self.route.recv_from_full() => (received, read),
+            received = filter => (received, filter::read),
+        };
+        match received {
+            Ok((datagram, _)) => self.pending.extend(changes(&datagram, read)),
             // The kernel's queue was full; it goes on after having said so.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                 self.pending.push_back(Change::Overrun);
@@ -123,17 +153,34 @@ impl Monitor {
     }
 }
 
-fn changes(datagram: &[u8]) -> Vec<Change> {
-    messages(datagram)
+/// A subscription to `groups` of `protocol`, with room for `bytes` in its queue.
+fn socket(protocol: isize, groups: &[u32], bytes: usize) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    // Without the privilege the default size has to do; an overrun is reported in any case.
+    let _ = setsockopt(socket.socket_ref(), RcvBufForce, &bytes);
+    socket.socket_mut().bind_auto()?;
+    for group in groups {
+        socket.socket_ref().add_membership(*group)?;
+    }
+    Ok(socket)
+}
+
+/// `Ok(None)` for what is of no interest, an error for what cannot be read.
+type Reader = fn(&RawMessage<'_>) -> Result<Option<Change>, DecodeError>;
+
+fn changes(datagram: &[u8], read: Reader) -> Vec<Change> {
+    let mut changes: Vec<_> = messages(datagram)
         .filter_map(|message| match message {
             // What cannot be read may be anything.
             Ok(message) => read(&message).unwrap_or(Some(Change::Overrun)),
             Err(_) => Some(Change::Overrun),
         })
-        .collect()
+        .collect();
+    changes.dedup();
+    changes
 }
 
-/// `Ok(None)` for what is of no interest, an error for what cannot be read.
+/// The [`Reader`] of rtnetlink.
 fn read(message: &RawMessage<'_>) -> Result<Option<Change>, DecodeError> {
     let payload = message.payload;
     let kind = message.header.message_type;
@@ -170,6 +217,9 @@ fn read(message: &RawMessage<'_>) -> Result<Option<Change>, DecodeError> {
                 .map_err(|error| DecodeError::from(error.to_string()))?;
             Some(Change::Route { dst, protocol: header.protocol.into(), gone: kind == libc::RTM_DELROUTE })
         }
+        libc::RTM_NEWNETCONF => {
+            attribute(payload, NETCONF_HEADER, NETCONFA_FORWARDING).map(|_| Change::Forwarding)
+        }
         _ => None,
     })
 }
@@ -188,7 +238,10 @@ mod tests {
     use std::{future::Future, time::Duration};
 
     use super::*;
-    use crate::host::netns::testing::{in_fresh_netns, ip, ip_batch};
+    use crate::host::{
+        netns::testing::{in_fresh_netns, ip, ip_batch, run},
+        sysctl,
+    };
 
     /// Runs an async test in a namespace of its own.
     fn in_runtime<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
@@ -248,6 +301,52 @@ mod tests {
     }
 
     #[test]
+    fn forwarding_is_reported_when_it_is_switched() {
+        in_runtime(async || {
+            sysctl::set("net/ipv4/ip_forward", "1").unwrap();
+            let mut monitor = Monitor::open().unwrap();
+            sysctl::set("net/ipv4/ip_forward", "0").unwrap();
+            assert!(drain(&mut monitor).await.contains(&Change::Forwarding));
+            sysctl::set("net/ipv4/ip_forward", "0").unwrap();
+            assert_eq!(drain(&mut monitor).await, []);
+        });
+    }
+
+    #[test]
+    fn tables_chains_and_rules_are_reported_by_name() {
+        in_runtime(async || {
+            run("nft add table ip t");
+            run("nft add chain ip t plain");
+            let mut monitor = Monitor::open().unwrap();
+            let change = |chain: Option<&str>, base| Change::Filter {
+                table: "t".into(),
+                chain: chain.map(str::to_owned),
+                base,
+            };
+            for (command, expected) in [
+                (
+                    "nft add chain ip t base { type filter hook forward priority 0; }",
+                    change(Some("base"), true),
+                ),
+                ("nft chain ip t base { policy drop; }", change(Some("base"), true)),
+                ("nft add rule ip t plain accept", change(Some("plain"), false)),
+                ("nft flush chain ip t plain", change(Some("plain"), false)),
+                ("nft add set ip t s { type ipv4_addr; }", change(None, false)),
+                ("nft add element ip t s { 192.0.2.1 }", change(None, false)),
+                ("nft delete element ip t s { 192.0.2.1 }", change(None, false)),
+                ("nft delete chain ip t plain", change(Some("plain"), false)),
+                ("nft delete table ip t", change(None, false)),
+            ] {
+                run(command);
+                let changes = drain(&mut monitor).await;
+                assert!(changes.contains(&expected), "{command}: {changes:?}");
+            }
+            run("nft list ruleset");
+            assert_eq!(drain(&mut monitor).await, []);
+        });
+    }
+
+    #[test]
     fn a_bridge_port_that_leaves_is_not_a_link_that_is_gone() {
         in_runtime(async || {
             ip("link add br0 up type bridge");
@@ -286,7 +385,9 @@ mod tests {
         let mut bytes = 20u32.to_ne_bytes().to_vec();
         bytes.extend(libc::RTM_NEWLINK.to_ne_bytes());
         bytes.extend([0; 14]);
-        assert_eq!(changes(&bytes), [Change::Overrun]);
-        assert_eq!(changes(&[1, 2, 3]), [Change::Overrun]);
+        for read in [read as Reader, filter::read] {
+            assert_eq!(changes(&[1, 2, 3], read), [Change::Overrun]);
+        }
+        assert_eq!(changes(&bytes, read), [Change::Overrun]);
     }
 }

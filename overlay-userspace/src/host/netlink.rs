@@ -1,4 +1,4 @@
-//! A synchronous rtnetlink connection: links, addresses, routes and neighbours.
+//! A synchronous rtnetlink connection: links, addresses, routes, neighbours and tc filters.
 //!
 //! Owns the socket, the sequence numbers and the errors; one submodule per kind of object holds its typed
 //! form and its operations. Raw netlink messages do not leave this module.
@@ -13,11 +13,15 @@
 //! The connection belongs to the network namespace of the thread that opened it.
 
 mod address;
+mod filter;
 mod link;
 mod neighbour;
 mod route;
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+};
 
 use log::warn;
 use netlink_packet_core::{
@@ -30,6 +34,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 pub use address::Address;
+pub use filter::{BpfFilter, Direction, FilterKey};
 pub use link::{Link, MacAddress, VethSpec, VxlanInfo, VxlanSpec};
 pub use neighbour::Neighbour;
 pub use route::{ROUTE_PROTOCOL, Route, RouteKind};
@@ -136,7 +141,8 @@ impl Netlink {
         })
     }
 
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Failure> {
+    /// The bytes of the next request.
+    fn encode(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request =
             NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
@@ -145,6 +151,11 @@ impl Netlink {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
+        bytes
+    }
+
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Reply, Failure> {
+        let bytes = self.encode(message, flags);
         self.socket.send(&bytes, 0)?;
 
         let mut reply = Reply { dump: flags & NLM_F_DUMP == NLM_F_DUMP, ..Reply::default() };
@@ -181,6 +192,14 @@ impl Netlink {
             Ok(Some(link)) => link.name,
             _ => format!("#{index}"),
         }
+    }
+}
+
+/// For a request of [`Netlink::encode_delete`]; whoever sends on it has to leave this connection alone.
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket stays open as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) }
     }
 }
 

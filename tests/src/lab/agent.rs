@@ -36,7 +36,12 @@ pub struct AgentOptions {
 pub(super) struct Agent {
     child: Child,
     record: PathBuf,
+    /// Length of the log when it was started, in bytes.
+    log_before: usize,
 }
+
+/// What an agent logs once it is ready.
+const READY: &str = " is ready";
 
 impl Agent {
     /// Starts `command` with its outputs appended to `log`; `lab` is the lab's directory.
@@ -45,6 +50,7 @@ impl Agent {
         interrupt::check();
         let file = OpenOptions::new().create(true).append(true).open(log);
         let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", log.display()));
+        let log_before = read(log).len();
         command.stdin(std::process::Stdio::null());
         command.stdout(file.try_clone().expect("duplicate log descriptor")).stderr(file);
         let child = exec::spawn_tied(command);
@@ -56,16 +62,17 @@ impl Agent {
                 .record(&record)
                 .unwrap_or_else(|error| panic!("cannot write {}: {error}", record.display()));
         }
-        Self { child, record }
+        Self { child, record, log_before }
     }
 
-    /// Polls `ready` until it says yes; gives the time that it took.
+    /// Polls `ready` until it says yes and this agent has logged that it is: what is pinned says so of an earlier one
+    /// as well. Gives the time that it took.
     #[track_caller]
     pub(super) fn wait_ready(&mut self, node: &str, log: &Path, mut ready: impl FnMut() -> bool) -> Duration {
         let start = Instant::now();
         loop {
             interrupt::check();
-            if ready() {
+            if read(log)[self.log_before..].contains(READY) && ready() {
                 return start.elapsed();
             }
             if let Some(status) = self.child.try_wait().expect("wait for agent") {
@@ -107,9 +114,13 @@ pub(super) fn killed_by(status: ExitStatus, signal: Signal) -> bool {
     status.signal() == Some(signal as i32)
 }
 
+fn read(log: &Path) -> String {
+    fs::read_to_string(log).unwrap_or_default()
+}
+
 /// The last lines of a log.
 fn tail(log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
+    let text = read(log);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n")
 }

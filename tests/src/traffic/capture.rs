@@ -22,7 +22,8 @@ use crate::lab::Namespace;
 /// Room for what arrives while the reader does not run, in bytes.
 const BUFFER: usize = 32 << 20;
 
-/// How long one read waits before it looks whether to stop; also how long a stop waits for stragglers.
+/// How long one read waits before it looks whether to stop; also how long a stop waits for stragglers before it lets
+/// nothing in any more.
 const TICK: Duration = Duration::from_millis(20);
 
 /// One frame.
@@ -69,8 +70,12 @@ impl Capture {
     }
 
     fn end(&mut self) -> Option<io::Result<Vec<Frame>>> {
+        let reader = self.reader.take()?;
+        thread::sleep(TICK);
+        // Under traffic that goes on the socket would never be found empty.
+        let closed = close(&self.socket);
         self.stop.store(true, Ordering::Relaxed);
-        self.reader.take().map(|reader| reader.join().expect("the reader does not panic"))
+        Some(closed.and_then(|()| reader.join().expect("the reader does not panic")))
     }
 }
 
@@ -96,6 +101,18 @@ pub(super) fn open(dev: &str) -> io::Result<OwnedFd> {
     // SAFETY: the address is valid for `len` bytes during the call.
     let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets no more frames into the socket: a filter (socket(7)) that takes none. What is in it stays.
+fn close(socket: &OwnedFd) -> io::Result<()> {
+    let mut none = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut none };
+    let len = size_of_val(&program) as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: program and filter are valid during the call; the kernel copies both.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const program).cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn read_all(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Vec<Frame>> {

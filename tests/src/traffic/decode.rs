@@ -7,24 +7,25 @@ use anyhow::{Context as _, Result, ensure};
 use super::capture::Frame;
 use crate::lab::{Namespace, exec};
 
-/// Decodes frames as `tcpdump -v` prints them, one line per frame, everything over UDP taken for VXLAN (the port that
-/// Linux and Flannel use, 8472, is OTV's to tcpdump). No name is looked up.
+/// Decodes frames as `tcpdump -v` prints them, one line per frame. Everything over UDP is taken for VXLAN, because
+/// to tcpdump the port that Linux and Flannel use, 8472, is OTV's; UDP inside of the tunnel is therefore not told.
 ///
 /// Errors: tcpdump cannot be run, or does not understand the file.
 pub fn vxlan(namespace: &Namespace, frames: &[Frame]) -> Result<Vec<String>> {
     let mut command = namespace.command("tcpdump");
-    command.env("LC_ALL", "C").args(["-nn", "-t", "-v", "-T", "vxlan", "-r", "-"]);
+    command.env("LC_ALL", "C").args(["-nn", "-t", "-#", "-v", "-T", "vxlan", "-r", "-"]);
     let out = exec::output(&mut command, &pcap(frames), Duration::from_secs(10)).context("run tcpdump")?;
     ensure!(out.status.success(), "tcpdump: {}: {}", out.status, out.stderr.trim_end());
-    // With -v the rest of a packet follows on lines of its own, indented.
+    // A packet begins on a line with its number; what is in it follows on more lines.
     let mut packets: Vec<String> = Vec::new();
-    for line in out.stdout.lines() {
-        match packets.last_mut() {
-            Some(packet) if line.starts_with([' ', '\t']) => {
-                packet.push(' ');
-                packet.push_str(line.trim());
-            }
-            _ => packets.push(line.to_owned()),
+    for line in out.stdout.lines().map(str::trim) {
+        let next = format!("{}  ", packets.len() + 1);
+        if let Some(start) = line.strip_prefix(&next) {
+            packets.push(start.to_owned());
+        } else {
+            let packet = packets.last_mut().with_context(|| format!("tcpdump printed {line}"))?;
+            packet.push(' ');
+            packet.push_str(line);
         }
     }
     Ok(packets)

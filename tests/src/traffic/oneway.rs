@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Oneway {
     stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
     sender: Option<JoinHandle<u64>>,
     receiver: Option<JoinHandle<Vec<Arrival>>>,
 }
@@ -42,6 +43,8 @@ impl Oneway {
         far.set_read_timeout(Some(TICK))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (sender_stop, receiver_stop) = (Arc::clone(&stop), Arc::clone(&stop));
+        let received = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&received);
         let sender = thread::spawn(move || {
             let mut sent = 0_u64;
             while !sender_stop.load(Ordering::Relaxed) {
@@ -52,7 +55,7 @@ impl Oneway {
             }
             sent
         });
-        let receiver = thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut arrivals = Vec::new();
             let mut packet = [0; 8];
             loop {
@@ -60,14 +63,20 @@ impl Oneway {
                 let last = receiver_stop.load(Ordering::Relaxed);
                 match far.recv(&mut packet) {
                     Ok(_) => {
-                        arrivals.push(Arrival { number: u64::from_be_bytes(packet), at: Instant::now() })
+                        arrivals.push(Arrival { number: u64::from_be_bytes(packet), at: Instant::now() });
+                        counter.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(_) if last => return arrivals,
                     Err(_) => {}
                 }
             }
         });
-        Ok(Self { stop, sender: Some(sender), receiver: Some(receiver) })
+        Ok(Self { stop, received, sender: Some(sender), receiver: Some(reader) })
+    }
+
+    /// Datagrams that have arrived so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Stops; gives the number of datagrams sent and those that arrived, in order of arrival.

@@ -184,7 +184,7 @@ impl Bed {
         let mut endpoints = Endpoints::open(&self.pins).unwrap();
         let mut pod = |addr: Ipv4Addr, ifindex: u32, mac: Mac| {
             let owner = Owner { container: [0; 64], ifname: [0; 16] };
-            let endpoint = Endpoint { ifindex, flags: 0, mac, gateway_mac: ANCHOR_MAC, owner };
+            let endpoint = Endpoint { ifindex, network: 0, mac, gateway_mac: ANCHOR_MAC, owner };
             assert!(endpoints.lease(addr.into(), endpoint).unwrap());
         };
         pod(POD, self.devices.pod, POD_MAC);
@@ -273,6 +273,7 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
         vtep: VTEP,
         anchor_ifindex,
         anchor_mac: ANCHOR_MAC,
+        plain_pods: false,
         log_level: 0,
     }
 }

@@ -140,6 +140,25 @@ fn forged_tunnel_packets_are_dropped_under_their_reason() {
 }
 
 #[test]
+fn a_pods_address_is_believed_only_out_of_the_tunnel() {
+    Bed::with(|bed| {
+        let plain = |name, src: std::net::Ipv4Addr, dst| Case {
+            verdict: Verdict::Drop,
+            counted: Counted::Dropped(Reason::PodAddressOnWire),
+            ..passed(bed, name, ipv4_frame(WIRE_MAC, NEXT_HOP_MAC, &Ip::udp(src, dst, 53)))
+        };
+        let from = |name, src| passed(bed, name, ipv4_frame(WIRE_MAC, NEXT_HOP_MAC, &Ip::udp(src, POD, 53)));
+        bed.check(vec![
+            plain("a remote pod's, to a pod", REMOTE_POD, POD),
+            plain("a remote pod's, to the node", REMOTE_POD, VTEP),
+            plain("a local pod's, to a remote one: this node is no relay", POD, REMOTE_POD),
+            from("a node's own address is the stack's to judge", PEER),
+            from("the world's too", WORLD),
+        ]);
+    });
+}
+
+#[test]
 fn what_is_not_plainly_ours_goes_to_the_kernel() {
     Bed::with(|bed| {
         let good = Tunnel::arriving(&inner());

@@ -207,7 +207,6 @@ fn odd_tunnel_packets_are_refused_on_every_way_in() {
         ("IPv6", with_inner(inner_of(&stage, 0x86dd, &ipv6)), "inner_protocol"),
         ("LLDP", with_inner(inner_of(&stage, 0x88cc, &[0; 46])), "inner_protocol"),
         ("a VLAN", with_inner(tagged(&honest.inner, 7)), "inner_protocol"),
-        ("half an IPv4 header", with_inner(inner_of(&stage, 0x0800, &[0x45; 10])), "truncated"),
     ];
     for way in Way::ALL {
         let lookout = stage.watch();
@@ -222,31 +221,59 @@ fn odd_tunnel_packets_are_refused_on_every_way_in() {
     }
 }
 
+/// Packets that the anchor device itself refuses, at `cp`, whatever their sender: it counts them as errors.
+#[track_caller]
+fn refused_by_the_kernel(stage: &Stage, what: &str, send: impl FnOnce()) {
+    let cp = stage.cp();
+    let errors = || {
+        let link = cp.namespace().ip_json(&format!("-s link show dev {}", Node::ANCHOR));
+        link[0]["stats64"]["rx"]["errors"].as_u64().expect("a device has statistics")
+    };
+    let (drops, expected) = (Drops::read(cp), errors() + COUNT as u64);
+    send();
+    assert_eq!(eventually(errors, |errors| *errors >= expected), expected, "{what}");
+    assert_eq!(Drops::read(cp).since(&drops), BTreeMap::new(), "{what}");
+}
+
 #[test]
-fn congestion_marked_on_what_cannot_carry_it_is_refused_on_every_way_in() {
+fn broken_tunnel_packets_are_refused_on_every_way_in() {
     const CE: u8 = 3;
     let stage = Stage::new();
-    let (cp, w1) = (stage.cp(), stage.node("w1").address());
-    let text = format!("{MARK} congestion");
-    let marked = Tunnel { tos: CE, ..stage.tunnel(w1, stage.peer.addr(), stage.pod.addr(), &text) };
+    let w1 = stage.node("w1").address();
+    let text = format!("{MARK} brokenly");
+    let honest = stage.tunnel(w1, stage.peer.addr(), stage.pod.addr(), &text);
+    // RFC 6040, 4.2: congestion was marked on what is not capable of it.
+    let marked = Tunnel { tos: CE, ..honest.clone() };
+    let short = Tunnel { inner: inner_of(&stage, 0x0800, &[0x45; 10]), ..honest };
     let lookout = stage.watch();
     for record in stage.dropped(&text, "ecn", COUNT, || Way::Native.send(&stage, &marked)) {
         assert_eq!(record["hook"], "from_wire", "{record}");
         assert_eq!(record["source"], stage.peer.addr().to_string(), "{record}");
     }
-    // On the other ways it is the kernel that decapsulates, and refuses.
-    let errors = || {
-        let link = cp.namespace().ip_json(&format!("-s link show dev {}", Node::ANCHOR));
-        link[0]["stats64"]["rx"]["errors"].as_u64().expect("a device has statistics")
-    };
-    let drops = Drops::read(cp);
-    for way in Way::ALL.into_iter().filter(|way| *way != Way::Native) {
-        let expected = errors() + COUNT as u64;
-        way.send(&stage, &marked);
-        assert_eq!(eventually(errors, |errors| *errors >= expected), expected, "{way:?}");
+    for way in Way::ALL {
+        if way != Way::Native {
+            refused_by_the_kernel(&stage, &format!("{way:?}: congestion"), || way.send(&stage, &marked));
+        }
+        refused_by_the_kernel(&stage, &format!("{way:?}: half a header"), || way.send(&stage, &short));
     }
-    assert_eq!(Drops::read(cp).since(&drops), BTreeMap::new());
     lookout.saw_nothing();
+}
+
+#[test]
+fn a_tunnel_packet_of_a_foreign_vlan_is_not_for_this_node() {
+    let stage = Stage::new();
+    let (w1, peer, pod) = (stage.node("w1").address(), &stage.peer, &stage.pod);
+    let lookout = stage.watch();
+    let foreign = stage.tunnel(w1, peer.addr(), pod.addr(), &format!("{MARK} in a VLAN"));
+    let foreign = tagged(&foreign.encode(), 7);
+    let own = stage.tunnel(w1, peer.addr(), pod.addr(), "honest without a VLAN").encode();
+    let frames = [foreign.clone(), foreign, own];
+    let before = Drops::read(stage.cp());
+    inject(&stage.stranger, "eth0", &frames);
+    // It was the last: the others have been seen to.
+    lookout.receives(pod.namespace(), "honest without a VLAN", 1);
+    lookout.saw_nothing();
+    assert_eq!(Drops::read(stage.cp()).since(&before), BTreeMap::new());
 }
 
 #[test]
@@ -259,17 +286,19 @@ fn a_node_that_was_removed_is_refused_from_then_on() {
     };
     let all = stage.cluster.entries();
     let without: Vec<_> = all.iter().filter(|node| node.name != w1.name()).cloned().collect();
-    for (place, address) in [(peer.namespace(), peer.addr()), (w1.namespace(), w1.address())] {
-        let at = (pod.addr(), 0).into();
-        let seen = udp::exchange(place, pod.namespace(), at).unwrap();
+    // The node itself speaks to pods as their gateway does.
+    let senders = [(peer.namespace(), peer.addr()), (w1.namespace(), w1.gateway_address())];
+    for (place, address) in senders {
+        let seen = udp::exchange(place, pod.namespace(), (pod.addr(), 0).into()).unwrap();
         assert_eq!(seen.server_saw.ip(), address);
     }
 
     stage.cluster.write_nodes(&without);
     assert!(!eventually(known, |known| !known), "cp knows w1 after it was removed");
     let lookout = stage.watch();
-    for (place, address) in [(peer.namespace(), peer.addr()), (w1.namespace(), w1.address())] {
-        let text = format!("{MARK}: {address} is of a removed node");
+    for (place, address) in senders {
+        // Without the mark: on the device of w1, which sends it, it may be seen.
+        let text = format!("{address} is of a removed node");
         // w1 itself keeps the file's last version that it is in.
         let socket = udp::connected(place, (pod.addr(), PORT).into()).unwrap();
         let send = || (0..COUNT).for_each(|_| assert_eq!(socket.send(text.as_bytes()).unwrap(), text.len()));
@@ -280,8 +309,7 @@ fn a_node_that_was_removed_is_refused_from_then_on() {
     }
     // Others are not touched.
     udp::exchange(stage.far.namespace(), pod.namespace(), (pod.addr(), 0).into()).unwrap();
-    // What w1 itself sends is seen on its own device; it arrives nowhere.
-    drop(lookout);
+    lookout.saw_nothing();
 
     stage.cluster.write_nodes(&all);
     assert!(eventually(known, |known| *known), "cp does not know w1 after it was added again");

@@ -60,9 +60,11 @@ pub(crate) fn update() -> Result<()> {
     execute(apt_get().args(["-q", "update"])).context("fetch the package lists")
 }
 
-/// `apt-get install`, without recommended packages.
+/// `apt-get install`, without recommended packages. Daemons among them (containerd, podman) are not started: tests
+/// start their own, and systemctl leaves the machine's alone when told that it is offline.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
     let mut command = apt_get();
+    command.env("SYSTEMD_OFFLINE", "1");
     command.args(["-q", "-y", "--no-install-recommends", "--no-remove", "install"]).args(packages);
     execute(&mut command).with_context(|| {
         format!(

@@ -15,16 +15,21 @@ pub(crate) enum Part {
     Lint,
     /// Run the agent on this node.
     Agent,
-    /// Run the lab and the tests that need a real kernel.
+    /// Run the lab.
     Lab,
+    /// Run the tests that need a real kernel: the lab, container runtimes, other plugins.
+    Test,
+    /// Build and run the fuzz targets.
+    Fuzz,
 }
 
 impl Part {
     /// Everything a developer needs.
-    pub(crate) const ALL: &'static [Self] = &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab];
+    pub(crate) const ALL: &'static [Self] =
+        &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab, Self::Test, Self::Fuzz];
 }
 
-/// A program and the Debian packages that hold it: the first that the release has is taken.
+/// A program (its name, or its path where that is fixed) and the Debian packages that hold it: the first that the release has is taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     pub(crate) name: &'static str,
@@ -53,6 +58,15 @@ const PROGRAMS: &[Program] = &[
     program("conntrack", &["conntrack"], &[Part::Lab]),
     program("iperf3", &["iperf3"], &[Part::Lab]),
     program("socat", &["socat"], &[Part::Lab]),
+    // Runtimes find plugins here, whatever PATH is.
+    program("/usr/lib/cni/bridge", &["containernetworking-plugins"], &[Part::Test]),
+    program("podman", &["podman"], &[Part::Test]),
+    program("conmon", &["conmon"], &[Part::Test]),
+    program("crun", &["crun"], &[Part::Test]),
+    // With ctr. Docker's archive has another package of the same.
+    program("containerd", &["containerd", "containerd.io"], &[Part::Test]),
+    // libFuzzer comes as source.
+    program("c++", &["g++"], &[Part::Fuzz]),
 ];
 
 /// Components of the Rust toolchain: name and the program that shows its presence.

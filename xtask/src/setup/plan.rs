@@ -194,6 +194,7 @@ mod tests {
             ["gcc", "libc6-dev", "nftables", "iproute2", "iptables", "ethtool", "procps", "iputils-ping"]
                 .into_iter()
                 .chain(["tcpdump", "conntrack", "iperf3", "socat"])
+                .chain(["containernetworking-plugins", "podman", "conmon", "crun", "containerd", "g++"])
                 .map(|name| (name, "1"));
         let known = offers.into_iter().chain(others).map(|(name, version)| (name.into(), version.into()));
         Means {
@@ -223,7 +224,17 @@ mod tests {
         let [Step::Packages(packages), Step::RustComponents(components)] = &steps[..] else {
             panic!("{steps:?}");
         };
-        for package in ["gcc", "libc6-dev", "rustc-web", "libstd-rust-web-dev-bpf", "tcpdump", "bpftool"] {
+        for package in [
+            "gcc",
+            "libc6-dev",
+            "g++",
+            "rustc-web",
+            "libstd-rust-web-dev-bpf",
+            "tcpdump",
+            "bpftool",
+            "podman",
+            "containerd",
+        ] {
             assert!(packages.iter().any(|name| name == package), "{package} is not among {packages:?}");
         }
         assert_eq!(components, &["rustfmt", "clippy"]);

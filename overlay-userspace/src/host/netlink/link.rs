@@ -17,6 +17,17 @@ use nix::errno::Errno;
 
 use super::{Failure, Netlink, NetlinkError};
 
+/// linux/sockios.h and linux/ethtool.h.
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+const ETHTOOL_GLINK: u32 = 0x0a;
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
 /// An Ethernet address, in the order of the wire.
 pub type MacAddress = [u8; 6];
 
@@ -158,11 +169,12 @@ impl Netlink {
         Ok(link)
     }
 
-    /// Creates a veth pair, both ends down, the peer directly in its namespace. Returns the end on the node.
+    /// Creates a veth pair, the peer directly in its namespace and up, the end on the node down: nothing gets through
+    /// before that is brought up, and then both ends have a carrier at once. Returns the end on the node.
     ///
     /// `EEXIST` when either name is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<Link, NetlinkError> {
-        let mut peer = LinkMessage::default();
+        let mut peer = flag(0, LinkFlags::Up, true);
         peer.attributes = vec![
             LinkAttribute::IfName(spec.peer_name.to_owned()),
             LinkAttribute::Mtu(spec.mtu),
@@ -204,9 +216,39 @@ impl Netlink {
         }
     }
 
+    /// The request that deletes the link of this index, to be sent on this connection by a process that cannot make it.
+    pub fn encode_delete(&mut self, index: u32) -> Vec<u8> {
+        self.encode(RouteNetlinkMessage::DelLink(at(index)), 0)
+    }
+
     /// Brings a link up.
     pub fn set_up(&mut self, index: u32) -> Result<(), NetlinkError> {
         self.set(index, "bring up", flag(index, LinkFlags::Up, true))
+    }
+
+    /// Finishes what the kernel has begun when the carrier of a link of this connection's namespace came up: a link that
+    /// has no queueing discipline yet drops what it is to send. `false` when there is no carrier.
+    ///
+    /// Since Linux 6.8 the query for the link state handles the pending link-watch event (`linkwatch_sync_dev`,
+    /// net/core/link_watch.c). Before, the event is handled by a kernel worker: look for [`Link::running`].
+    pub fn settle_carrier(&mut self, name: &str) -> Result<bool, NetlinkError> {
+        let failed = |cause| NetlinkError::new(format!("read the link state of {name}"), cause);
+        if !is_name(name) {
+            return Err(failed(io::Error::from(Errno::ENODEV)));
+        }
+        let mut value = EthtoolValue { command: ETHTOOL_GLINK, data: 0 };
+        // SAFETY: all zero is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_data = (&raw mut value).cast();
+        // SAFETY: the request names a buffer of the size that ETHTOOL_GLINK fills, and both outlive the call.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+        match Errno::result(result) {
+            Ok(_) => Ok(value.data != 0),
+            Err(errno) => Err(failed(errno.into())),
+        }
     }
 
     /// Takes a link down.

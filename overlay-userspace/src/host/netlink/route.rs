@@ -117,11 +117,25 @@ impl Netlink {
             routes.extend(
                 replies
                     .into_iter()
-                    .filter_map(|reply| into_route(reply, family))
+                    .filter_map(|reply| into_route(reply, family, Some(RouteHeader::RT_TABLE_MAIN)))
                     .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol)),
             );
         }
         Ok(routes)
+    }
+
+    /// IPv4 routes through a link, of all tables.
+    pub fn routes_of_link(&mut self, index: u32) -> Result<Vec<Route>, NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.attributes.push(RouteAttribute::Oif(index));
+        let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
+            Ok(replies) => replies,
+            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ENODEV) => Vec::new(),
+            Err(failure) => return Err(failure.during("list routes".into())),
+        };
+        let routes = replies.into_iter().filter_map(|reply| into_route(reply, AddressFamily::Inet, None));
+        Ok(routes.filter(|route| route.oif == Some(index)).collect())
     }
 
     /// Writes a route in place of the one with the same destination and metric, whoever made that.
@@ -185,12 +199,13 @@ fn message(route: &Route) -> RouteMessage {
     message
 }
 
-fn into_route(reply: RouteNetlinkMessage, family: AddressFamily) -> Option<Route> {
+/// A route of one table, or of any.
+fn into_route(reply: RouteNetlinkMessage, family: AddressFamily, table: Option<u8>) -> Option<Route> {
     let RouteNetlinkMessage::NewRoute(message) = reply else { return None };
     let header = &message.header;
     // Without IPv6 all families come; a kernel without strict checking sends all tables and its cache.
     if header.address_family != family
-        || header.table != RouteHeader::RT_TABLE_MAIN
+        || table.is_some_and(|table| header.table != table)
         || header.flags.contains(RouteFlags::Cloned)
     {
         return None;
@@ -303,6 +318,20 @@ mod tests {
                 assert!(!netlink.delete_route(route).unwrap(), "{route}");
             }
             assert!(netlink.routes(Some(ROUTE_PROTOCOL)).unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn routes_of_a_link_are_those_of_all_tables_and_of_no_other_link() {
+        in_fresh_netns(|| {
+            ip("link add d0 up type veth peer name d0p up");
+            ip_batch("route add 192.0.2.0/24 dev d0\nroute add 198.51.100.0/24 dev d0 table 100\nroute add 203.0.113.0/24 dev d0p\n");
+            let mut netlink = Netlink::open().unwrap();
+            let index = netlink.link("d0").unwrap().unwrap().index;
+            let routes: Vec<_> = netlink.routes_of_link(index).unwrap().into_iter().map(|r| r.dst).collect();
+            assert_eq!(routes.len(), 2, "{routes:?}");
+            assert!(routes.contains(&net("192.0.2.0/24")) && routes.contains(&net("198.51.100.0/24")));
+            assert!(netlink.routes_of_link(99).unwrap().is_empty());
         });
     }
 

@@ -1,0 +1,110 @@
+//! The packet filter: masquerade towards the world, and the slow path's way through foreign chains that drop.
+
+use std::collections::HashSet;
+
+use anyhow::anyhow;
+use ipnet::{IpNet, Ipv4Net};
+use log::{info, warn};
+
+use crate::{
+    config::Config,
+    host::nft::{
+        TABLE, forward,
+        masquerade::{self, Masquerade},
+    },
+};
+
+/// What the agent knows of the packet filter between passes.
+#[derive(Default)]
+pub(super) struct PacketFilter {
+    /// Foreign chains that hold accepts of ours, by table and name.
+    chains: HashSet<(String, String)>,
+    warned: HashSet<String>,
+    /// This agent has written the table, or an accept.
+    made: bool,
+}
+
+impl PacketFilter {
+    /// Brings the packet filter into the wanted state. Forks `nft`.
+    pub(super) fn ensure(&mut self, config: &Config) -> anyhow::Result<()> {
+        let Config { network, nodes, .. } = config;
+        let cluster =
+            v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
+        let changed = if network.masquerade {
+            masquerade::ensure(&Masquerade {
+                subnets: v4(nodes.own().subnet).into_iter().collect(),
+                cluster,
+                nodes: nodes
+                    .nodes()
+                    .iter()
+                    .filter_map(|node| match node.address {
+                        std::net::IpAddr::V4(v4) => Some(v4),
+                        std::net::IpAddr::V6(_) => None,
+                    })
+                    .collect(),
+                port: network.port,
+            })?
+        } else {
+            masquerade::remove()?
+        };
+        if changed {
+            self.made = true;
+            info!("masquerade to the world: {}", if network.masquerade { "set" } else { "removed" });
+        }
+        let found = forward::ensure(network.cidr)?;
+        for chain in found.chains.iter().filter(|chain| chain.changed) {
+            self.made = true;
+            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
+        }
+        self.chains = found.chains.into_iter().map(|chain| (chain.table, chain.chain)).collect();
+        for warning in found.warnings {
+            if self.warned.insert(warning.clone()) {
+                warn!("{warning}");
+            }
+        }
+        Ok(())
+    }
+
+    /// May a change there have broken what [`PacketFilter::ensure`] keeps? Others change their own chains all the time.
+    pub(super) fn concerns(&self, table: &str, chain: Option<&str>, base: bool) -> bool {
+        let held = |chain: &str| self.chains.contains(&(table.to_owned(), chain.to_owned()));
+        table == TABLE || base || chain.is_some_and(held)
+    }
+
+    /// After a start that failed: removes what this agent has written.
+    pub(super) fn take_back(&mut self) {
+        if !std::mem::take(&mut self.made) {
+            return;
+        }
+        for result in [masquerade::remove().map(drop), forward::remove().map(drop)] {
+            if let Err(e) = result {
+                warn!("take back the packet filter rules: {e}");
+            }
+        }
+    }
+}
+
+fn v4(net: IpNet) -> Option<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Some(net),
+        IpNet::V6(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_have_been_broken_is_looked_at() {
+        let chains = [("filter".to_owned(), "FORWARD".to_owned())].into();
+        let filter = PacketFilter { chains, ..PacketFilter::default() };
+        assert!(filter.concerns("overlay", Some("postrouting"), false));
+        assert!(filter.concerns("overlay", None, false));
+        assert!(filter.concerns("filter", Some("FORWARD"), false));
+        assert!(filter.concerns("firewall", Some("forward"), true), "a new base chain may drop");
+        assert!(!filter.concerns("filter", Some("KUBE-FORWARD"), false));
+        assert!(!filter.concerns("nat", Some("KUBE-SERVICES"), false));
+        assert!(!filter.concerns("nat", None, false));
+    }
+}

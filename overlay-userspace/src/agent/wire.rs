@@ -1,0 +1,91 @@
+//! The underlay device as the last pass saw it: what has become of it is worth a line in the log.
+
+use log::Level;
+
+use crate::host::netlink::Link;
+
+/// The device that carries the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wire {
+    name: String,
+    index: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Up,
+    NoCarrier,
+    Down,
+}
+
+impl From<&Link> for Wire {
+    fn from(link: &Link) -> Self {
+        let state = match (link.up, link.running) {
+            (false, _) => State::Down,
+            (true, false) => State::NoCarrier,
+            (true, true) => State::Up,
+        };
+        Self { name: link.name.clone(), index: link.index, state }
+    }
+}
+
+impl Wire {
+    /// What is new compared with `before`, which is `None` on the first look.
+    pub(super) fn news(&self, before: Option<&Self>) -> Vec<(Level, String)> {
+        let Self { name, index, state } = self;
+        let mut news = Vec::new();
+        if let Some(before) = before {
+            if before.index != *index {
+                news.push((
+                    Level::Info,
+                    format!("the underlay is {name} (index {index}) now, was index {}", before.index),
+                ));
+            } else if before.name != *name {
+                news.push((Level::Info, format!("the underlay {} is called {name} now", before.name)));
+            }
+        }
+        if before.map_or(State::Up, |before| before.state) != *state {
+            news.push(match state {
+                State::Up => (Level::Info, format!("the underlay {name} is up again")),
+                State::NoCarrier => (Level::Warn, format!("the underlay {name} has no carrier")),
+                State::Down => (Level::Warn, format!("the underlay {name} is down")),
+            });
+        }
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(name: &str, index: u32, state: State) -> Wire {
+        Wire { name: name.into(), index, state }
+    }
+
+    #[track_caller]
+    fn said(before: Option<&Wire>, now: &Wire, expected: &[&str]) {
+        let news: Vec<_> = now.news(before).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(news, expected);
+    }
+
+    #[test]
+    fn each_change_is_said_and_nothing_else() {
+        let up = wire("eth0", 3, State::Up);
+        let down = wire("eth0", 3, State::Down);
+        said(None, &up, &[]);
+        said(None, &down, &["the underlay eth0 is down"]);
+        said(Some(&up), &up, &[]);
+        said(Some(&up), &down, &["the underlay eth0 is down"]);
+        said(Some(&down), &up, &["the underlay eth0 is up again"]);
+        said(Some(&up), &wire("eth0", 3, State::NoCarrier), &["the underlay eth0 has no carrier"]);
+        said(Some(&up), &wire("eth1", 3, State::Up), &["the underlay eth0 is called eth1 now"]);
+        said(Some(&up), &wire("eth0", 9, State::Up), &["the underlay is eth0 (index 9) now, was index 3"]);
+        said(
+            Some(&down),
+            &wire("eth1", 9, State::Up),
+            &["the underlay is eth1 (index 9) now, was index 3", "the underlay eth1 is up again"],
+        );
+    }
+}

@@ -1,0 +1,94 @@
+//! Programs as filters on a clsact qdisc: what kernels without tcx have, and what a pod's device gets by default.
+//!
+//! Why pods: attaching or detaching through tcx waits for an RCU grace period with the RTNL lock held
+//! (`tcx_entry_sync`, include/net/tcx.h), some 10 ms each, and a pod's life has four of them, during which no other
+//! pod of the node comes or goes. A filter waits for none.
+
+use std::{io, os::fd::AsFd as _};
+
+use aya::programs::ProgramInfo;
+use overlay_common::reason::Hook;
+
+use super::{Attached, Device};
+use crate::{
+    datapath::{Cause, DatapathError, pins::Pins},
+    host::netlink::{Direction, FilterKey, Netlink, NetlinkError},
+};
+
+/// Fixed, so that a restarted agent finds its own. Room is left before.
+const KEY: FilterKey = FilterKey { priority: 0x6f76, handle: 1 };
+
+const fn direction(hook: Hook) -> Direction {
+    match hook {
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => Direction::Ingress,
+        Hook::ToPod | Hook::FromHost => Direction::Egress,
+    }
+}
+
+impl From<NetlinkError> for DatapathError {
+    fn from(error: NetlinkError) -> Self {
+        Self::Filter(error)
+    }
+}
+
+fn open(pins: &Pins, hook: Hook) -> Result<ProgramInfo, DatapathError> {
+    let path = pins.program(hook.name());
+    ProgramInfo::from_pin(&path).map_err(|e| match Cause::from(e) {
+        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
+        cause => DatapathError::new(format!("open {}", path.display()), cause),
+    })
+}
+
+/// Attaches the pinned program of `hook`, in place of what our filter runs.
+pub(super) fn attach(
+    pins: &Pins,
+    netlink: &mut Netlink,
+    device: Device<'_>,
+    hook: Hook,
+) -> Result<(), DatapathError> {
+    let program = open(pins, hook)?;
+    replace(&program, netlink, device, hook)
+}
+
+fn replace(
+    program: &ProgramInfo,
+    netlink: &mut Netlink,
+    device: Device<'_>,
+    hook: Hook,
+) -> Result<(), DatapathError> {
+    let fd = program.fd().map_err(|e| DatapathError::new(format!("open the program {}", hook.name()), e))?;
+    netlink.replace_bpf_filter(device.ifindex, direction(hook), KEY, hook.name(), fd.as_fd())?;
+    Ok(())
+}
+
+/// Brings the filter into the wanted state; what is right is not written again.
+pub(super) fn ensure(
+    pins: &Pins,
+    netlink: &mut Netlink,
+    device: Device<'_>,
+    hook: Hook,
+) -> Result<Attached, DatapathError> {
+    let program = open(pins, hook)?;
+    let filters = netlink.bpf_filters(device.ifindex, direction(hook))?;
+    let present = filters.iter().find(|filter| filter.key == KEY);
+    if present.is_some_and(|filter| filter.program == Some(program.id())) {
+        return Ok(Attached::Kept);
+    }
+    if present.is_none() {
+        netlink.create_clsact(device.ifindex)?;
+    }
+    replace(&program, netlink, device, hook)?;
+    Ok(if present.is_some() { Attached::Kept } else { Attached::New })
+}
+
+/// Whether our filter is there.
+pub(super) fn present(netlink: &mut Netlink, device: Device<'_>, hook: Hook) -> Result<bool, DatapathError> {
+    let filters = netlink.bpf_filters(device.ifindex, direction(hook))?;
+    Ok(filters.iter().any(|filter| filter.key == KEY))
+}
+
+/// Removes our filter; missing is fine.
+pub(super) fn detach(netlink: &mut Netlink, device: Device<'_>, hook: Hook) -> Result<(), DatapathError> {
+    netlink.delete_bpf_filter(device.ifindex, direction(hook), KEY)?;
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! What people see of a node: the pinned maps by bpftool, and what the commands of `overlay` print. Each view says the
+//! same.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests panic, in helper functions as well, to keep the line number"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::process::{Child, Stdio};
+
+use overlay_tests::lab::{Cluster, Node, exec};
+use overlay_tests::traffic::tcp;
+use serde_json::{Value, json};
+
+/// `bpftool <arguments> map dump pinned <map>`.
+#[track_caller]
+fn dump(node: &Node, arguments: &[&str], map: &str) -> String {
+    let mut bpftool = node.namespace().command("bpftool");
+    bpftool.args(arguments).args(["map", "dump", "pinned"]).arg(node.pins().join("maps").join(map));
+    exec::must(&mut bpftool, "")
+}
+
+/// The entries of a map with the names of their fields.
+#[track_caller]
+fn entries(node: &Node, map: &str) -> Vec<(Value, Value)> {
+    let dump: Value = serde_json::from_str(&dump(node, &["-j"], map)).unwrap();
+    let entry = |entry: &Value| (entry["formatted"]["key"].clone(), entry["formatted"]["value"].clone());
+    dump.as_array().expect("a list").iter().map(entry).collect()
+}
+
+#[track_caller]
+fn bytes(value: &Value) -> Vec<u8> {
+    let byte = |value: &Value| value.as_u64().and_then(|byte| u8::try_from(byte).ok());
+    let bytes = value.as_array().and_then(|bytes| bytes.iter().map(byte).collect());
+    bytes.unwrap_or_else(|| panic!("not a list of bytes: {value}"))
+}
+
+/// An address of a map as people write it.
+#[track_caller]
+fn address(value: &Value) -> String {
+    let octets: [u8; 16] = bytes(&value["bytes"]).try_into().expect("an address has 16 bytes");
+    Ipv6Addr::from(octets).to_canonical().to_string()
+}
+
+#[track_caller]
+fn mac(value: &Value) -> String {
+    bytes(value).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// A name of a map, NUL-padded.
+#[track_caller]
+fn text(value: &Value) -> String {
+    String::from_utf8(bytes(value)).unwrap().trim_end_matches('\0').to_owned()
+}
+
+/// Rows of `overlay <what> -o json` by address.
+#[track_caller]
+fn by_address(rows: &Value) -> BTreeMap<String, Value> {
+    let rows = rows.as_array().expect("a list").iter();
+    rows.map(|row| (row["address"].as_str().expect("an address").to_owned(), row.clone())).collect()
+}
+
+#[test]
+fn bpftool_shows_the_nodes_with_field_names_and_readable_addresses() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let plain = dump(cp, &[], "NODES");
+    for field in ["\"vtep\": {", "\"vtep_mac\": [", "\"prefix_len\": ", "\"flags\": ", "\"neigh_epoch\": "] {
+        assert_eq!(plain.matches(field).count(), 6, "{field} in {plain}");
+    }
+    for node in cluster.nodes() {
+        let [a, b, c, d] = node.address().octets();
+        assert!(plain.contains(&format!("255,255,{a},{b},{c},{d}\n")), "{} in {plain}", node.address());
+    }
+
+    let flag = |set: bool, flag: u64| if set { flag } else { 0 };
+    let shown: BTreeMap<String, Value> = entries(cp, "NODES")
+        .iter()
+        .map(|(key, value)| {
+            (
+                address(key),
+                json!([
+                    address(&value["vtep"]),
+                    mac(&value["vtep_mac"]),
+                    value["prefix_len"],
+                    value["flags"]
+                ]),
+            )
+        })
+        .collect();
+    let listed = by_address(&cp.show("nodes"));
+    let listed: BTreeMap<String, Value> = listed
+        .into_iter()
+        .map(|(key, row)| {
+            let flags = flag(row["self"] == true, 1) | flag(row["host"] == true, 2);
+            (key, json!([row["vtep"], row["vtep_mac"], row["prefix_len"], flags]))
+        })
+        .collect();
+    assert_eq!(shown, listed);
+
+    // Both are right: a subnet and an address for each node.
+    let mut expected = BTreeMap::new();
+    for node in cluster.nodes() {
+        let (vtep, own) = (node.address().to_string(), u64::from(node.name() == "cp"));
+        let subnet = json!([vtep, node.vtep_mac(), node.subnet().prefix_len(), own]);
+        expected.insert(node.subnet().network().to_string(), subnet);
+        expected.insert(vtep.clone(), json!([vtep, node.vtep_mac(), 32, own | 2]));
+    }
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn bpftool_shows_the_endpoints_with_field_names_and_readable_addresses() {
+    let cluster = Cluster::builder().start();
+    let w1 = cluster.node("w1");
+    let pods = ["a", "b"].map(|name| cluster.add_pod("w1", name));
+    let plain = dump(w1, &[], "ENDPOINTS");
+    for field in [
+        "\"ifindex\": ",
+        "\"mac\": [",
+        "\"gateway_mac\": [",
+        "\"owner\": {",
+        "\"container\": [",
+        "\"ifname\": [",
+    ] {
+        assert_eq!(plain.matches(field).count(), pods.len(), "{field} in {plain}");
+    }
+
+    let shown: BTreeMap<String, Value> = entries(w1, "ENDPOINTS")
+        .iter()
+        .map(|(key, value)| {
+            let owner = &value["owner"];
+            assert_eq!(mac(&value["gateway_mac"]), w1.vtep_mac());
+            (
+                address(key),
+                json!([
+                    value["ifindex"],
+                    mac(&value["mac"]),
+                    text(&owner["container"]),
+                    text(&owner["ifname"])
+                ]),
+            )
+        })
+        .collect();
+    let listed = by_address(&w1.show("endpoints"));
+    let listed: BTreeMap<String, Value> = listed
+        .into_iter()
+        .map(|(key, row)| (key, json!([row["ifindex"], row["mac"], row["container"], row["ifname"]])))
+        .collect();
+    assert_eq!(shown, listed);
+
+    let expected: BTreeMap<String, Value> = pods
+        .iter()
+        .map(|pod| {
+            let host = w1.namespace().ip_json(&format!("link show dev {}", pod.host_device()));
+            let own = pod.namespace().ip_json("link show dev eth0");
+            let row = json!([host[0]["ifindex"], own[0]["address"], pod.namespace().name(), "eth0"]);
+            (pod.addr().to_string(), row)
+        })
+        .collect();
+    assert_eq!(shown, expected);
+}
+
+/// What `overlay <what>` prints for people, cell by cell; columns are two spaces or more apart.
+#[track_caller]
+fn table(node: &Node, what: &str) -> Vec<Vec<String>> {
+    let text = exec::must(&mut node.overlay(&[what]), "");
+    let cells = |line: &str| {
+        let cells = line.split("  ").map(|cell| cell.trim().to_owned());
+        cells.filter(|cell| !cell.is_empty()).collect()
+    };
+    text.lines().map(cells).collect()
+}
+
+/// A row of the cells of a table.
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn tables_say_what_json_says() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let pod = cluster.add_pod("cp", "a");
+    let far = cluster.add_pod("w2", "a");
+    tcp::exchange(pod.namespace(), far.namespace(), (far.addr(), 0).into()).unwrap();
+
+    let status = table(cp, "status");
+    let vtep = cp.address().to_string();
+    for fact in [
+        row(["node", "cp (ready)"]),
+        row(["tunnel", &format!("{vtep} port 8472 VNI 1")]),
+        row(["pods", "1 in 10.244.0.0/24, gateway 10.244.0.1, MTU 1450"]),
+        row(["peers", "2"]),
+        row(["attached", &format!("by tcx, pins in {}", cp.pins().display())]),
+        row(["PATH", "PACKETS", "BYTES"]),
+    ] {
+        assert!(status.contains(&fact), "{fact:?} in {status:#?}");
+    }
+    let counted = |path: &str| {
+        let row = status.iter().find(|row| row[..].first().is_some_and(|name| name == path));
+        row.unwrap_or_else(|| panic!("no {path} in {status:#?}"))[1].parse::<u64>().unwrap()
+    };
+    assert!(counted("encap_native") > 0 && counted("decap_native") > 0, "{status:#?}");
+    assert!(!status.iter().flatten().any(|cell| cell == "DROPPED"), "{status:#?}");
+
+    let nodes = table(cp, "nodes");
+    assert_eq!(nodes[0], row(["ADDRESS", "VTEP", "VTEP MAC", "OF"]));
+    assert_eq!(nodes.len(), 1 + 6, "{nodes:#?}");
+    let w2 = cluster.node("w2");
+    let (w2_vtep, w2_mac) = (w2.address().to_string(), w2.vtep_mac());
+    for line in [
+        row(["10.244.0.0/24", &vtep, &cp.vtep_mac(), "pods, this node"]),
+        row(["10.244.2.0/24", &w2_vtep, &w2_mac, "pods"]),
+        row([&format!("{w2_vtep}/32"), &w2_vtep, &w2_mac, "node"]),
+    ] {
+        assert!(nodes.contains(&line), "{line:?} in {nodes:#?}");
+    }
+
+    let listed = &cp.show("endpoints")[0];
+    let (mac, index) = (listed["mac"].as_str().expect("a MAC"), listed["ifindex"].to_string());
+    let endpoints = [
+        row(["ADDRESS", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"]),
+        row([&pod.addr().to_string(), &index, mac, pod.namespace().name(), "eth0"]),
+    ];
+    assert_eq!(table(cp, "endpoints"), endpoints);
+
+    let mut links = vec![row(["LINK", "ID", "PROGRAM"])];
+    let listed = cp.show("links");
+    for link in listed.as_array().expect("a list") {
+        let name = link["name"].as_str().expect("a name");
+        links.push(row([name, &link["link_id"].to_string(), &link["program_id"].to_string()]));
+    }
+    assert_eq!(links.len(), 1 + 5, "{links:#?}");
+    assert_eq!(table(cp, "links"), links);
+}
+
+/// A program that is killed when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn monitor_prints_a_line_for_each_drop_and_status_the_reason() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let pod = cluster.add_pod("cp", "a");
+    let mut monitor = cp.overlay(&["monitor"]);
+    monitor.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut monitor = Running(exec::spawn_tied(monitor).unwrap());
+    let mut lines = BufReader::new(monitor.0.stdout.take().expect("a pipe")).lines();
+
+    let nobody = Ipv4Addr::new(10, 244, 99, 9);
+    let socket = pod.namespace().run(|| UdpSocket::bind((pod.addr(), 4000))).unwrap();
+    for port in [5001, 5002, 5003] {
+        socket.send_to(b"anybody there", (nobody, port)).unwrap();
+        let line = lines.next().expect("a line for each").unwrap();
+        let said = [
+            "no_node at from_pod".to_owned(),
+            format!(": {}:4000 -> {nobody}:{port} protocol 17", pod.addr()),
+        ];
+        assert!(said.iter().all(|part| line.contains(part)), "{said:?} in {line}");
+    }
+    let status = table(cp, "status");
+    let dropped = status.iter().find(|row| row.first().is_some_and(|name| name == "no_node"));
+    let dropped = dropped.unwrap_or_else(|| panic!("no_node in {status:#?}"));
+    // Ethernet, IPv4, UDP and the text.
+    assert_eq!(dropped[1..3], row(["3", &(3 * (14 + 20 + 8 + 13)).to_string()]));
+    assert!(dropped[3].contains("in no node's subnet"), "{dropped:?}");
+}

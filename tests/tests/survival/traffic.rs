@@ -1,0 +1,129 @@
+//! Steady traffic between many places, none of which may be lost; and whether a pod is connected in all directions.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
+
+use overlay_tests::lab::{Cluster, Namespace, Pod};
+use overlay_tests::traffic::drops::Drops;
+use overlay_tests::traffic::stream::{Kind, Stream};
+use overlay_tests::traffic::{ping, tcp, udp};
+
+/// Requests per second of each stream: many streams share two CPUs.
+const RATE: u32 = 50;
+
+/// The longest silence that is put down to a busy machine. One lost TCP segment of a stream is silence for 200 ms and
+/// a lost datagram; this is for what is delayed and yet not lost.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Two pods on `cp`, one on each other node.
+pub(crate) struct Pods {
+    pub(crate) a: Pod,
+    pub(crate) b: Pod,
+    pub(crate) peer: Pod,
+    pub(crate) far: Pod,
+}
+
+impl Pods {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        let add = |node, name| cluster.add_pod(node, name);
+        Self { a: add("cp", "a"), b: add("cp", "b"), peer: add("w1", "a"), far: add("w2", "a") }
+    }
+
+    pub(crate) fn all(&self) -> [&Pod; 4] {
+        [&self.a, &self.b, &self.peer, &self.far]
+    }
+}
+
+/// TCP, UDP and ping at once over every kind of path, all by way of `cp` or its pods.
+pub(crate) struct Steady<'a> {
+    streams: Vec<(String, Stream)>,
+    drops: Vec<Drops>,
+    cluster: &'a Cluster,
+}
+
+impl<'a> Steady<'a> {
+    /// Starts everything; traffic to the world only where it is to be `masqueraded`.
+    pub(crate) fn start(cluster: &'a Cluster, pods: &Pods, masqueraded: bool) -> Self {
+        let Pods { a, b, peer, far } = pods;
+        let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
+        let pod = |pod: &Pod| (pod.namespace().clone(), pod.addr());
+        let mut paths = vec![
+            ("on the node", a.namespace(), pod(b)),
+            ("over the LAN", a.namespace(), pod(peer)),
+            ("over the router", b.namespace(), pod(far)),
+            ("from the router", far.namespace(), pod(a)),
+            ("node to pod", cp.namespace(), pod(a)),
+            ("node to remote pod", cp.namespace(), pod(far)),
+            ("remote node to pod", w1.namespace(), pod(b)),
+        ];
+        if masqueraded {
+            let world = cluster.world();
+            paths.push(("to the world", a.namespace(), (world.namespace().clone(), world.address())));
+        }
+        let drops = cluster.nodes().iter().map(Drops::read).collect();
+        let streams = paths.iter().flat_map(|(name, client, (server, at))| {
+            Kind::ALL.map(|kind| {
+                let stream = Stream::start(kind, client, server, IpAddr::V4(*at), RATE);
+                (
+                    format!("{kind:?} {name}"),
+                    stream.unwrap_or_else(|error| panic!("{kind:?} {name}: {error:#}")),
+                )
+            })
+        });
+        let steady = Self { streams: streams.collect(), drops, cluster };
+        // Before anything happens, all flow.
+        thread::sleep(Duration::from_millis(100));
+        steady
+    }
+
+    /// Ends it: every request has been answered, without a break, and no program has dropped anything.
+    #[track_caller]
+    pub(crate) fn lost_nothing(self) {
+        thread::sleep(Duration::from_millis(100));
+        let mut bad = Vec::new();
+        for (name, stream) in self.streams {
+            let outcome = stream.stop();
+            let good = outcome.lost == 0 && outcome.error.is_none() && outcome.max_gap < SILENCE;
+            if !good || outcome.sent < 10 {
+                bad.push(format!("{name}: {outcome:?}"));
+            }
+        }
+        assert!(bad.is_empty(), "{bad:#?}");
+        for (node, before) in self.cluster.nodes().iter().zip(&self.drops) {
+            assert_eq!(Drops::read(node).since(before), BTreeMap::new(), "{}", node.name());
+        }
+    }
+}
+
+#[track_caller]
+fn reaches(from: (&Namespace, Ipv4Addr), to: (&Namespace, Ipv4Addr)) {
+    let what = format!("{} to {}", from.0.name(), to.0.name());
+    let at = SocketAddr::new(IpAddr::V4(to.1), 0);
+    for seen in [tcp::exchange(from.0, to.0, at), udp::exchange(from.0, to.0, at)] {
+        let seen = seen.unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        assert_eq!(seen.server_saw.ip(), IpAddr::V4(from.1), "{what}");
+    }
+    ping::ping(from.0, IpAddr::V4(to.1)).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+}
+
+/// `pod` and all `others`, its node and the other nodes, and the world: all reach each other under their own addresses;
+/// the world sees the node's.
+#[track_caller]
+pub(crate) fn connected(cluster: &Cluster, pod: &Pod, others: &[&Pod]) {
+    let own = (pod.namespace(), pod.addr());
+    for other in others.iter().map(|other| (other.namespace(), other.addr())) {
+        reaches(own, other);
+        reaches(other, own);
+    }
+    for node in cluster.nodes() {
+        reaches(own, (node.namespace(), node.address()));
+        // A node speaks to pods under its gateway's address.
+        reaches((node.namespace(), node.gateway_address()), own);
+    }
+    let world = cluster.world();
+    let at = SocketAddr::new(IpAddr::V4(world.address()), 0);
+    let seen = tcp::exchange(pod.namespace(), world.namespace(), at).unwrap();
+    assert_eq!(seen.server_saw.ip(), IpAddr::V4(cluster.node(pod.node()).address()));
+}

@@ -1,0 +1,123 @@
+//! TCP bulk transfers between pods on different nodes. What makes them fast also is what breaks them: super-packets, and
+//! checksums and segmentation left to somebody else.
+
+use etherparse::{SlicedPacket, TransportSlice};
+use overlay_tests::lab::{Link, WireMode};
+use overlay_tests::traffic::capture::{Capture, Frame};
+use overlay_tests::traffic::paths::{Volume, Volumes};
+use overlay_tests::traffic::tcp;
+use overlay_tests::traffic::vxlan::Tunnel;
+
+use crate::bed::{self, Bed, any_port};
+
+/// The longest frame that the wire carries: MTU and Ethernet header.
+const FULL_FRAME: usize = 1514;
+
+/// The longest frame of a pod that fits into it: without the 50 bytes that the tunnel adds.
+const FULL_INNER_FRAME: u64 = 1464;
+
+/// What a transfer from the pod on `cp` to another pod has shown.
+struct Transfer {
+    /// What the two nodes' programs have counted: at the sender and at the receiver.
+    sent: Volume,
+    received: Volume,
+    /// Length of each data frame as it crossed the router; none to `w1`, which is on the sender's LAN.
+    wire: Vec<usize>,
+}
+
+/// Moves `mebibytes` from the pod on `cp` to the one on `to`, and back. All has to arrive intact, and natively.
+#[track_caller]
+fn transfer(bed: &Bed, to: &str, mebibytes: u32) -> Transfer {
+    let nodes = [bed.node("cp"), bed.node(to)];
+    let (near, far) = (bed.pod("cp"), bed.pod(to));
+    let before = nodes.map(Volumes::read);
+    let capture = Capture::start(bed.cluster.router(), "lan-a");
+    let bulk = tcp::bulk(near.namespace(), far.namespace(), any_port(far.addr()), mebibytes).unwrap();
+    assert!(bulk.intact(), "{bulk:?}");
+    let frames = capture.stop();
+    let [at_sender, at_receiver] = [0, 1].map(|end| Volumes::read(nodes[end]).since(&before[end]));
+
+    let bulk = tcp::bulk(far.namespace(), near.namespace(), any_port(near.addr()), mebibytes).unwrap();
+    assert!(bulk.intact(), "{bulk:?}");
+    for (node, before) in nodes.into_iter().zip(&before) {
+        let moved = Volumes::read(node).since(before);
+        for path in ["encap_anchor", "decap_anchor", "pod_to_stack", "stack_to_pod", "tunnel_to_stack"] {
+            assert_eq!(moved.get(path), Volume::default(), "{path} of {}", node.name());
+        }
+        for path in ["encap_native", "decap_native"] {
+            assert!(moved.get(path).bytes > u64::from(mebibytes) << 20, "{path}: {moved:?}");
+        }
+    }
+    bed.expect_no_checksum_errors();
+    Transfer {
+        sent: at_sender.get("encap_native"),
+        received: at_receiver.get("decap_native"),
+        wire: frames
+            .iter()
+            .filter(|frame| !frame.outgoing && is_tcp_data(frame))
+            .map(|f| f.bytes.len())
+            .collect(),
+    }
+}
+
+/// A tunnel packet with TCP payload.
+fn is_tcp_data(frame: &Frame) -> bool {
+    let Some(tunnel) = Tunnel::decode(&frame.bytes) else { return false };
+    let packet = SlicedPacket::from_ethernet(&tunnel.inner);
+    matches!(packet.map(|packet| packet.transport),
+        Ok(Some(TransportSlice::Tcp(tcp))) if !tcp.payload().is_empty())
+}
+
+#[test]
+fn veth_wire_carries_bulk_as_super_packets_encapsulated_and_decapsulated_natively() {
+    let _traffic = bed::flood();
+    let bed = Bed::on(Link::new(WireMode::Veth));
+    let routed = transfer(&bed, "w2", 8);
+    let longest = routed.wire.iter().max().copied().unwrap();
+    assert!(longest > 8 * FULL_FRAME, "the longest of {} frames has {longest} bytes", routed.wire.len());
+    for seen in [routed, transfer(&bed, "w1", 8)] {
+        for volume in [seen.sent, seen.received] {
+            assert!(volume.mean() > 8 * FULL_INNER_FRAME, "{volume:?}");
+        }
+    }
+}
+
+/// On a wire like a NIC's: the sender's device cuts what the programs encapsulated, and GRO of the receiver's device puts
+/// it together before the programs see it.
+#[track_caller]
+fn expect_segments_that_merge(bed: &Bed) {
+    let routed = transfer(bed, "w2", 8);
+    assert_eq!(routed.wire.iter().max(), Some(&FULL_FRAME));
+    let (segments, merged) = (routed.wire.len() as u64, routed.received.packets);
+    assert!(merged * 2 < segments, "{segments} segments became {merged} packets");
+    for seen in [routed, transfer(bed, "w1", 8)] {
+        for volume in [seen.sent, seen.received] {
+            assert!(volume.mean() > 2 * FULL_INNER_FRAME, "{volume:?}");
+        }
+    }
+}
+
+#[test]
+fn nic_wire_carries_bulk_as_segments_that_the_receiver_merges() {
+    let _traffic = bed::flood();
+    expect_segments_that_merge(&Bed::on(Link::new(WireMode::Nic)));
+}
+
+#[test]
+fn nic_wire_without_checksum_offload_carries_bulk_with_right_checksums() {
+    let _traffic = bed::flood();
+    expect_segments_that_merge(&Bed::on(Link { checksums: true, ..Link::new(WireMode::Nic) }));
+}
+
+#[test]
+fn veth_wire_without_checksum_offload_carries_bulk_with_right_checksums() {
+    let _traffic = bed::flood();
+    let bed = Bed::on(Link { checksums: true, ..Link::new(WireMode::Veth) });
+    for to in ["w2", "w1"] {
+        let seen = transfer(&bed, to, 8);
+        // The programs see super-packets of the pod; without checksum offload its node's device has to cut them.
+        assert!(seen.sent.mean() > 2 * FULL_INNER_FRAME, "{:?}", seen.sent);
+        let longest = seen.wire.iter().max().copied();
+        assert_eq!(longest, (to == "w2").then_some(FULL_FRAME));
+    }
+}
