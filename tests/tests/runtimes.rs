@@ -1,6 +1,13 @@
 //! The plugin called by container runtimes as Debian packages them, on two nodes: what they start reaches everything
 //! else, and what they remove leaves nothing behind.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests panic, in helper functions as well, to keep the line number"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;

@@ -37,7 +37,7 @@ mod unlink;
 /// that.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Creates the pair: the node's end down, the pod's end under `ifname` in its namespace.
+/// Creates the pair, both ends down, the pod's end under `ifname` in its namespace.
 pub(super) fn create(
     netlink: &mut Netlink,
     device: &str,
@@ -71,8 +71,8 @@ pub(super) fn prepare(netlink: &mut Netlink, programs: &Programs, link: &Link) -
     })
 }
 
-/// Brings the prepared device up, and with it the pod's, and leads packets for `address` to it. Returns when both ends can
-/// send.
+/// Brings the prepared device up, which gives the pod's the carrier, and leads packets for `address` to it. Returns when both
+/// ends can send.
 pub(super) fn connect(
     netlink: &mut Netlink,
     pod: &mut Sandbox,

@@ -57,8 +57,8 @@ impl Sandbox {
         }
     }
 
-    /// Gives the pod its address and its routes; returns what it reaches by the gateway now. Its device is up and has no
-    /// carrier yet.
+    /// Brings the pod's device up, without a carrier yet, and gives the pod its address and its routes; returns what it
+    /// reaches by the gateway now.
     pub(super) fn set_up(
         &mut self,
         ifname: &str,
@@ -74,6 +74,7 @@ impl Sandbox {
         let netlink = &mut self.netlink;
         let link = netlink.link(ifname)?.with_context(|| format!("the pod has no {ifname}"))?;
         netlink.replace_address(link.index, Ipv4Net::from(address).into())?;
+        netlink.set_up(link.index)?;
         netlink.replace_neighbour(link.index, node.gateway.into(), node.gateway_mac)?;
 
         // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.

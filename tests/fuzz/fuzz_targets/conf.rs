@@ -74,6 +74,13 @@ const WORDS: &[&str] = &[
     "relative/path",
 ];
 
+/// What nearly every configuration has.
+const USUAL: [(&str, &[&str]); 3] = [
+    ("cniVersion", &["0.3.1", "0.4.0", "1.0.0", "1.1.0", "0.1.0"]),
+    ("name", &["overlay"]),
+    ("pins", &["/sys/fs/bpf/overlay/v1"]),
+];
+
 const COMMANDS: &[&str] = &["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION", "UPDATE", ""];
 
 /// Nesting below the top level.
@@ -92,8 +99,7 @@ struct Call {
 impl<'a> Arbitrary<'a> for Call {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let mut conf = Map::new();
-        // What nearly every configuration has; the rest may replace it.
-        for (key, values) in [("cniVersion", &WORDS[4..10]), ("name", &WORDS[19..20]), ("pins", &WORDS[2..3])] {
+        for (key, values) in USUAL {
             if u.ratio(15, 16)? {
                 conf.insert(key.to_owned(), (*u.choose(values)?).into());
             }

@@ -1,5 +1,7 @@
 //! What happens to the anchor device and to the route that leads to it.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use overlay_tests::lab::Node;
 
 use crate::bed::{Bed, SOON, expect_idle};
@@ -79,8 +81,11 @@ fn deleted_with_its_index_taken_the_programs_learn_the_new_one() {
     let host = bed.a.namespace();
     let before = index(&bed);
     let log = bed.a.log_mark();
-    // In one process, so that the agent does not come in between.
+    // The agent must not come in between.
+    let agent = Pid::from_raw(bed.a.agent_pid().unwrap());
+    kill(agent, Signal::SIGSTOP).unwrap();
     host.ip_batch(&format!("link del dev overlay.1\nlink add name squatter index {before} type bridge\n"));
+    kill(agent, Signal::SIGCONT).unwrap();
     log.wait_for("loaded the programs anew", SOON);
     expect_idle(&bed.a);
     assert!(whole(&bed));
@@ -104,11 +109,14 @@ fn with_its_port_taken_it_says_who_has_it_and_recovers() {
     let bed = Bed::start();
     let host = bed.a.namespace();
     let log = bed.a.log_mark();
+    let agent = Pid::from_raw(bed.a.agent_pid().unwrap());
+    kill(agent, Signal::SIGSTOP).unwrap();
     host.ip_batch(
         "link set dev overlay.1 down\n\
          link add name flannel.1 type vxlan id 1 local 192.0.2.1 dstport 8472 nolearning\n\
          link set dev flannel.1 up\n",
     );
+    kill(agent, Signal::SIGCONT).unwrap();
     log.wait_for("UDP port 8472 is taken by the vxlan device flannel.1", SOON);
     expect_idle(&bed.a);
     let said = log.lines().iter().filter(|line| line.contains("is taken by")).count();

@@ -1,6 +1,11 @@
 //! TCP bulk transfers between pods on different nodes. What makes them fast also is what breaks them: super-packets, and
 //! checksums and segmentation left to somebody else.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::thread;
+
 use etherparse::{SlicedPacket, TransportSlice};
 use overlay_tests::lab::{Link, WireMode};
 use overlay_tests::traffic::capture::{Capture, Frame};
@@ -119,5 +124,46 @@ fn veth_wire_without_checksum_offload_carries_bulk_with_right_checksums() {
         assert!(seen.sent.mean() > 2 * FULL_INNER_FRAME, "{:?}", seen.sent);
         let longest = seen.wire.iter().max().copied();
         assert_eq!(longest, (to == "w2").then_some(FULL_FRAME));
+    }
+}
+
+/// What a TCP socket knows of its connection.
+#[track_caller]
+fn info(socket: &TcpStream) -> libc::tcp_info {
+    // SAFETY: tcp_info is plain integers, for which all zeroes is valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the buffer is valid for the length given, during the call.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut info).cast(), &raw mut len) };
+    assert_eq!(result, 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    info
+}
+
+/// TCP measures the segments of what it receives by what the kernel has noted of a super-packet. That has to be the size
+/// before the tunnel's headers came and after they went.
+#[test]
+fn receiver_measures_the_segments_that_the_sender_made() {
+    let _traffic = bed::flood();
+    for mode in WireMode::ALL {
+        let bed = Bed::on(Link::new(mode));
+        let (near, far) = (bed.pod("cp"), bed.pod("w1"));
+        let at = any_port(far.addr());
+        // Below what the receiver has offered, to which the kernel would limit its measure.
+        let gateway = bed.node("cp").gateway_address();
+        near.namespace().ip(&format!("route add {} via {gateway} dev eth0 onlink mtu 1200", far.addr()));
+        let (near, far) = tcp::connect(near.namespace(), far.namespace(), at, at).unwrap();
+        let payload = vec![0x5a; 1 << 20];
+        let received = thread::scope(|scope| {
+            scope.spawn(|| (&near).write_all(&payload).unwrap());
+            let mut received = vec![0; payload.len()];
+            (&far).read_exact(&mut received).unwrap();
+            received
+        });
+        assert!(received == payload, "{mode:?}: the payload has changed");
+        let (sent, measured) = (info(&near).tcpi_snd_mss, info(&far).tcpi_rcv_mss);
+        // Less the headers of IPv4 and TCP and the time stamp option.
+        assert_eq!((sent, measured), (1148, 1148), "{mode:?}");
     }
 }

@@ -169,12 +169,11 @@ impl Netlink {
         Ok(link)
     }
 
-    /// Creates a veth pair, the peer directly in its namespace and up, the end on the node down: nothing gets through
-    /// before that is brought up, and then both ends have a carrier at once. Returns the end on the node.
+    /// Creates a veth pair, both ends down, the peer directly in its namespace. Returns the end on the node.
     ///
     /// `EEXIST` when either name is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<Link, NetlinkError> {
-        let mut peer = flag(0, LinkFlags::Up, true);
+        let mut peer = LinkMessage::default();
         peer.attributes = vec![
             LinkAttribute::IfName(spec.peer_name.to_owned()),
             LinkAttribute::Mtu(spec.mtu),

@@ -88,7 +88,7 @@ fn veth_peer_is_born_in_the_pods_namespace() {
         let peer = pod.run(|| Netlink::open().unwrap().link("eth0").unwrap().unwrap()).unwrap();
         assert_eq!((peer.mac, peer.mtu), (Some([2, 0, 0, 0, 0, 9]), 1450));
         assert_eq!(host.link, Some(peer.index));
-        assert!(peer.up && !peer.running && !host.up);
+        assert!(!peer.up && !host.up);
         let seen = pod.run(|| ip_json("link show eth0")).unwrap();
         assert_eq!(seen[0]["address"], "02:00:00:00:00:09");
 
@@ -104,6 +104,8 @@ fn both_ends_of_a_veth_are_ready_once_the_host_side_is_up_and_settled() {
         let mut netlink = Netlink::open().unwrap();
         let host = netlink.create_veth(&veth("ov0", &pod)).unwrap();
         let mut inside = pod.run(|| Netlink::open().unwrap()).unwrap();
+        let peer = inside.link("eth0").unwrap().unwrap();
+        inside.set_up(peer.index).unwrap();
         assert!(!inside.settle_carrier("eth0").unwrap());
         netlink.set_up(host.index).unwrap();
         assert!(inside.settle_carrier("eth0").unwrap());
