@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{agent, cni, config, datapath::pins::Pins};
 
+mod install;
 mod show;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
@@ -24,7 +25,7 @@ enum Command {
     /// Run the agent of this node in the foreground
     Agent(AgentArgs),
     /// Act as CNI plugin: parameters in CNI_* variables, configuration on standard input
-    Cni,
+    Cni(CniArgs),
     /// Show whether this node works, and what its programs have counted
     Status(OutputArgs),
     /// List where each node subnet and node address is reached
@@ -35,6 +36,12 @@ enum Command {
     Links(OutputArgs),
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
+}
+
+#[derive(Debug, Args)]
+struct CniArgs {
+    #[command(subcommand)]
+    action: Option<install::Action>,
 }
 
 #[derive(Debug, Args)]
@@ -75,7 +82,8 @@ pub fn main() -> ExitCode {
     let Cli { pins, command } = Cli::parse();
     let pins = pins.map_or_else(Pins::default, Pins::new);
     let result = match command {
-        Command::Cni => return cni::run(),
+        Command::Cni(CniArgs { action: None }) => return cni::run(),
+        Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins),
         Command::Agent(args) => agent(args, pins),
         Command::Status(args) => show::status(&pins, args.output),
         Command::Nodes(args) => show::nodes(&pins, args.output),

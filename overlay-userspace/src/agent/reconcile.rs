@@ -11,7 +11,7 @@ use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
 use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
 use ipnet::IpNet;
-use log::{error, info, log, warn};
+use log::{error, info, log};
 use overlay_common::maps::{Addr, AttachMode, Node};
 use tokio::io::unix::AsyncFd;
 
@@ -88,8 +88,6 @@ pub(super) struct Reconciler {
     wire: Option<Wire>,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
-    /// The mode asked for that was last said not to be taken over.
-    refused_mode: Option<AttachMode>,
 }
 
 impl Reconciler {
@@ -105,7 +103,6 @@ impl Reconciler {
             filter: PacketFilter::default(),
             wire: None,
             mtu: 0,
-            refused_mode: None,
         }
     }
 
@@ -154,7 +151,11 @@ impl Reconciler {
     pub(super) fn run(&mut self, scope: Scope) -> anyhow::Result<Vec<anyhow::Error>> {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
-        let mode = self.attach_mode()?;
+        let mode = kernel::attach_mode(match self.config.network.attach {
+            Attach::Auto => None,
+            Attach::Tcx => Some(AttachMode::Tcx),
+            Attach::Clsact => Some(AttachMode::Clsact),
+        })?;
         let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
@@ -193,29 +194,6 @@ impl Reconciler {
             pass.step(self.filter.ensure(&self.config))?;
         }
         Ok(pass.problems)
-    }
-
-    /// How programs are attached: as they are on this node, else as asked for. Attached both ways, packets would meet them
-    /// twice, and once in an old version.
-    fn attach_mode(&mut self) -> anyhow::Result<AttachMode> {
-        let wanted = kernel::attach_mode(match self.config.network.attach {
-            Attach::Auto => None,
-            Attach::Tcx => Some(AttachMode::Tcx),
-            Attach::Clsact => Some(AttachMode::Clsact),
-        })?;
-        let present =
-            local::published(&self.pins).and_then(|local| AttachMode::from_index(local.attach_mode));
-        let mode = present.unwrap_or(wanted);
-        let refused = (mode != wanted).then_some(wanted);
-        if refused.is_some() && refused != self.refused_mode && self.config.network.attach != Attach::Auto {
-            warn!(
-                "network.attach = \"{}\" is not taken over: the programs of this node are attached otherwise until it is \
-                 booted",
-                self.config.network.attach
-            );
-        }
-        self.refused_mode = refused;
-        Ok(mode)
     }
 
     fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {

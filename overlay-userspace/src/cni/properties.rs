@@ -10,7 +10,9 @@ use super::{
     env::{Attachment, Request, is_identifier},
     lease::candidates,
     owner::{device_name, owner, owner_text},
+    parse,
     types::{Conf, Version, versions},
+    wanted::Wanted,
 };
 
 /// JSON of any shape, with the keys that are read among those of its objects.
@@ -31,6 +33,16 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just("interfaces"),
         Just("ips"),
         Just("routes"),
+        Just("runtimeConfig"),
+        Just("args"),
+        Just("cni"),
+        Just("mac"),
+        Just("attach"),
+        Just("ipam"),
+        Just("type"),
+        Just("cni.dev/valid-attachments"),
+        Just("containerID"),
+        Just("ifname"),
         Just("other"),
     ];
     leaf.prop_recursive(4, 48, 6, move |inner| {
@@ -74,28 +86,76 @@ proptest! {
 
     #[test]
     fn unknown_keys_change_nothing(key in "[a-zA-Z./]{1,20}", value in any_json()) {
-        prop_assume!(!["cniVersion", "name", "pins", "dns", "prevResult"].contains(&key.as_str()));
+        const READ: [&str; 9] =
+            ["cniVersion", "name", "pins", "dns", "prevResult", "attach", "ipam", "runtimeConfig", "args"];
+        prop_assume!(!READ.contains(&key.as_str()));
         let mut conf = json!({"cniVersion": "1.0.0", "name": "n"});
         conf[key] = value;
-        prop_assert!(Conf::parse(conf.to_string().as_bytes()).is_ok());
+        let conf = Conf::parse(conf.to_string().as_bytes());
+        prop_assert!(conf.is_ok_and(|conf| conf.supported().is_ok() && conf.wanted() == Ok(Wanted::default())));
+    }
+
+    #[test]
+    fn any_call_with_any_json_gets_an_answer(
+        value in any_json(),
+        version in prop_oneof![Just("0.3.1"), Just("0.4.0"), Just("1.0.0"), Just("1.1.0")],
+        verb in prop_oneof![
+            Just("ADD"), Just("CHECK"), Just("DEL"), Just("GC"), Just("STATUS"), Just("VERSION"), Just("X")
+        ],
+        args in prop_oneof![Just(String::new()), "[A-Z]{0,4}=?[0-9a-f:.;]{0,12}", ".*"],
+    ) {
+        let mut conf = value;
+        if let Value::Object(conf) = &mut conf {
+            conf.insert("cniVersion".into(), version.into());
+            conf.insert("name".into(), "n".into());
+        }
+        let variable = |name: &str| match name {
+            "CNI_COMMAND" => Some(verb.into()),
+            "CNI_CONTAINERID" => Some("c".into()),
+            "CNI_IFNAME" => Some("eth0".into()),
+            "CNI_NETNS" => Some("/run/netns/p".into()),
+            "CNI_ARGS" => Some(args.clone().into()),
+            _ => None,
+        };
+        if let Err(object) = parse(variable, conf.to_string().as_bytes()) {
+            prop_assert!(matches!(object["code"].as_u64(), Some(1 | 2 | 4 | 6 | 7)), "{object}");
+            prop_assert!(!object["msg"].as_str().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn an_address_is_asked_for_by_either_way_alike(bits in any::<u32>(), mac in any::<[u8; 6]>()) {
+        let address = Ipv4Addr::from_bits(bits);
+        let mac = [mac[0] & 0xfe | 2, mac[1], mac[2], mac[3], mac[4], mac[5]];
+        let text = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let object = json!({"ips": [address], "mac": text});
+        let wanted = Wanted { address: Some(address), mac: Some(mac) };
+        prop_assert_eq!(Wanted::from_object(Some(&object), "x"), Ok(wanted));
+        prop_assert_eq!(Wanted::from_args(&format!("IP={address};MAC={text}")), Ok(wanted));
     }
 
     #[test]
     fn any_environment_gets_an_answer(
         command in prop_oneof![Just(b"ADD".to_vec()), Just(b"DEL".to_vec()), prop::collection::vec(any::<u8>(), 0..8)],
-        others in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..80)), 3),
+        others in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..80)), 4),
     ) {
         let request = Request::read(|name| {
-            let index = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"].iter().position(|n| *n == name);
+            let index = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"].iter().position(|n| *n == name);
             index.map_or(Some(command.clone()), |index| others[index].clone()).map(OsString::from_vec)
         });
         match request {
-            Ok(Request::Add { attachment, .. } | Request::Del { attachment }) => {
+            Ok(
+                Request::Add { attachment, .. }
+                | Request::Check { attachment, .. }
+                | Request::Del { attachment },
+            ) => {
                 prop_assert!(is_identifier(&attachment.container));
                 prop_assert!((1..=15).contains(&attachment.ifname.len()));
                 prop_assert!(!attachment.ifname.contains(['/', ':', ' ']));
             }
             Ok(Request::Version) => prop_assert_eq!(command, b"VERSION"),
+            Ok(Request::Gc) => prop_assert_eq!(command, b"GC"),
+            Ok(Request::Status) => prop_assert_eq!(command, b"STATUS"),
             Err(failure) => prop_assert!(failure.message.contains("CNI_")),
         }
     }
@@ -115,7 +175,7 @@ proptest! {
         } else {
             prop_assert_eq!(&text[..40], &container[..40]);
         }
-        let device = device_name(&attachment);
+        let device = device_name(&owner);
         prop_assert_eq!(device.len(), 13);
         prop_assert!(device[2..].bytes().all(|b| b.is_ascii_hexdigit()));
     }

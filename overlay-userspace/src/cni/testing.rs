@@ -15,9 +15,17 @@ use nix::{
 use overlay_common::maps::{Addr, AttachMode, Endpoint, FAMILY_V4, Local, Subnet};
 use serde_json::{Value, json};
 
-use super::{add, del, env::Attachment, failure::Failure, owner, types::Added};
+use super::{
+    add, answer, del,
+    env::{Attachment, Request},
+    failure::Failure,
+    owner,
+    types::{Conf, result::Added},
+    wanted::Wanted,
+};
 use crate::{
     datapath::{
+        attach::{Device, Programs, Role},
         object::{self, Constants},
         pins::Pins,
         tables::{Endpoints, LocalTable},
@@ -63,10 +71,15 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
             log_level: 0,
         };
         object::load(&node.pins, &constants).unwrap();
+        // As filters, because tcx links would cost each test two grace periods.
+        let anchor = ip_json("link show dev gw0")[0]["ifindex"].as_u64().unwrap() as u32;
+        let programs = Programs::new(&node.pins, AttachMode::Clsact);
+        programs.attach_all(Role::Anchor, Device { name: "gw0", ifindex: anchor }).unwrap();
         let prefix =
             |net: Ipv4Net| Subnet { addr: net.network().into(), prefix_len: net.prefix_len().into() };
         node.change_local(|local| {
             local.ready = 1;
+            local.anchor_ifindex = anchor;
             local.attach_mode = AttachMode::Tcx as u32;
             local.mtu = MTU;
             local.subnet[FAMILY_V4] = prefix(subnet);
@@ -97,7 +110,24 @@ impl TestNode {
     }
 
     pub(super) fn add(&self, container: &str, ifname: &str, pod: &Pod) -> Result<Added, Failure> {
-        add::add(&attachment(container, ifname), &pod.path(), &self.pins)
+        self.add_with(container, ifname, pod, json!({}))
+    }
+
+    /// ADD with more keys in the configuration.
+    pub(super) fn add_with(
+        &self,
+        container: &str,
+        ifname: &str,
+        pod: &Pod,
+        keys: Value,
+    ) -> Result<Added, Failure> {
+        let conf = Conf::parse(conf(keys).to_string().as_bytes())?;
+        add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), &conf)
+    }
+
+    /// Any verb, as the entry point answers it.
+    pub(super) fn call(&self, request: &Request, conf: &Value) -> Result<Option<Value>, Failure> {
+        answer(request, conf.to_string().as_bytes())
     }
 
     pub(super) fn del(&self, container: &str, ifname: &str) -> Result<(), Failure> {
@@ -131,7 +161,21 @@ pub(super) fn attachment(container: &str, ifname: &str) -> Attachment {
 }
 
 pub(super) fn device(container: &str, ifname: &str) -> String {
-    owner::device_name(&attachment(container, ifname))
+    owner::device_name(&owner::owner(&attachment(container, ifname)))
+}
+
+/// A configuration of the newest version with more keys.
+pub(super) fn conf(keys: Value) -> Value {
+    let mut conf = json!({"cniVersion": "1.1.0", "name": "overlay", "type": "overlay"});
+    if let (Value::Object(conf), Value::Object(keys)) = (&mut conf, keys) {
+        conf.extend(keys);
+    }
+    conf
+}
+
+pub(super) fn request_add(container: &str, ifname: &str, pod: &Pod) -> Request {
+    let attachment = attachment(container, ifname);
+    Request::Add { attachment, netns: pod.path(), wanted: Wanted::default() }
 }
 
 /// A network namespace without a name.

@@ -173,7 +173,7 @@ impl Entrance {
     }
 }
 
-/// A child that dies with the test, or before.
+/// A child that dies with the test, or before. Where it is `nsenter`, what that started dies with pid 1.
 #[derive(Debug)]
 struct Daemon {
     child: Child,

@@ -91,7 +91,7 @@ fn router_that_changed_its_mac_in_silence_is_found_again_by_the_sender_alone() {
         Oneway::start(bed.pod("cp").namespace(), far.namespace(), IpAddr::V4(far.addr()), RATE).unwrap();
     // Long enough for the entry to be verified a few times.
     thread::sleep(Duration::from_secs(2));
-    assert!(stream.received() > u64::from(RATE), "{} of 2 s of datagrams", stream.received());
+    assert!(stream.received() > 100, "{} datagrams in 2 s", stream.received());
 
     let mac = change_router_mac(&bed);
     let changed = Instant::now();

@@ -7,7 +7,7 @@ use crate::{
     cni::{
         answer,
         env::Request,
-        testing::{Pod, attachment, device, on_a_node, private_pins},
+        testing::{Pod, attachment, device, on_a_node, private_pins, request_add},
     },
     host::netns::testing::{in_fresh_netns, ip, ip_json},
 };
@@ -84,7 +84,7 @@ fn without_pins_the_device_is_deleted_all_the_same() {
 fn a_part_that_fails_is_reported_and_the_rest_is_done() {
     on_a_node("10.244.1.0/24", |node| {
         let pod = Pod::new();
-        let device = node.add("c", "eth0", &pod).unwrap().device;
+        let device = node.add_with("c", "eth0", &pod, json!({"attach": "tcx"})).unwrap().device;
         // A directory cannot be removed like a pin.
         let pin = node.pins.link(&format!("pod_{device}_from_pod"));
         fs::remove_file(&pin).unwrap();
@@ -106,7 +106,7 @@ fn a_whole_life_by_the_words_of_the_specification() {
     on_a_node("10.244.1.0/24", |node| {
         let before = node.state();
         let pod = Pod::new();
-        let add = Request::Add { attachment: attachment("c", "eth0"), netns: pod.path() };
+        let add = request_add("c", "eth0", &pod);
         let del = Request::Del { attachment: attachment("c", "eth0") };
         for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
             let mut conf = json!({"cniVersion": version, "name": "overlay", "type": "overlay"});

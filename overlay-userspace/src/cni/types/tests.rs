@@ -1,4 +1,6 @@
-use super::*;
+use std::net::Ipv4Addr;
+
+use super::{result::Added, *};
 
 fn conf(text: &str) -> Conf {
     Conf::parse(text.as_bytes()).unwrap()
@@ -21,7 +23,7 @@ fn added() -> Added {
 fn result_of(text: &str) -> Value {
     let conf = conf(text);
     let previous = conf.previous().unwrap();
-    result(&added(), &conf, previous)
+    result::result(&added(), &conf, previous)
 }
 
 #[track_caller]
@@ -152,4 +154,58 @@ fn the_version_answer_echoes_what_is_spoken_and_else_the_newest() {
     for stdin in ["", "{}", "nonsense", r#"{"cniVersion":"9.9.9"}"#, r#"{"cniVersion":{}}"#] {
         assert_eq!(answer(stdin), json!({"cniVersion": "1.1.0", "supportedVersions": all}), "{stdin}");
     }
+}
+
+#[test]
+fn verbs_belong_to_the_versions_that_have_them() {
+    let at = |version: &str| conf(&json!({"cniVersion": version, "name": "n"}).to_string());
+    for (since, verb, allowed) in [
+        (Version::V0_4_0, "CHECK", ["0.4.0", "1.0.0", "1.1.0"].as_slice()),
+        (Version::V1_1_0, "GC", &["1.1.0"]),
+    ] {
+        for version in Version::ALL.map(Version::as_str) {
+            let result = at(version).since(since, verb);
+            assert_eq!(result.is_ok(), allowed.contains(&version), "{verb} {version}");
+            if let Err(failure) = result {
+                assert_eq!(failure.code, Code::IncompatibleVersion);
+                assert!(failure.message.contains(verb) && failure.message.contains(version), "{failure}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_list_of_attachments_goes_by_either_name() {
+    let list = |keys: Value| {
+        let mut text = json!({"cniVersion": "1.1.0", "name": "n"});
+        text.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        conf(&text.to_string()).valid_attachments()
+    };
+    let items = json!([{"containerID": "c", "ifname": "eth0", "other": 1}]);
+    let expected = vec![Attachment::new("c".into(), "eth0".into()).unwrap()];
+    assert_eq!(list(json!({"cni.dev/valid-attachments": items})).unwrap(), expected);
+    assert_eq!(list(json!({"cni.dev/attachments": items})).unwrap(), expected);
+    let both = json!({"cni.dev/valid-attachments": items, "cni.dev/attachments": []});
+    assert_eq!(list(both).unwrap(), expected);
+    for none in [json!([]), json!(null)] {
+        assert_eq!(list(json!({"cni.dev/valid-attachments": none})).unwrap(), []);
+    }
+    for (bad, wanted) in [
+        (json!({}), "missing"),
+        (json!({"cni.dev/valid-attachments": {}}), "array"),
+        (json!({"cni.dev/valid-attachments": ["c"]}), "containerID"),
+        (json!({"cni.dev/valid-attachments": [{"containerID": "c"}]}), "ifname"),
+        (json!({"cni.dev/valid-attachments": [{"containerID": "-", "ifname": "eth0"}]}), "invalid"),
+    ] {
+        let failure = list(bad).unwrap_err();
+        assert_eq!(failure.code, Code::InvalidConfig);
+        assert!(failure.message.contains(wanted), "{failure}");
+    }
+}
+
+#[test]
+fn networks_are_told_apart_by_their_names() {
+    let tag = |name: &str| conf(&json!({"cniVersion": "1.1.0", "name": name}).to_string()).network;
+    assert_eq!(tag("a"), tag("a"));
+    assert_ne!(tag("a"), tag("b"));
 }

@@ -186,18 +186,6 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_others_are_not_bpf_filters() {
-        in_fresh_netns(|| {
-            ip("link add d0 type veth peer name d0p");
-            let mut netlink = Netlink::open().unwrap();
-            let index = netlink.link("d0").unwrap().unwrap().index;
-            netlink.create_clsact(index).unwrap();
-            run("tc filter add dev d0 ingress matchall action drop");
-            assert!(netlink.bpf_filters(index, Direction::Ingress).unwrap().is_empty());
-        });
-    }
-
-    #[test]
     fn a_missing_link_is_named() {
         in_fresh_netns(|| {
             let mut netlink = Netlink::open().unwrap();

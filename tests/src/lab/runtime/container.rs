@@ -100,11 +100,10 @@ impl Container {
     pub(super) fn new(label: String, entrance: Entrance, exec: Exec) -> Self {
         let mut container = Self { label, addr: Ipv4Addr::UNSPECIFIED, entrance, exec };
         within(START_LIMIT, "a container answers itself", || {
-            // Not before it has been started for good.
+            // Programs can be run in it before the plugin is done.
             let Ok(addresses) = container.addresses_of("eth0") else { return false };
-            let [address] = addresses[..] else {
-                panic!("{} does not have one address at eth0 but {addresses:?}", container.label)
-            };
+            assert!(addresses.len() <= 1, "{} has {addresses:?} at eth0", container.label);
+            let Some(address) = addresses.first() else { return false };
             container.addr = address.addr();
             container.ask(container.addr).is_ok_and(|seen| seen == container.addr)
         });

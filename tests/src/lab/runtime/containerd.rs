@@ -9,8 +9,7 @@ use super::{Daemon, LIMIT, ROOTFS, Runtimes};
 use crate::lab::exec::{self, Output};
 use crate::lab::within;
 
-/// A running containerd. Dropping it stops the daemon and what `ctr` waits for, not the containers: those go with the
-/// node's runtimes.
+/// A running containerd. It and its containers go with the node's runtimes.
 #[derive(Debug)]
 pub struct Containerd<'a> {
     runtimes: &'a Runtimes,

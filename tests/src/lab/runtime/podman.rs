@@ -20,8 +20,13 @@ impl<'a> Podman<'a> {
     /// Starts a container with the server of [`Container`] on these networks: the first is its `eth0`, the next `eth1`.
     #[track_caller]
     pub fn run(&self, name: &str, networks: &[&str]) -> Container {
-        let network = format!("--network={}", networks.join(","));
-        let mut arguments = vec!["run", "--detach", "--cgroups=disabled", "--cap-add=NET_RAW", &network];
+        // podman would name the devices in any order.
+        let devices = (0..).map(|index| format!("eth{index}"));
+        let networks = networks.iter().zip(devices);
+        let networks: Vec<_> =
+            networks.map(|(name, dev)| format!("--network={name}:interface_name={dev}")).collect();
+        let mut arguments = vec!["run", "--detach", "--cgroups=disabled", "--cap-add=NET_RAW"];
+        arguments.extend(networks.iter().map(String::as_str));
         arguments.extend(["--name", name, "--rootfs", ROOTFS]);
         arguments.extend(SERVER);
         self.must(&arguments);
