@@ -154,6 +154,9 @@ pub enum AttachMode {
     Clsact = 1,
     /// tcx links (Linux 6.6).
     Tcx = 2,
+    /// tcx links on the anchor and the underlay; filters on pods' devices, which come and go (see
+    /// `overlay_userspace::datapath::attach`).
+    Auto = 3,
 }
 
 impl AttachMode {
@@ -162,6 +165,7 @@ impl AttachMode {
         match index {
             1 => Some(Self::Clsact),
             2 => Some(Self::Tcx),
+            3 => Some(Self::Auto),
             _ => None,
         }
     }

@@ -36,9 +36,10 @@ pub(super) struct Anchor {
 const PREFIX: &str = "overlay.";
 
 impl Anchor {
-    /// The name of the anchor device of this VNI.
+    /// The name of the anchor device of this VNI: with its number, which for the largest ones has to be hexadecimal to
+    /// fit the kernel's 15 characters.
     pub(super) fn name_of(vni: u32) -> String {
-        format!("{PREFIX}{vni}")
+        if vni < 10_000_000 { format!("{PREFIX}{vni}") } else { format!("{PREFIX}x{vni:x}") }
     }
 
     fn name(&self) -> String {
@@ -220,4 +221,17 @@ pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Resul
 /// The route from the node to one of its pods.
 pub(super) fn pod_route(pod: IpAddr, device: u32, subnet: IpNet) -> Route {
     Route { prefsrc: Some(gateway(subnet)), ..Route::unicast(IpNet::from(pod), device) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Anchor;
+
+    #[test]
+    fn every_vni_has_a_name_that_the_kernel_takes() {
+        assert_eq!(Anchor::name_of(1), "overlay.1");
+        assert_eq!(Anchor::name_of(9_999_999), "overlay.9999999");
+        assert_eq!(Anchor::name_of(0xff_ffff), "overlay.xffffff");
+        assert_eq!(Anchor::name_of(10_000_000).len(), 15);
+    }
 }

@@ -69,6 +69,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
     let attach = match AttachMode::from_index(local.attach_mode) {
         Some(AttachMode::Tcx) => "tcx",
         Some(AttachMode::Clsact) => "clsact",
+        Some(AttachMode::Auto) => "auto",
         None => "unknown",
     };
     if output == Output::Json {
@@ -95,6 +96,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
             "drops": counters(drops.into_iter().map(|(r, c)| (r.name(), c)).collect()),
         }));
     }
+    let by = if attach == "auto" { "by tcx, pods by clsact".to_owned() } else { format!("by {attach}") };
     let ready = if local.ready == 1 { "ready" } else { "not ready" };
     let facts = [
         ("node", format!("{} ({ready})", text(&local.node_name))),
@@ -104,7 +106,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
             format!("{pods} in {subnet}, gateway {}, MTU {}", local.gateway[FAMILY_V4].to_ip(), local.mtu),
         ),
         ("peers", peers.to_string()),
-        ("attached", format!("by {attach}, pins in {}", pins.root().display())),
+        ("attached", format!("{by}, pins in {}", pins.root().display())),
     ];
     table(&["", ""], &facts.map(|(key, value)| vec![key.to_owned(), value]))?;
     println!();

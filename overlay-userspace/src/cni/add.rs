@@ -43,11 +43,8 @@ pub(super) fn add(
 ) -> Result<Added, Failure> {
     conf.supported()?;
     let pins = &conf.pins;
-    let applicant = Applicant {
-        owner: owner(attachment),
-        network: conf.network,
-        wanted: conf.wanted()?.or(wanted),
-    };
+    let applicant =
+        Applicant { owner: owner(attachment), network: conf.network, wanted: conf.wanted()?.or(wanted) };
     let node = Node::read(pins)?;
     let programs = Programs::new(pins, attach_mode(conf, &node)?);
     let mut endpoints = Endpoints::open(pins)?;
@@ -82,12 +79,11 @@ pub(super) fn add(
 /// filters' qdisc takes.
 fn attach_mode(conf: &Conf, node: &Node) -> Result<AttachMode, Failure> {
     Ok(match (node.attach, conf.attach()?) {
-        // This kernel has no tcx, or is not to use it.
-        (AttachMode::Clsact, _) => AttachMode::Clsact,
-        (_, Some(mode)) => mode,
+        // The agent's configuration decides for all devices, or its kernel has no tcx.
+        (mode @ (AttachMode::Clsact | AttachMode::Tcx), _) | (AttachMode::Auto, Some(mode)) => mode,
         // `bandwidth` makes an ingress qdisc for what the pod sends; a clsact qdisc would be in its way.
-        (_, None) if conf.limits_bandwidth() => AttachMode::Tcx,
-        _ => AttachMode::Clsact,
+        (AttachMode::Auto, None) if conf.limits_bandwidth() => AttachMode::Tcx,
+        (AttachMode::Auto, None) => AttachMode::Clsact,
     })
 }
 

@@ -178,11 +178,8 @@ mod tests {
     fn requests_carry_their_attachment() {
         let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };
         let netns = PathBuf::from("/run/netns/p");
-        let add = Request::Add {
-            attachment: attachment.clone(),
-            netns: netns.clone(),
-            wanted: Wanted::default(),
-        };
+        let add =
+            Request::Add { attachment: attachment.clone(), netns: netns.clone(), wanted: Wanted::default() };
         assert_eq!(read("", None).unwrap(), add);
         let check = Request::Check { attachment: attachment.clone(), netns };
         assert_eq!(read("CNI_COMMAND", Some("CHECK")).unwrap(), check);
@@ -209,7 +206,8 @@ mod tests {
 
     #[test]
     fn arguments_are_part_of_an_addition() {
-        let Ok(Request::Add { wanted, .. }) = read("CNI_ARGS", Some("IgnoreUnknown=1;X=1;IP=10.244.1.5")) else {
+        let Ok(Request::Add { wanted, .. }) = read("CNI_ARGS", Some("IgnoreUnknown=1;X=1;IP=10.244.1.5"))
+        else {
             panic!("ADD with CNI_ARGS");
         };
         assert_eq!(wanted.address, Some([10, 244, 1, 5].into()));

@@ -82,9 +82,11 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
 /// Removes the pins of pods' links whose device is neither there nor anybody's.
 fn remove_stale_pins(conf: &Conf, netlink: &mut Netlink, kept: &HashSet<String>) -> Result<(), Failure> {
     for name in conf.pins.links()? {
-        let Some(device) = Role::Pod.hooks().iter().find_map(|hook| {
-            name.strip_prefix("pod_")?.strip_suffix(hook.name())?.strip_suffix('_')
-        }) else {
+        let Some(device) = Role::Pod
+            .hooks()
+            .iter()
+            .find_map(|hook| name.strip_prefix("pod_")?.strip_suffix(hook.name())?.strip_suffix('_'))
+        else {
             continue;
         };
         if !kept.contains(device) && netlink.link(device)?.is_none() {

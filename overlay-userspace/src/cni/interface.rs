@@ -147,9 +147,8 @@ pub(super) struct Removal {
 /// Deletes the device, then the pins of its links. Missing ones are fine; what fails does not stop the rest.
 pub(super) fn remove(netlink: &mut Netlink, pins: &Pins, device: &str) -> Removal {
     let mut errors = Vec::new();
-    let deleted: Result<(), NetlinkError> = netlink
-        .link(device)
-        .and_then(|link| link.map_or(Ok(()), |link| unlink::unlink(netlink, &link)));
+    let deleted: Result<(), NetlinkError> =
+        netlink.link(device).and_then(|link| link.map_or(Ok(()), |link| unlink::unlink(netlink, &link)));
     let gone = deleted.is_ok();
     errors.extend(deleted.err().map(|e| e.to_string()));
     // A device that is still there keeps its programs.

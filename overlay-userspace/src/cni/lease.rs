@@ -114,7 +114,9 @@ fn take_wanted(
     let holder = endpoints.get(address.into())?.map_or_else(|| "nobody any more".to_owned(), holder);
     Err(Failure::new(
         Code::AddressTaken,
-        format!("{address} was asked for, but is held by {holder}: delete that pod, or ask for another address"),
+        format!(
+            "{address} was asked for, but is held by {holder}: delete that pod, or ask for another address"
+        ),
     ))
 }
 

@@ -52,7 +52,9 @@ impl Sandbox {
             None => Ok(()),
             Some(_) => Err(Failure::new(
                 Code::InterfaceExists,
-                format!("the pod has an interface {ifname} already: delete it, or ask for another CNI_IFNAME"),
+                format!(
+                    "the pod has an interface {ifname} already: delete it, or ask for another CNI_IFNAME"
+                ),
             )),
         }
     }
@@ -66,7 +68,9 @@ impl Sandbox {
         node: &Node,
     ) -> Result<Vec<Ipv4Net>, Failure> {
         let inside = self.netns.run(|| without_ipv6(ifname).map(drop));
-        inside.map_err(Failure::from)?.map_err(|e: SysctlError| Failure::step("configure the pod's side", e))?;
+        inside
+            .map_err(Failure::from)?
+            .map_err(|e: SysctlError| Failure::step("configure the pod's side", e))?;
         self.connect(ifname, address, node).map_err(|e| Failure::step("connect the pod's side", e))
     }
 

@@ -35,7 +35,8 @@ pub(super) fn status(conf: &Conf) -> Result<(), Failure> {
     for hook in Role::Pod.hooks() {
         let path = conf.pins.program(hook.name());
         if !path.exists() {
-            let what = format!("{} is missing: restart the overlay agent, which pins it anew", path.display());
+            let what =
+                format!("{} is missing: restart the overlay agent, which pins it anew", path.display());
             return Err(Failure::new(Code::Unavailable, what));
         }
     }

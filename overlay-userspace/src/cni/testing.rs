@@ -80,7 +80,7 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
         node.change_local(|local| {
             local.ready = 1;
             local.anchor_ifindex = anchor;
-            local.attach_mode = AttachMode::Tcx as u32;
+            local.attach_mode = AttachMode::Auto as u32;
             local.mtu = MTU;
             local.subnet[FAMILY_V4] = prefix(subnet);
             local.gateway[FAMILY_V4] = GATEWAY.parse::<Ipv4Addr>().unwrap().into();

@@ -223,8 +223,7 @@ impl Conf {
     /// [`Code::InvalidConfig`] without a list, or with one that cannot be understood whole: guessing would take pods off
     /// the network.
     pub(super) fn valid_attachments(&self) -> Result<Vec<Attachment>, Failure> {
-        let invalid =
-            |what: String| Failure::new(Code::InvalidConfig, format!("{VALID_ATTACHMENTS} {what}"));
+        let invalid = |what: String| Failure::new(Code::InvalidConfig, format!("{VALID_ATTACHMENTS} {what}"));
         let list = self.keys.valid_attachments.as_ref().or(self.keys.attachments.as_ref());
         let items = match list {
             None => return Err(invalid("is missing: GC removes what is not in that list".into())),

@@ -86,9 +86,9 @@ fn one_address<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Option<Ipv4Ad
     let mut found = None;
     for text in texts.map(str::trim) {
         let address =
-            text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr())).map_err(|_| {
-                format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none")
-            })?;
+            text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr())).map_err(
+                |_| format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none"),
+            )?;
         let IpAddr::V4(address) = address else {
             return Err(format!("{address} cannot be given: this version of overlay carries IPv4 only"));
         };
@@ -173,7 +173,14 @@ mod tests {
             assert_eq!(failure.code, code);
             assert!(failure.message.contains(wanted), "{failure}");
         }
-        for bad in ["", "02:00", "02:00:0a:f4:01:05:06", "01:00:5e:00:00:01", "00:00:00:00:00:00", "+2:00:0a:f4:01:05"] {
+        for bad in [
+            "",
+            "02:00",
+            "02:00:0a:f4:01:05:06",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "+2:00:0a:f4:01:05",
+        ] {
             assert!(mac(bad).is_err(), "{bad}");
         }
     }

@@ -115,11 +115,27 @@ impl Programs {
         role: Role,
         device: Device<'_>,
     ) -> Result<(), DatapathError> {
-        if self.mode == AttachMode::Tcx {
-            return self.attach_all(role, device).map(drop);
+        if self.mode_of(role, device) == AttachMode::Tcx {
+            return role
+                .hooks()
+                .iter()
+                .try_for_each(|&hook| self.attach_tcx(&mut self.open(hook)?, role, device, hook).map(drop));
         }
         netlink.create_clsact(device.ifindex)?;
         role.hooks().iter().try_for_each(|&hook| clsact::attach(&self.pins, netlink, device, hook))
+    }
+
+    /// The mode for a device: where the choice is ours, links that a pod has are kept, because the CNI plugin had a
+    /// reason for them.
+    fn mode_of(&self, role: Role, device: Device<'_>) -> AttachMode {
+        match (self.mode, role) {
+            (AttachMode::Auto, Role::Pod) => {
+                let linked = |&hook| self.pins.link(&role.link_name(device, hook)).exists();
+                if role.hooks().iter().any(linked) { AttachMode::Tcx } else { AttachMode::Clsact }
+            }
+            (AttachMode::Auto, Role::Anchor | Role::Wire) => AttachMode::Tcx,
+            (mode, _) => mode,
+        }
     }
 
     /// Whether a program of `hook` is attached to the device, in either mode. Asks the kernel about the device, because
@@ -133,8 +149,8 @@ impl Programs {
         Ok(tcx.is_ok_and(by_name) || clsact::present(netlink, device, hook)?)
     }
 
-    /// Attaches in this mode, then detaches what an agent in the other one has left: it would go on running programs of
-    /// an earlier load. A pod's filter stays one: how a pod is attached is the CNI plugin's choice.
+    /// Attaches in the device's mode, then detaches what an agent in the other one has left: it would go on running
+    /// programs of an earlier load.
     fn attach(
         &self,
         netlink: &mut Netlink,
@@ -142,8 +158,7 @@ impl Programs {
         device: Device<'_>,
         hook: Hook,
     ) -> Result<Attached, DatapathError> {
-        let keep_filter = role == Role::Pod && clsact::present(netlink, device, hook)?;
-        if self.mode == AttachMode::Tcx && !keep_filter {
+        if self.mode_of(role, device) == AttachMode::Tcx {
             let attached = self.attach_tcx(&mut self.open(hook)?, role, device, hook)?;
             clsact::detach(netlink, device, hook)?;
             return Ok(attached);

@@ -30,7 +30,7 @@ pub fn check_version() -> Result<(), DatapathError> {
     )))
 }
 
-/// How to attach programs: what is asked for, or the best that the kernel has.
+/// How to attach programs: what is asked for, or the best that the kernel has for each kind of device.
 pub fn attach_mode(wanted: Option<AttachMode>) -> Result<AttachMode, DatapathError> {
     let (major, minor) = TCX;
     let tcx = at_least(TCX);
@@ -39,7 +39,7 @@ pub fn attach_mode(wanted: Option<AttachMode>) -> Result<AttachMode, DatapathErr
             "attach = \"tcx\" needs Linux {major}.{minor}: use \"clsact\" or \"auto\""
         ))),
         Some(mode) => Ok(mode),
-        None if tcx => Ok(AttachMode::Tcx),
+        None if tcx => Ok(AttachMode::Auto),
         None => Ok(AttachMode::Clsact),
     }
 }

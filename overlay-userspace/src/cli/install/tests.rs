@@ -1,4 +1,7 @@
-use std::{os::unix::fs::PermissionsExt as _, sync::atomic::{AtomicU32, Ordering}};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use clap::Parser;
 use serde_json::{Value, json};

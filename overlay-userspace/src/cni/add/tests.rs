@@ -108,7 +108,8 @@ fn tcx_links_serve_as_well_and_leave_room_for_an_ingress_qdisc() {
         pins.sort();
         assert_eq!(pins, [format!("pod_{device}_from_pod"), format!("pod_{device}_to_pod")]);
         // What the plugin `bandwidth` makes; it is told to overlay where its capability is declared.
-        let limits = json!({"runtimeConfig": {"bandwidth": {"egressRate": 1_000_000, "egressBurst": 1_000_000}}});
+        let limits =
+            json!({"runtimeConfig": {"bandwidth": {"egressRate": 1_000_000, "egressBurst": 1_000_000}}});
         let device = node.add_with("two", "eth0", &two, limits.clone()).unwrap().device;
         run(&format!("tc qdisc add dev {device} handle ffff: ingress"));
         one.ping("10.244.1.3");
@@ -137,7 +138,8 @@ fn address_and_mac_are_those_that_were_asked_for() {
         assert_eq!(node.entries()[0].1.mac, [2, 0, 0, 0, 0, 7]);
         one.ping(GATEWAY);
         // The environment asks last.
-        let conf = Conf::parse(conf(json!({"args": {"cni": {"ips": ["10.244.1.20"]}}})).to_string().as_bytes());
+        let conf =
+            Conf::parse(conf(json!({"args": {"cni": {"ips": ["10.244.1.20"]}}})).to_string().as_bytes());
         let asked = Wanted { address: Some([10, 244, 1, 21].into()), mac: Some([2, 0, 0, 0, 0, 8]) };
         let added = add(&attachment("two", "eth0"), &two.path(), asked, &conf.unwrap()).unwrap();
         assert_eq!((added.address, added.mac), (Ipv4Addr::new(10, 244, 1, 20), [2, 0, 0, 0, 0, 8]));
@@ -146,7 +148,10 @@ fn address_and_mac_are_those_that_were_asked_for() {
         let before = node.state();
         let failure = node.add_with("three", "eth0", &three, wants("10.244.1.9")).unwrap_err();
         assert_eq!(failure.code, Code::AddressTaken, "{failure}");
-        assert!(failure.message.contains("10.244.1.9") && failure.message.contains("container one"), "{failure}");
+        assert!(
+            failure.message.contains("10.244.1.9") && failure.message.contains("container one"),
+            "{failure}"
+        );
         for other in [GATEWAY, "10.244.1.0", "10.244.1.255", "10.244.2.5", "0.0.0.0", "255.255.255.255"] {
             let failure = node.add_with("three", "eth0", &three, wants(other)).unwrap_err();
             assert_eq!(failure.code, Code::InvalidConfig, "{failure}");
@@ -203,7 +208,8 @@ fn a_taken_interface_name_is_refused() {
 
 fn add_to(netns: &Path, pins: &Pins) -> Failure {
     let conf = conf(json!({"pins": pins.root()})).to_string();
-    add(&attachment("c", "eth0"), netns, Wanted::default(), &Conf::parse(conf.as_bytes()).unwrap()).unwrap_err()
+    add(&attachment("c", "eth0"), netns, Wanted::default(), &Conf::parse(conf.as_bytes()).unwrap())
+        .unwrap_err()
 }
 
 #[test]

@@ -30,8 +30,9 @@ impl Expected {
     ///
     /// [`Code::InvalidConfig`] without one, or with one that does not have the attachment.
     pub(super) fn read(conf: &Conf, attachment: &Attachment) -> Result<Self, Failure> {
-        let invalid =
-            |what: String| Failure::new(Code::InvalidConfig, format!("prevResult {what}: give CHECK the result of ADD"));
+        let invalid = |what: String| {
+            Failure::new(Code::InvalidConfig, format!("prevResult {what}: give CHECK the result of ADD"))
+        };
         if !conf.has_previous() {
             return Err(invalid("is missing".into()));
         }
@@ -47,12 +48,12 @@ impl Expected {
         let device = device_name(&owner(attachment));
         let host = previous.interfaces.iter().find(|i| named(i, &device, false));
         let addresses = previous.ips.iter().filter(|ip| ip["interface"] == index);
-        let addresses: Vec<_> =
-            addresses.filter_map(|ip| Some(net(&ip["address"])?.addr())).collect();
+        let addresses: Vec<_> = addresses.filter_map(|ip| Some(net(&ip["address"])?.addr())).collect();
         if addresses.is_empty() {
             return Err(invalid(format!("has no IPv4 address of interface {ifname}")));
         }
-        let route = |route: &Value| Some((net(&route["dst"])?, route["gw"].as_str().and_then(|gw| gw.parse().ok())));
+        let route =
+            |route: &Value| Some((net(&route["dst"])?, route["gw"].as_str().and_then(|gw| gw.parse().ok())));
         Ok(Self {
             addresses,
             mtu: host.and_then(|host| host["mtu"].as_u64()).and_then(|mtu| u32::try_from(mtu).ok()),

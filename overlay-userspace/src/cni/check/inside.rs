@@ -17,7 +17,10 @@ pub(super) fn check(
         return Ok(());
     };
     // Of a pair, each end names the other's index.
-    if link.kind.as_deref() != Some("veth") || link.link != Some(device.index) || device.link != Some(link.index) {
+    if link.kind.as_deref() != Some("veth")
+        || link.link != Some(device.index)
+        || device.link != Some(link.index)
+    {
         findings.add(format!("the pod's {ifname} is not the other end of {}", device.name));
         return Ok(());
     }

@@ -4,12 +4,7 @@ use overlay_common::maps::Endpoint;
 
 use super::{Findings, Subject, device};
 use crate::{
-    cni::{
-        failure::Failure,
-        sandbox::permanent_neighbour,
-        status::tunnel_works,
-        types::result::mac_text,
-    },
+    cni::{failure::Failure, sandbox::permanent_neighbour, status::tunnel_works, types::result::mac_text},
     datapath::{
         attach::{Programs, Role},
         pins::Pins,
@@ -41,12 +36,12 @@ pub(super) fn check(
     if let Some(mtu) = expected.mtu {
         findings.unless(link.mtu == mtu, || format!("{name} has MTU {} instead of {mtu}", link.mtu));
     }
-    for (family, setting, wanted) in
-        [(Family::Ipv4, "forwarding", "1"), (Family::Ipv6, "disable_ipv6", "1")]
+    for (family, setting, wanted) in [(Family::Ipv4, "forwarding", "1"), (Family::Ipv6, "disable_ipv6", "1")]
     {
         // A kernel without IPv6 has no such setting.
         if let Ok(found) = sysctl::get(&sysctl::interface(family, name, setting)) {
-            findings.unless(found == wanted, || format!("{setting} of {name} is {found} instead of {wanted}"));
+            findings
+                .unless(found == wanted, || format!("{setting} of {name} is {found} instead of {wanted}"));
         }
     }
 
@@ -59,7 +54,11 @@ pub(super) fn check(
     findings.unless(neighbour == Some(mac), || match neighbour {
         None => format!("the node's permanent neighbour entry of {address} on {name} is missing"),
         Some(found) => {
-            format!("the node's neighbour entry of {address} has MAC {} instead of {}", mac_text(found), mac_text(mac))
+            format!(
+                "the node's neighbour entry of {address} has MAC {} instead of {}",
+                mac_text(found),
+                mac_text(mac)
+            )
         }
     });
     for &hook in Role::Pod.hooks() {

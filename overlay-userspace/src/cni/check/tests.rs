@@ -59,7 +59,9 @@ impl<'a> Checked<'a> {
 #[test]
 fn a_pod_is_sound_right_after_it_was_added() {
     on_a_node("10.244.1.0/24", |node| {
-        for (keys, version) in [(json!({}), "1.1.0"), (json!({"attach": "tcx", "cniVersion": "0.4.0"}), "0.4.0")] {
+        for (keys, version) in
+            [(json!({}), "1.1.0"), (json!({"attach": "tcx", "cniVersion": "0.4.0"}), "0.4.0")]
+        {
             let checked = Checked::new(node, keys);
             let keys = json!({"cniVersion": version, "prevResult": checked.result});
             assert_eq!(checked.check_with(keys), Ok(None));
@@ -190,7 +192,10 @@ fn what_later_plugins_may_change_is_no_finding() {
         checked.inside(&format!("route add default via {GATEWAY} dev eth0 onlink table 100"));
         run(&format!("tc qdisc add dev {} root tbf rate 1gbit burst 1mb latency 25ms", checked.device));
         checked.result["interfaces"].as_array_mut().unwrap().push(json!({"name": "ifb0"}));
-        checked.result["routes"].as_array_mut().unwrap().push(json!({"dst": "203.0.113.0/24", "gw": "192.0.2.1"}));
+        checked.result["routes"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"dst": "203.0.113.0/24", "gw": "192.0.2.1"}));
         assert_eq!(checked.check(), Ok(None));
         // A smaller MTU of new pods is a fault of the old ones only where theirs is larger.
         let mut table = LocalTable::open(&node.pins).unwrap();

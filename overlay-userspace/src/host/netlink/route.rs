@@ -327,7 +327,9 @@ mod tests {
             ip("link add d0 type veth peer name d0p");
             ip("link set d0p up");
             ip("link set d0 up");
-            ip_batch("route add 192.0.2.0/24 dev d0\nroute add 198.51.100.0/24 dev d0 table 100\nroute add 203.0.113.0/24 dev d0p\n");
+            ip_batch(
+                "route add 192.0.2.0/24 dev d0\nroute add 198.51.100.0/24 dev d0 table 100\nroute add 203.0.113.0/24 dev d0p\n",
+            );
             let mut netlink = Netlink::open().unwrap();
             let index = netlink.link("d0").unwrap().unwrap().index;
             let routes: Vec<_> = netlink.routes_of_link(index).unwrap().into_iter().map(|r| r.dst).collect();
