@@ -63,12 +63,12 @@ pub enum DatapathError {
     #[error("{0}")]
     Unsupported(String),
     /// A call into the kernel failed.
-    #[error("{action}: {source}")]
+    #[error("{action}: {cause}")]
     Kernel {
         /// What was tried, with the name of the object.
         action: String,
         /// The cause; the errno where there is one.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A tc filter could not be read, written or removed.
     #[error(transparent)]
@@ -87,7 +87,7 @@ impl DatapathError {
     /// The errno behind this error.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Kernel { source, .. } => source.raw_os_error(),
+            Self::Kernel { cause, .. } => cause.raw_os_error(),
             Self::Filter(error) => Some(error.errno() as i32),
             _ => None,
         }
@@ -96,7 +96,7 @@ impl DatapathError {
     fn new(action: impl Into<String>, error: impl Into<Cause>) -> Self {
         let action = action.into();
         match error.into() {
-            Cause::Io(source) => Self::Kernel { action, source },
+            Cause::Io(cause) => Self::Kernel { action, cause },
             Cause::Other(message) => Self::Aya { action, message },
         }
     }

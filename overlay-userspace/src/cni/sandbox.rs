@@ -1,6 +1,7 @@
 //! The pod's side: its network namespace, and address, neighbour and routes of its device.
 //!
-//! Everything here goes with the pod's device. `lo` is the runtime's business. Called by ADD and CHECK.
+//! Everything here goes with the pod's device, but for the rule of an address that is not the pod's first on this network:
+//! it leads to an empty table then, and goes with the namespace. `lo` is the runtime's business. Called by ADD and CHECK.
 
 use std::{net::Ipv4Addr, path::Path};
 
@@ -17,6 +18,9 @@ use crate::host::{
     netns::NetNs,
     sysctl::SysctlError,
 };
+
+/// The routing table of an attachment that is not a pod's first to this network: this and the index of its device.
+const SOURCE_TABLES: u32 = 7900;
 
 /// A pod's network namespace, and a connection to it.
 pub(super) struct Sandbox {
@@ -83,6 +87,22 @@ impl Sandbox {
 
         // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.
         let existing = netlink.routes(None)?;
+        let default = Route {
+            gateway: Some(node.gateway.into()),
+            onlink: true,
+            ..Route::unicast(Ipv4Net::default().into(), link.index)
+        };
+        // On this network already, by another device: what the pod sends from this address must leave by this one, or the
+        // node drops it as another's.
+        if existing.iter().any(|route| route.dst == default.dst && route.gateway == default.gateway) {
+            let table = SOURCE_TABLES + link.index;
+            netlink
+                .replace_route_in(table, &Route::unicast(Ipv4Net::from(node.gateway).into(), link.index))?;
+            netlink.replace_route_in(table, &default)?;
+            netlink.delete_source_rules(address)?;
+            netlink.add_source_rule(address, table)?;
+            return Ok(Vec::new());
+        }
         let is_free = |dst: Ipv4Net| existing.iter().all(|route| route.dst != IpNet::from(dst));
         let gateway = Ipv4Net::from(node.gateway);
         if is_free(gateway) {
@@ -91,11 +111,7 @@ impl Sandbox {
         let Some(dst) = [Ipv4Net::default(), node.cluster].into_iter().find(|dst| is_free(*dst)) else {
             return Ok(Vec::new());
         };
-        netlink.replace_route(&Route {
-            gateway: Some(node.gateway.into()),
-            onlink: true,
-            ..Route::unicast(dst.into(), link.index)
-        })?;
+        netlink.replace_route(&Route { dst: dst.into(), ..default })?;
         Ok(vec![dst])
     }
 

@@ -267,9 +267,14 @@ pub struct LinkInfo {
 pub fn links(pins: &Pins) -> Result<Vec<LinkInfo>, DatapathError> {
     let mut links = Vec::new();
     for name in pins.links()? {
-        let failed = |e: LinkError| DatapathError::new(format!("open link {name}"), e);
-        let link = FdLink::from(PinnedLink::from_pin(pins.link(&name)).map_err(failed)?);
-        let info = link.info().map_err(failed)?;
+        let failed = |cause: Cause| DatapathError::new(format!("open link {name}"), cause);
+        let link = match PinnedLink::from_pin(pins.link(&name)).map_err(Cause::from) {
+            Ok(link) => FdLink::from(link),
+            // Gone since the directory was listed.
+            Err(Cause::Io(e)) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(cause) => return Err(failed(cause)),
+        };
+        let info = link.info().map_err(|e| failed(e.into()))?;
         links.push(LinkInfo { link_id: info.id(), program_id: info.program_id(), name });
     }
     links.sort_by(|a, b| a.name.cmp(&b.name));

@@ -17,6 +17,7 @@ mod filter;
 mod link;
 mod neighbour;
 mod route;
+mod rule;
 
 use std::{
     io,

@@ -3,7 +3,7 @@
 //!
 //! Isolated (the default), this process moves into a network and a mount namespace of its own before anything else
 //! happens, with `/run/netns` and the state directories empty and private: however the process ends, the kernel
-//! removes everything, and the machine has not been touched. A plugin that needs a daemon cannot work in there: it
+//! removes everything, and nothing of it was seen on the machine. A plugin that needs a daemon cannot work in there: it
 //! runs in the current network namespace or in a named one, with the machine's file system.
 //!
 //! Invariant: [`Host::enter`] runs before the first thread is started; namespaces belong to threads.
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::exec;
@@ -44,8 +44,6 @@ pub(crate) struct Host {
     counter: AtomicU32,
     state_dirs: Vec<PathBuf>,
     isolated: bool,
-    /// Mount points made by this process on the machine's file system.
-    made: Vec<PathBuf>,
 }
 
 impl Host {
@@ -54,7 +52,7 @@ impl Host {
         ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root");
         let prefix = format!("cnic-{}-", std::process::id());
         let isolated = *scope == Scope::Isolated;
-        let mut host = Self { prefix, counter: AtomicU32::new(0), state_dirs, isolated, made: Vec::new() };
+        let host = Self { prefix, counter: AtomicU32::new(0), state_dirs, isolated };
         match scope {
             Scope::Here => {}
             Scope::Netns(name) => {
@@ -69,7 +67,7 @@ impl Host {
         Ok(host)
     }
 
-    fn isolate(&mut self) -> Result<()> {
+    fn isolate(&self) -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
             .context("make a network and a mount namespace")?;
         let none = None::<&str>;
@@ -81,10 +79,8 @@ impl Host {
             let _ = mount(Some(kind), path, Some(kind), MsFlags::empty(), none);
         }
         for dir in [PathBuf::from(NETNS_DIR)].iter().chain(&self.state_dirs) {
-            if !dir.exists() {
-                fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-                self.made.push(dir.clone());
-            }
+            // Stays, empty, where it was missing: removing it would take away the mounts of other runs on it.
+            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
             mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none)
                 .with_context(|| format!("mount a private {}", dir.display()))?;
         }
@@ -122,16 +118,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        for dir in self.made.iter().rev() {
-            let _ = umount2(dir, MntFlags::MNT_DETACH);
-            // Not empty: somebody else uses it by now.
-            let _ = fs::remove_dir(dir);
-        }
-    }
-}
-
 /// Where a container's network namespace is, as `CNI_NETNS` takes it.
 pub(crate) fn netns_path(name: &str) -> String {
     format!("{NETNS_DIR}/{name}")
@@ -158,7 +144,6 @@ mod tests {
             counter: AtomicU32::new(0),
             state_dirs: Vec::new(),
             isolated: true,
-            made: Vec::new(),
         };
         let (first, second) = (host.new_name(), host.new_name());
         assert_ne!(first, second);

@@ -75,6 +75,9 @@ struct Cli {
     list: bool,
     #[command(flatten)]
     place: Place,
+    /// With --here or --netns, run the cases of GC as well: they remove every other attachment of the network there
+    #[arg(long)]
+    gc: bool,
     /// Where plugins keep files: private with --isolate, always compared; can be repeated
     #[arg(long, value_name = "DIR", default_values = ["/var/lib/cni", "/run/cni"])]
     state_dir: Vec<PathBuf>,
@@ -154,6 +157,7 @@ impl Cli {
             plugin_dirs: self.plugin_dirs()?,
             capabilities: self.cap_args.clone(),
             versions: self.cni_version.clone(),
+            collect: self.gc || self.place.scope() == Scope::Isolated,
             limit: Duration::from_secs(self.timeout),
         };
         let networks = networks?;

@@ -41,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) capabilities: Map<String, Value>,
     /// Versions to speak; those that all plugins claim, if empty.
     pub(crate) versions: Vec<Version>,
+    /// Whether GC may remove what is not the suite's.
+    pub(crate) collect: bool,
     /// How long one call may take.
     pub(crate) limit: Duration,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Suite<'h> {
     pub(crate) versions: Vec<Version>,
     /// The host before the first call.
     pub(crate) untouched: State,
+    /// Whether GC may remove what is not the suite's.
+    pub(crate) collect: bool,
     capabilities: Map<String, Value>,
     path: String,
     limit: Duration,
@@ -108,6 +112,7 @@ impl<'h> Suite<'h> {
             plugins: plugins?,
             versions: settings.versions.clone(),
             untouched: State::read(host)?,
+            collect: settings.collect,
             capabilities: settings.capabilities.clone(),
             path: path.to_str().context("plugin directories are not UTF-8")?.to_owned(),
             limit: settings.limit,

@@ -3,7 +3,10 @@
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{Findings, Subject};
-use crate::cni::{failure::Failure, sandbox::Sandbox, types::result::mac_text};
+use crate::{
+    cni::{failure::Failure, sandbox::Sandbox, types::result::mac_text},
+    host::netlink::Route,
+};
 
 pub(super) fn check(
     subject: &Subject<'_>,
@@ -51,9 +54,20 @@ pub(super) fn check(
         ),
     });
 
+    let main = pod.netlink.routes(None)?;
+    let elsewhere = |route: &Route| {
+        route.dst == IpNet::from(Ipv4Net::default())
+            && route.gateway == Some(gateway.into())
+            && route.oif != Some(link.index)
+    };
+    if main.iter().any(elsewhere) {
+        findings.unless(!pod.netlink.source_rules(*address)?.is_empty(), || {
+            format!("the pod's rule for what it sends from {address} is missing (ip rule)")
+        });
+    }
     // In any table by this device, or in the main one by any: where a later plugin has moved it.
     let mut routes = pod.netlink.routes_of_link(link.index)?;
-    routes.extend(pod.netlink.routes(None)?);
+    routes.extend(main);
     let own = expected.routes.iter().filter(|(_, next)| *next == Some(gateway)).map(|(dst, _)| *dst);
     for dst in own.chain([Ipv4Net::from(gateway)]) {
         findings.unless(routes.iter().any(|route| route.dst == IpNet::from(dst)), || {

@@ -163,7 +163,7 @@ impl Netlink {
     }
 }
 
-fn message(route: &Route) -> RouteMessage {
+pub(super) fn message(route: &Route) -> RouteMessage {
     let dst = route.dst.trunc();
     let mut message = RouteMessage::default();
     let header = &mut message.header;

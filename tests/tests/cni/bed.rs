@@ -1,0 +1,170 @@
+//! One node with an agent, and a machine beside it.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use overlay_tests::lab::{
+    AgentOptions, ClusterFile, CniCall, CniError, Docker, Lab, Lan, Link, Namespace, Network, Node, exec,
+    within,
+};
+use serde_json::{Map, Value, json};
+
+/// Fields drop in order: the agent first, the lab last.
+pub(crate) struct Bed {
+    pub(crate) node: Node,
+    pub(crate) beside: Namespace,
+    _lan: Lan,
+    pub(crate) lab: Lab,
+}
+
+/// The node's underlay address.
+pub(crate) const NODE: &str = "192.0.2.1";
+
+/// How long duplicate address detection may take.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// The gateway of the pods.
+pub(crate) const GATEWAY: &str = "10.244.1.1";
+
+impl Bed {
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        let bed = Self::without_agent();
+        bed.node.start_agent_with(&AgentOptions::default());
+        // What the kernel does by itself to the node's own device is over.
+        within(SETTLED, "no tentative address", || {
+            bed.node.namespace().ip("address show tentative").trim().is_empty()
+        });
+        bed
+    }
+
+    #[track_caller]
+    pub(crate) fn without_agent() -> Self {
+        let lab = Lab::new();
+        let lan = Lan::new(&lab, "lan", Link::default());
+        let underlay = format!("{NODE}/24").parse().unwrap();
+        let node = Node::builder("n", underlay, "10.244.1.0/24".parse().unwrap()).docker(Docker::Absent);
+        let node = node.on_lan(&lab, &lan);
+        let beside = lab.namespace("beside");
+        lan.attach(&beside, "eth0");
+        beside.ip("addr add 192.0.2.9/24 dev eth0");
+        lab.write_cluster(&ClusterFile { network: Network::default(), nodes: vec![node.entry()] });
+        Self { node, beside, _lan: lan, lab }
+    }
+
+    /// A namespace as a runtime makes it for a pod.
+    #[track_caller]
+    pub(crate) fn sandbox(&self, name: &str) -> Namespace {
+        self.lab.namespace(name)
+    }
+
+    /// A call for pod `name` in the newest version, with more keys in its configuration.
+    pub(crate) fn call(&self, command: &str, pod: &Namespace, keys: Value) -> CniCall {
+        let mut call = self.node.cni_call(command, pod, "p");
+        call.conf["cniVersion"] = json!("1.1.0");
+        for (key, value) in keys.as_object().unwrap() {
+            call.conf[key] = value.clone();
+        }
+        call
+    }
+
+    /// Makes the call.
+    #[track_caller]
+    pub(crate) fn cni(&self, command: &str, pod: &Namespace, keys: Value) -> Result<Value, CniError> {
+        self.node.cni(&self.call(command, pod, keys))
+    }
+
+    /// Makes the call; it has to succeed.
+    #[track_caller]
+    pub(crate) fn must(&self, command: &str, pod: &Namespace, keys: Value) -> Value {
+        self.cni(command, pod, keys).unwrap_or_else(|error| panic!("{command} of {}: {error}", pod.name()))
+    }
+
+    /// GC with these pods to be kept.
+    #[track_caller]
+    pub(crate) fn collect(&self, keep: &[&Namespace]) -> Result<Value, CniError> {
+        let list: Vec<_> =
+            keep.iter().map(|pod| json!({"containerID": pod.name(), "ifname": "eth0"})).collect();
+        // The attachment of the environment does not matter.
+        self.cni("GC", &self.beside, json!({"cni.dev/valid-attachments": list}))
+    }
+
+    /// Everything of the node that the plugin may change, to be compared.
+    #[track_caller]
+    pub(crate) fn snapshot(&self) -> Value {
+        let node = self.node.namespace();
+        let mut nft = node.command("nft");
+        let mut tc = node.command("tc");
+        json!({
+            "links": node.ip_json("-details link show"),
+            "routes": node.ip_json("-details route show table all"),
+            "rules": node.ip_json("rule show"),
+            "neighbours": node.ip_json("neighbour show nud permanent"),
+            "qdiscs": exec::must(tc.args(["qdisc", "show"]), ""),
+            "nft": exec::must(nft.args(["list", "ruleset"]), ""),
+            "endpoints": self.node.show("endpoints"),
+            "pins": pins(self.node.pins()),
+        })
+    }
+
+    /// Everything of a pod's namespace that the plugin may change.
+    #[track_caller]
+    pub(crate) fn inside(pod: &Namespace) -> Value {
+        json!({
+            "addresses": pod.ip_json("-details address show"),
+            "routes": pod.ip_json("-details route show table all"),
+            "neighbours": pod.ip_json("neighbour show"),
+        })
+    }
+
+    /// Who holds which address.
+    #[track_caller]
+    pub(crate) fn holders(&self) -> usize {
+        self.node.show("endpoints").as_array().unwrap().len()
+    }
+}
+
+/// The names of all pins.
+fn pins(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for directory in ["maps", "programs", "links"] {
+        for entry in fs::read_dir(root.join(directory)).unwrap() {
+            names.push(format!("{directory}/{}", entry.unwrap().file_name().to_string_lossy()));
+        }
+    }
+    names.sort();
+    names
+}
+
+/// The address in a result.
+#[track_caller]
+pub(crate) fn address(result: &Value) -> String {
+    result["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").to_owned()
+}
+
+/// Both are the same; else the test fails with what differs, and nothing of the rest.
+#[track_caller]
+pub(crate) fn expect_same(after: &Value, before: &Value, when: &str) {
+    let mut found = Vec::new();
+    differences("", after, before, &mut found);
+    assert!(found.is_empty(), "{when}:\n{}", found.join("\n"));
+}
+
+fn differences(path: &str, after: &Value, before: &Value, found: &mut Vec<String>) {
+    match (after, before) {
+        (Value::Object(left), Value::Object(right)) => {
+            for key in left.keys().chain(right.keys().filter(|key| !left.contains_key(*key))) {
+                let side = |object: &Map<String, Value>| object.get(key).cloned().unwrap_or_default();
+                differences(&format!("{path}.{key}"), &side(left), &side(right), found);
+            }
+        }
+        (Value::Array(left), Value::Array(right)) if left.len() == right.len() => {
+            for (index, (left, right)) in left.iter().zip(right).enumerate() {
+                differences(&format!("{path}[{index}]"), left, right, found);
+            }
+        }
+        _ if after != before => found.push(format!("{path} was {before}, is {after}")),
+        _ => {}
+    }
+}
