@@ -1,6 +1,10 @@
 //! The command line of the `overlay` binary: clap and wiring, nothing else. The work is in the library.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -75,8 +79,9 @@ enum Output {
 
 /// Parses the command line and runs it; errors go to standard error on one line.
 pub fn main() -> ExitCode {
-    // A runtime that finds this binary in its plugin directory gives no arguments.
-    if std::env::args_os().len() == 1 && std::env::var_os("CNI_COMMAND").is_some() {
+    // A runtime gives a plugin no arguments, but a configuration on standard input; a person has a terminal there.
+    let bare = std::env::args_os().len() == 1;
+    if bare && (std::env::var_os("CNI_COMMAND").is_some() || !io::stdin().is_terminal()) {
         return cni::run();
     }
     let Cli { pins, command } = Cli::parse();
