@@ -121,13 +121,18 @@ impl TestNode {
         pod: &Pod,
         keys: Value,
     ) -> Result<Added, Failure> {
-        let conf = Conf::parse(conf(keys).to_string().as_bytes())?;
+        let conf = Conf::parse(self.pinned(conf(keys)).to_string().as_bytes())?;
         add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), &conf)
     }
 
     /// Any verb, as the entry point answers it.
     pub(super) fn call(&self, request: &Request, conf: &Value) -> Result<Option<Value>, Failure> {
-        answer(request, conf.to_string().as_bytes())
+        answer(request, self.pinned(conf.clone()).to_string().as_bytes())
+    }
+
+    fn pinned(&self, mut conf: Value) -> Value {
+        conf["pins"] = json!(self.pins.root());
+        conf
     }
 
     pub(super) fn del(&self, container: &str, ifname: &str) -> Result<(), Failure> {

@@ -121,8 +121,8 @@ mod tests {
 
     const MAC: MacAddress = [0x02, 0, 0x0a, 0xf4, 1, 5];
 
-    fn ip(text: &str) -> Option<Ipv4Addr> {
-        Some(text.parse().unwrap())
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn address_and_mac_can_be_asked_for_by_each_way() {
-        let both = Wanted { address: ip("10.244.1.5"), mac: Some(MAC) };
+        let both = Wanted { address: Some(ip("10.244.1.5")), mac: Some(MAC) };
         assert_eq!(Wanted::from_args("IP=10.244.1.5;MAC=02:00:0a:f4:01:05"), Ok(both));
         assert_eq!(Wanted::from_args("IP=10.244.1.5/24,10.244.1.5;MAC=02-00-0A-F4-01-05"), Ok(both));
         let object = json!({"ips": ["10.244.1.5/32"], "mac": "02:00:0a:f4:01:05", "other": 1});
@@ -187,8 +187,8 @@ mod tests {
 
     #[test]
     fn the_first_that_asks_wins() {
-        let one = Wanted { address: ip("10.244.1.5"), mac: None };
-        let two = Wanted { address: ip("10.244.1.6"), mac: Some(MAC) };
+        let one = Wanted { address: Some(ip("10.244.1.5")), mac: None };
+        let two = Wanted { address: Some(ip("10.244.1.6")), mac: Some(MAC) };
         assert_eq!(one.or(two), Wanted { address: one.address, mac: two.mac });
     }
 }

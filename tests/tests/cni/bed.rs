@@ -63,8 +63,8 @@ impl Bed {
     pub(crate) fn call(&self, command: &str, pod: &Namespace, keys: Value) -> CniCall {
         let mut call = self.node.cni_call(command, pod, "p");
         call.conf["cniVersion"] = json!("1.1.0");
-        for (key, value) in keys.as_object().unwrap() {
-            call.conf[key] = value.clone();
+        if let (Value::Object(conf), Value::Object(keys)) = (&mut call.conf, keys) {
+            conf.extend(keys);
         }
         call
     }

@@ -82,7 +82,9 @@ fn chain<'a>(
     rest: &[Value],
 ) -> Chain<'a> {
     let mut own = json!({"type": "overlay", "pins": bed.node.pins()});
-    own.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    if let (Value::Object(own), Value::Object(keys)) = (&mut own, keys) {
+        own.extend(keys);
+    }
     let plugins = [own].into_iter().chain(rest.iter().cloned()).collect();
     Chain { bed, pod, version, plugins, offers: json!({}) }
 }

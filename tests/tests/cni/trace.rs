@@ -85,6 +85,8 @@ pub(crate) fn kill_after(mut command: Command, input: &str, last: usize) -> End 
             _ => {}
         }
     }
+    // It has been waited for above, which the standard library cannot know.
+    let _ = child.wait();
     end.expect("a traced program ends")
 }
 
@@ -109,7 +111,7 @@ fn step_at(thread: Pid) -> Option<String> {
         // Of rtnetlink's message types, every fourth from RTM_GETLINK reads.
         libc::SYS_sendto => {
             let head = ptrace::read(thread, entry.args[1] as ptrace::AddressType).ok()?;
-            let kind = (head >> 32) as u16;
+            let kind = (head.cast_unsigned() >> 32) as u16;
             (kind & 3 != 2).then(|| format!("netlink {kind}"))
         }
         libc::SYS_write => Some(format!("write to {}", entry.args[0])),
