@@ -39,7 +39,7 @@ mod wanted;
 
 use env::Request;
 use failure::{Code, Failure};
-pub use owner::owner_text;
+pub use owner::{is_pod_device, owner_text};
 pub use parse::parse;
 use types::{Conf, Version, result};
 

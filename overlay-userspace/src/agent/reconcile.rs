@@ -26,6 +26,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
+    cni::is_pod_device,
     config::{Attach, Config},
     datapath::{
         attach::{Attached, Device, Programs, Role},
@@ -46,6 +47,8 @@ type ProgramLog = AsyncFd<EbpfLogger<&'static dyn log::Log>>;
 /// How much a pass looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scope {
+    /// As the next, because of a pod's device: pods come and go in crowds, and need the agent for nothing when they do.
+    Pods,
     /// What the kernel reports changes of.
     Network,
     /// All; the map of nodes, the packet filter and every pod included.
@@ -121,6 +124,7 @@ impl Reconciler {
     /// What has to be looked at because of a change, if it may have broken something that this agent keeps.
     pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
+            Change::Link { name, .. } if is_pod_device(name) => Some(Scope::Pods),
             Change::Link { .. } | Change::Address { .. } | Change::Forwarding => Some(Scope::Network),
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
@@ -243,7 +247,7 @@ impl Reconciler {
             return match scope {
                 Scope::Everything => self.fill_nodes(),
                 // Only the agent writes there.
-                Scope::Network => Ok(Vec::new()),
+                Scope::Pods | Scope::Network => Ok(Vec::new()),
             };
         }
         let reload = self.loaded.is_some();

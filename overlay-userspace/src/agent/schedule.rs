@@ -15,6 +15,7 @@ pub(super) const RESYNC: Duration = Duration::from_secs(5);
 /// Changes come in bursts; one pass serves them all. What forks programs waits longer.
 const SETTLE: Duration = Duration::from_millis(50);
 const SETTLE_EVERYTHING: Duration = Duration::from_millis(150);
+const SETTLE_PODS: Duration = Duration::from_millis(500);
 
 /// A pass that failed is tried again, soon and then less so.
 const RETRY: [Duration; 4] =
@@ -49,6 +50,7 @@ impl Schedule {
 
     fn patience(&self, scope: Scope) -> Duration {
         let settle = match scope {
+            Scope::Pods => SETTLE_PODS,
             Scope::Network => SETTLE,
             Scope::Everything => SETTLE_EVERYTHING,
         };

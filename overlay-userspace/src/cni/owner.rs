@@ -51,6 +51,12 @@ pub(super) fn device_name(owner: &Owner) -> String {
     format!("{DEVICE_PREFIX}{folded:011x}")
 }
 
+/// Whether a link of this name may be the host side of a pod, as [`device_name`] names them.
+pub fn is_pod_device(name: &str) -> bool {
+    name.strip_prefix(DEVICE_PREFIX)
+        .is_some_and(|hash| hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// What a lease remembers of the network that it was made for; never 0. Two names of networks on one node that share a
 /// tag (once in 4·10⁹) would be collected as one.
 pub(super) fn network_tag(name: &str) -> u32 {
@@ -90,6 +96,15 @@ mod tests {
 
     fn device(attachment: &Attachment) -> String {
         device_name(&owner(attachment))
+    }
+
+    #[test]
+    fn names_of_pods_devices_are_known_from_others() {
+        let owner = owner(&Attachment::new("c".into(), "eth0".into()).unwrap());
+        assert!(is_pod_device(&device_name(&owner)));
+        for other in ["overlay.1", "ov", "ov0123456789", "ov0123456789ag", "ovs-system", "eth0"] {
+            assert!(!is_pod_device(other), "{other}");
+        }
     }
 
     #[test]

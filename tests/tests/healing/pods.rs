@@ -142,7 +142,7 @@ fn pins_that_are_removed_are_made_again_and_traffic_goes_on() {
     let streams = bed.streams();
     log.wait_for("loaded the programs anew", PERIOD);
     assert!(gone.exists());
-    bed.a.add_pod(&bed.lab, "new");
+    let _new = bed.a.add_pod(&bed.lab, "new");
     expect_nothing_lost(streams);
     bed.expect_traffic();
     expect_idle(&bed.a);
