@@ -100,7 +100,7 @@ pub struct Node {
     /// Inner destination MAC: the address of the node's anchor device.
     pub vtep_mac: [u8; 6],
     /// Length of the whole subnet's prefix, counted in the family's own bits (0–32 or 0–128). One subnet may
-    /// have several keys, see [`Node`] users in the agent.
+    /// have several keys: one for each unit of the longest prefix in use.
     pub prefix_len: u8,
     /// [`NODE_SELF`], [`NODE_HOST`].
     pub flags: u8,

@@ -36,7 +36,7 @@ enum Command {
     Nodes(OutputArgs),
     /// List the pods of this node and who holds which address
     Endpoints(OutputArgs),
-    /// List the links that attach programs to devices (bpftool before 7.3 does not show tcx links)
+    /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
     Links(OutputArgs),
     /// Print dropped packets as they happen
     Monitor(OutputArgs),

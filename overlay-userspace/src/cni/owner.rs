@@ -51,7 +51,7 @@ pub(super) fn device_name(owner: &Owner) -> String {
     format!("{DEVICE_PREFIX}{folded:011x}")
 }
 
-/// Whether a link of this name may be the host side of a pod, as [`device_name`] names them.
+/// Whether a link of this name may be the host side of a pod, as the plugin names them.
 pub fn is_pod_device(name: &str) -> bool {
     name.strip_prefix(DEVICE_PREFIX)
         .is_some_and(|hash| hash.len() == 11 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
