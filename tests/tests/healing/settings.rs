@@ -3,15 +3,15 @@
 use std::fs;
 use std::time::Duration;
 
-use overlay_tests::lab::{Network, NodeEntry, exec, within};
+use overlay_tests::lab::{Network, Node, NodeEntry, exec, within};
 use overlay_tests::traffic::capture::Capture;
 use overlay_tests::traffic::ping;
 use overlay_tests::traffic::vxlan::Tunnel;
 
 use crate::bed::{A_SECOND, Bed, SOON, entry, expect_idle, has};
 
-fn ruleset_has_masquerade(bed: &Bed) -> bool {
-    bed.a.namespace().run(|| {
+fn has_masquerade(node: &Node) -> bool {
+    node.namespace().run(|| {
         let out = std::process::Command::new("nft").args(["list", "table", "ip", "overlay"]).output();
         out.unwrap().status.success()
     })
@@ -58,14 +58,15 @@ fn masquerade_is_switched_off_and_on() {
     let bed = Bed::start();
     let log = bed.a.log_mark();
     let nodes = [bed.a.entry(), bed.b.entry()];
-    assert!(ruleset_has_masquerade(&bed));
+    let both = [&bed.a, &bed.b];
+    assert!(both.into_iter().all(has_masquerade));
     bed.write(&Network { masquerade: false, ..Network::default() }, &nodes);
-    within(SOON, "no table", || !ruleset_has_masquerade(&bed));
+    within(SOON, "no table", || !both.into_iter().any(has_masquerade));
     log.wait_for("network.masquerade is false now, was true", A_SECOND);
     // The world has no way to answer a pod's own address.
     ping::ping(bed.pod_a.namespace(), crate::bed::WORLD.into()).unwrap_err();
     bed.write(&Network::default(), &nodes);
-    within(SOON, "a table", || ruleset_has_masquerade(&bed));
+    within(SOON, "a table", || both.into_iter().all(has_masquerade));
     bed.expect_traffic();
 }
 
