@@ -14,10 +14,19 @@
 //! | `LEASE_CURSOR` | family → last address tried | CNI plugin | CNI plugin |
 //! | `COUNTERS`, `DROPS` | path, reason → per-CPU counter | programs | command line, metrics |
 //! | `EVENTS` | ring buffer of [`DropEvent`] | programs | command line |
+//! | `STACK_FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | programs | programs, agent, command line |
+//! | `FLOW_SWITCH` | 0 → 0, or 1 once `STACK_FLOWS` has had an entry | programs | programs |
+//! | `HOST_PORTS` | [`HostPort`] → [`HostPortTarget`] | CNI plugin | CNI plugin, agent, command line |
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
+
+mod flow;
+mod host_port;
+
+pub use flow::{Flow, FlowKey, FlowKind, STACK_FLOWS_DEFAULT};
+pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget};
 
 /// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`.
 pub const SCHEMA: u32 = 1;
@@ -242,7 +251,7 @@ pub struct DropEvent {
 #[cfg(feature = "user")]
 mod user {
     //! Leave for aya to copy these types in and out of maps.
-    use super::{Addr, DropEvent, Endpoint, Local, Node};
+    use super::{Addr, DropEvent, Endpoint, Flow, FlowKey, HostPort, HostPortTarget, Local, Node};
     use crate::counter::Counter;
 
     // SAFETY: all are `bytemuck::Pod`: `repr(C)`, no padding, every bit pattern valid.
@@ -257,6 +266,14 @@ mod user {
     unsafe impl aya::Pod for DropEvent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for HostPort {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for HostPortTarget {}
 }
 
 #[cfg(test)]
@@ -298,6 +315,14 @@ mod tests {
             [24, 64, 96, 136, 152]
         );
         assert_eq!(size_of::<DropEvent>(), 80);
+        assert_eq!((size_of::<FlowKey>(), size_of::<Flow>()), (40, 8));
+        assert_eq!(
+            [offset_of!(FlowKey, src_port), offset_of!(FlowKey, dst_port), offset_of!(FlowKey, protocol)],
+            [32, 34, 36]
+        );
+        assert_eq!((size_of::<HostPort>(), size_of::<HostPortTarget>()), (20, 100));
+        assert_eq!([offset_of!(HostPort, port), offset_of!(HostPort, protocol)], [16, 18]);
+        assert_eq!([offset_of!(HostPortTarget, port), offset_of!(HostPortTarget, owner)], [16, 20]);
         assert_eq!(size_of::<crate::counter::Counter>(), 16);
     }
 

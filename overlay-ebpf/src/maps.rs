@@ -5,12 +5,15 @@ use core::borrow::Borrow;
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Local, NODES_MAX, Node},
+    maps::{
+        Addr, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort,
+        HostPortTarget, Local, NODES_MAX, Node, STACK_FLOWS_DEFAULT,
+    },
     reason::Reason,
 };
 
@@ -38,6 +41,19 @@ static DROPS: PerCpuArray<Counter, { Reason::SLOTS }> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<DropEvent, EVENTS_BYTES> = RingBuf::new();
+
+/// Its number of entries is set at load.
+#[btf_map]
+static STACK_FLOWS: LruHashMap<FlowKey, Flow, STACK_FLOWS_DEFAULT> = LruHashMap::new();
+
+/// Not 0 once `STACK_FLOWS` has had an entry: an array is read without a call, so that who has no such flow pays nothing.
+#[btf_map]
+static FLOW_SWITCH: Array<u32, 1> = Array::new();
+
+/// As [`LOCAL`].
+#[btf_map]
+static HOST_PORTS: HashMap<HostPort, HostPortTarget, HOST_PORTS_MAX, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// A key on the stack, aligned for word stores (see `encap::Fib`).
 #[repr(C, align(8))]

@@ -12,7 +12,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Local, NODES_MAX, Node},
+    maps::{
+        Addr, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
+        Local, NODES_MAX, Node,
+    },
     reason::{Hook, Reason},
 };
 
@@ -67,8 +70,11 @@ struct Layout {
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
 const NO_PREALLOC: u32 = 1;
 
+/// Entries of a map that may have any number of them.
+const ANY: usize = 0;
+
 #[rustfmt::skip]
-const LAYOUTS: [Layout; 7] = [
+const LAYOUTS: [Layout; 10] = [
     Layout { name: "NODES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Node>(), entries: NODES_MAX, flags: NO_PREALLOC },
     Layout { name: "ENDPOINTS", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Endpoint>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
     Layout { name: "LOCAL", map_type: MapType::Array, key: 4, value: size_of::<Local>(), entries: 1, flags: 0 },
@@ -76,6 +82,10 @@ const LAYOUTS: [Layout; 7] = [
     Layout { name: "COUNTERS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Path::SLOTS, flags: 0 },
     Layout { name: "DROPS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Reason::SLOTS, flags: 0 },
     Layout { name: "EVENTS", map_type: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 },
+    // Its size is a setting, and stays what it was made with.
+    Layout { name: "STACK_FLOWS", map_type: MapType::LruHash, key: size_of::<FlowKey>(), value: size_of::<Flow>(), entries: ANY, flags: 0 },
+    Layout { name: "FLOW_SWITCH", map_type: MapType::Array, key: 4, value: 4, entries: 1, flags: 0 },
+    Layout { name: "HOST_PORTS", map_type: MapType::Hash, key: size_of::<HostPort>(), value: size_of::<HostPortTarget>(), entries: HOST_PORTS_MAX, flags: NO_PREALLOC },
 ];
 
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.
@@ -101,7 +111,8 @@ pub fn check_pinned(pins: &Pins) -> Result<(), DatapathError> {
             ("flags", info.map_flags(), layout.flags),
         ];
         for (field, found, wanted) in properties {
-            if found != wanted {
+            let free = field == "max_entries" && layout.entries == ANY;
+            if found != wanted && !free {
                 let dir = pins.root().to_owned();
                 return Err(DatapathError::Incompatible { path, dir, field, found, wanted });
             }

@@ -55,7 +55,18 @@ impl Fresh {
             let name = node.name();
             assert_eq!(
                 pinned("maps"),
-                ["COUNTERS", "DROPS", "ENDPOINTS", "EVENTS", "LEASE_CURSOR", "LOCAL", "NODES"],
+                [
+                    "COUNTERS",
+                    "DROPS",
+                    "ENDPOINTS",
+                    "EVENTS",
+                    "FLOW_SWITCH",
+                    "HOST_PORTS",
+                    "LEASE_CURSOR",
+                    "LOCAL",
+                    "NODES",
+                    "STACK_FLOWS",
+                ],
                 "{name}"
             );
             assert_eq!(
