@@ -16,6 +16,7 @@ mod namespace;
 mod node;
 mod pod;
 pub mod runtime;
+pub mod services;
 pub mod sweep;
 mod wire;
 
@@ -29,7 +30,7 @@ use nix::mount::{MsFlags, mount};
 pub use agent::{AgentOptions, overlay_binary};
 pub use cluster::{Cluster, ClusterBuilder, World};
 pub use config::{ClusterFile, Network, NodeEntry};
-pub use docker::{Docker, DockerState};
+pub use docker::{Docker, DockerContainer, DockerState};
 pub use flannel::{FlannelNode, FlannelPod, FlannelWire};
 pub use log::{LogMark, within};
 pub use namespace::{NETNS_DIR, Namespace};

@@ -4,6 +4,7 @@
 //! [`Namespace::run`](crate::lab::Namespace::run) and then use them on ordinary threads.
 
 pub mod capture;
+pub mod conntrack;
 pub mod counters;
 pub mod decode;
 pub mod drops;

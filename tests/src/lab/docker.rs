@@ -1,12 +1,13 @@
 //! What an installed Docker does to a node's network: a `docker0` bridge without ports and a filter table whose
 //! FORWARD policy is DROP.
 
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Namespace, exec};
+use super::{Lab, Namespace, exec};
 
 /// The bridge that Docker makes.
 const BRIDGE: &str = "docker0";
@@ -89,6 +90,44 @@ impl Docker {
             }
         }
         exec::must(&mut namespace.command("iptables-nft-restore"), RULES);
+    }
+}
+
+/// A container on a node's `docker0`, as Docker connects one: behind a port of the bridge, with an address of its network and a
+/// default route to the node.
+#[derive(Debug)]
+pub struct DockerContainer {
+    namespace: Namespace,
+    addr: Ipv4Addr,
+}
+
+impl DockerContainer {
+    /// Runs one on the node whose host namespace is `node`. `docker0` must be up ([`Docker::Idle`]) and without a container; it has a
+    /// carrier from now on.
+    #[track_caller]
+    pub fn run(lab: &Lab, node: &Namespace) -> Self {
+        let name = node.name().strip_prefix(&format!("{}-", lab.id())).unwrap_or(node.name());
+        let namespace = lab.namespace(&format!("{name}-docker"));
+        let addr = Ipv4Addr::new(172, 17, 0, 2);
+        node.ip_batch(&format!(
+            "link add name vethdocker type veth peer name eth0 netns {}\n\
+             link set dev vethdocker master {BRIDGE} up\n",
+            namespace.name()
+        ));
+        namespace.ip_batch(&format!(
+            "addr add {addr}/16 dev eth0\nlink set dev eth0 up\nroute add default via 172.17.0.1\n"
+        ));
+        Self { namespace, addr }
+    }
+
+    /// Its namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its address, which is the same on every node.
+    pub fn addr(&self) -> Ipv4Addr {
+        self.addr
     }
 }
 

@@ -93,6 +93,25 @@ impl FlannelNode {
         self.namespace.ip(&format!("route replace {} via {network} dev {device} onlink", peer.subnet));
     }
 
+    /// Adds flanneld's rules (its iptables mode): masquerade towards everything that is no pod of `cluster`, and accepts
+    /// for forwarded packets of pods.
+    #[track_caller]
+    pub fn masquerade(&self, cluster: Ipv4Net) {
+        let own = self.subnet;
+        let rules = format!(
+            "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FLANNEL-FWD\n\
+             -A FLANNEL-FWD -s {cluster} -j ACCEPT\n-A FLANNEL-FWD -d {cluster} -j ACCEPT\nCOMMIT\n\
+             *nat\n:FLANNEL-POSTRTG - [0:0]\n-A POSTROUTING -j FLANNEL-POSTRTG\n\
+             -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {own} -d {cluster} -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {cluster} -d {own} -j RETURN\n\
+             -A FLANNEL-POSTRTG ! -s {cluster} -d {own} -j RETURN\n\
+             -A FLANNEL-POSTRTG -s {cluster} ! -d 224.0.0.0/4 -j MASQUERADE --random-fully\n\
+             -A FLANNEL-POSTRTG ! -s {cluster} -d {cluster} -j MASQUERADE --random-fully\nCOMMIT\n"
+        );
+        exec::must(self.namespace.command("iptables-nft-restore").arg("--noflush"), &rules);
+    }
+
     /// Its row in the cluster file, with the MAC that peers have to send to.
     #[track_caller]
     pub fn entry(&self) -> NodeEntry {
@@ -111,7 +130,7 @@ impl FlannelNode {
         link[0]["address"].as_str().expect("a vxlan device has a MAC").to_owned()
     }
 
-    /// Adds a pod behind the bridge, as the `bridge` plugin does.
+    /// Adds a pod behind the bridge, as the `bridge` plugin does with Flannel's configuration (`hairpinMode`).
     #[track_caller]
     pub fn add_pod(&mut self, lab: &Lab, name: &str) -> FlannelPod {
         let namespace = lab.namespace(&format!("{}-{name}", self.name));
@@ -124,6 +143,7 @@ impl FlannelNode {
         self.namespace.ip_batch(&format!(
             "link add name {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}\n\
              link set dev {veth} master cni0\n\
+             link set dev {veth} type bridge_slave hairpin on\n\
              link set dev {veth} up\n"
         ));
         namespace.ip_batch(&format!(

@@ -175,14 +175,14 @@ impl Entrance {
 
 /// A child that dies with the test, or before. Where it is `nsenter`, what that started dies with pid 1.
 #[derive(Debug)]
-struct Daemon {
-    child: Child,
-    record: PathBuf,
+pub(super) struct Daemon {
+    pub(super) child: Child,
+    pub(super) record: PathBuf,
 }
 
 impl Daemon {
     /// Whether it ended within `limit`.
-    fn ends_within(&mut self, limit: Duration) -> bool {
+    pub(super) fn ends_within(&mut self, limit: Duration) -> bool {
         exec::wait_until(&mut self.child, Instant::now() + limit).expect("wait for child").is_some()
     }
 }
@@ -206,14 +206,14 @@ pub fn plugin(pins: &Path) -> Value {
 }
 
 #[track_caller]
-fn append(path: &Path) -> File {
+pub(super) fn append(path: &Path) -> File {
     let file = OpenOptions::new().create(true).append(true).open(path);
     file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()))
 }
 
 /// Notes a child for the sweep of abandoned labs.
 #[track_caller]
-fn record(processes: &Path, name: &str, child: &Child) -> PathBuf {
+pub(super) fn record(processes: &Path, name: &str, child: &Child) -> PathBuf {
     let path = processes.join(name);
     // A process that is gone already needs no record.
     if let Some(process) = Process::of(child.id().cast_signed()) {

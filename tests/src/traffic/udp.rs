@@ -60,6 +60,34 @@ pub fn exchange_through(
     Ok(Seen { client: near.local_addr()?, server_saw })
 }
 
+/// As [`exchange_through`], with a client that takes datagrams from anybody, as many resolvers do: an answer from an address that
+/// it did not call is an error here, where a connected socket would only never see it. Gives the client's port and the address that
+/// the server saw.
+pub fn exchange_unconnected(
+    client: &Namespace,
+    server: &Namespace,
+    listen: SocketAddr,
+    mut dial: SocketAddr,
+    payload: &[u8],
+) -> Result<(u16, SocketAddr)> {
+    let far = bind(server, listen)?;
+    if dial.port() == 0 {
+        dial.set_port(far.local_addr()?.port());
+    }
+    let near = bind(client, SocketAddr::from(([0; 4], 0)))?;
+    near.send_to(payload, dial).with_context(|| format!("send from {} to {dial}", client.name()))?;
+    let mut got = vec![0; 65536];
+    let (len, server_saw) =
+        far.recv_from(&mut got).with_context(|| format!("receive the request in {}", server.name()))?;
+    ensure!(got[..len] == *payload, "the datagram that arrived differs from what was sent");
+    far.send_to(payload, server_saw).with_context(|| format!("answer to {server_saw}"))?;
+    let (len, from) =
+        near.recv_from(&mut got).with_context(|| format!("receive the answer in {}", client.name()))?;
+    ensure!(from == dial, "{} called {dial} and was answered by {from}", client.name());
+    ensure!(got[..len] == *payload, "the echoed datagram differs from what was sent");
+    Ok((near.local_addr()?.port(), server_saw))
+}
+
 /// A socket of `namespace` bound to `at`, with a read time-out.
 pub fn bind(namespace: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
     let socket = namespace.run(|| UdpSocket::bind(at)).with_context(|| format!("bind udp {at}"))?;

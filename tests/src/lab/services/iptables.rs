@@ -1,0 +1,236 @@
+//! The rules of kube-proxy's iptables mode, as Kubernetes 1.20 writes them, by `iptables-restore --noflush` of one document.
+//!
+//! What is foreign stays: only chains named `KUBE-…` are declared, hence emptied, and jumps to them are inserted once.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use ipnet::Ipv4Net;
+
+use super::{Backend, External, ProxyNode, Service, ServicePort, hash};
+use crate::lab::{Namespace, exec};
+
+/// What the kubelet of that release writes, and kube-proxy's chains rely on: packets marked for dropping are dropped.
+const KUBELET: &str = "\
+*filter
+:KUBE-FIREWALL - [0:0]
+-A KUBE-FIREWALL -m comment --comment \"kubernetes firewall for dropping marked packets\" -m mark --mark 0x8000/0x8000 -j DROP
+-A KUBE-FIREWALL -m comment --comment \"block incoming localnet connections\" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-I OUTPUT -j KUBE-FIREWALL
+-I INPUT -j KUBE-FIREWALL
+COMMIT
+*nat
+:KUBE-MARK-DROP - [0:0]
+-A KUBE-MARK-DROP -j MARK --or-mark 0x8000
+COMMIT
+";
+
+/// Jumps from the built-in chains of table filter, in the order in which they end up.
+const FILTER_JUMPS: &str = "\
+-I FORWARD -m comment --comment \"kubernetes externally-visible service portals\" -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
+-I FORWARD -m comment --comment \"kubernetes service portals\" -m conntrack --ctstate NEW -j KUBE-SERVICES
+-I FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
+-I INPUT -m comment --comment \"kubernetes externally-visible service portals\" -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
+-I OUTPUT -m comment --comment \"kubernetes service portals\" -m conntrack --ctstate NEW -j KUBE-SERVICES
+";
+
+/// Rules of table filter that do not depend on any Service.
+const FILTER_RULES: &str = "\
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack pod source rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack pod destination rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+";
+
+/// The same of table nat.
+const NAT_JUMPS: &str = "\
+-I OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-I PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-I POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+";
+
+/// Rules of table nat that do not depend on any Service.
+const NAT_RULES: &str = "\
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+";
+
+/// The chains of Services that a node has: those that are gone have to be removed. Empty before the first time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Chains(BTreeSet<String>);
+
+/// Adds the kubelet's rules.
+#[track_caller]
+pub(super) fn kubelet(namespace: &Namespace) {
+    restore(namespace, KUBELET);
+}
+
+/// Brings the rules of these Services about on `node`.
+#[track_caller]
+pub(super) fn apply(node: &ProxyNode, cluster: Ipv4Net, services: &[Service], chains: &mut Chains) {
+    let first = chains.0.is_empty();
+    let document = Document::write(node, cluster, services);
+    let mut text = String::from("*filter\n");
+    for chain in ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-FORWARD"] {
+        declare(&mut text, chain);
+    }
+    text.push_str(if first { FILTER_JUMPS } else { "" });
+    text.extend([&document.filter, FILTER_RULES, "COMMIT\n*nat\n"]);
+    for chain in ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"] {
+        declare(&mut text, chain);
+    }
+    // Declaring a chain empties it; that is also what lets one that is gone be removed.
+    for chain in document.chains.union(&chains.0) {
+        declare(&mut text, chain);
+    }
+    text.push_str(if first { NAT_JUMPS } else { "" });
+    text.extend([NAT_RULES, &document.nat]);
+    for chain in chains.0.difference(&document.chains) {
+        writeln!(text, "-X {chain}").expect("a string takes everything");
+    }
+    text.push_str("COMMIT\n");
+    restore(&node.namespace, &text);
+    chains.0 = document.chains;
+}
+
+fn declare(text: &mut String, chain: &str) {
+    text.extend([":", chain, " - [0:0]\n"]);
+}
+
+#[track_caller]
+fn restore(namespace: &Namespace, document: &str) {
+    exec::must(namespace.command("iptables-nft-restore").args(["--noflush", "--counters"]), document);
+}
+
+/// Rules and chains of Services on one node.
+struct Document {
+    filter: String,
+    nat: String,
+    chains: BTreeSet<String>,
+}
+
+impl Document {
+    fn write(node: &ProxyNode, cluster: Ipv4Net, services: &[Service]) -> Self {
+        let mut document = Self { filter: String::new(), nat: String::new(), chains: BTreeSet::new() };
+        for (service, port) in Service::ports_of(services) {
+            if service.backends.is_empty() {
+                document.reject(service, port);
+            } else {
+                document.port(node, cluster, service, port);
+            }
+        }
+        document.rule(
+            "KUBE-SERVICES -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this \
+             chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+        );
+        document
+    }
+
+    fn rule(&mut self, rule: &str) {
+        self.nat.extend(["-A ", rule, "\n"]);
+    }
+
+    fn chain(&mut self, name: &str) {
+        self.chains.insert(name.to_owned());
+    }
+
+    fn reject(&mut self, service: &Service, ServicePort { protocol, port, node_port, .. }: ServicePort) {
+        let comment = format!(
+            "-m comment --comment \"default/{}:{protocol} has no endpoints\" -m {protocol} -p {protocol}",
+            service.name
+        );
+        let write = &mut self.filter;
+        let ip = service.cluster_ip;
+        writeln!(write, "-A KUBE-SERVICES {comment} -d {ip}/32 --dport {port} -j REJECT").expect("a string");
+        if let Some(node_port) = node_port {
+            let rule = format!("{comment} -m addrtype --dst-type LOCAL --dport {node_port} -j REJECT");
+            writeln!(write, "-A KUBE-EXTERNAL-SERVICES {rule}").expect("a string");
+        }
+    }
+
+    fn port(&mut self, node: &ProxyNode, cluster: Ipv4Net, service: &Service, port: ServicePort) {
+        let ServicePort { protocol, port: number, node_port, .. } = port;
+        let name = service.port_name(port);
+        let svc = format!("KUBE-SVC-{}", hash(&name));
+        self.chain(&svc);
+        let matches = format!(
+            "KUBE-SERVICES -m comment --comment \"{name} cluster IP\" -m {protocol} -p {protocol} -d {}/32 --dport {number}",
+            service.cluster_ip
+        );
+        self.rule(&format!("{matches} ! -s {cluster} -j KUBE-MARK-MASQ"));
+        self.rule(&format!("{matches} -j {svc}"));
+
+        let local = service.external == External::Local;
+        let xlb = format!("KUBE-XLB-{}", hash(&name));
+        if let Some(node_port) = node_port {
+            let matches = format!(
+                "KUBE-NODEPORTS -m comment --comment {name} -m {protocol} -p {protocol} --dport {node_port}"
+            );
+            let (source, target) = if local { (" -s 127.0.0.0/8", &xlb) } else { ("", &svc) };
+            self.rule(&format!("{matches}{source} -j KUBE-MARK-MASQ"));
+            self.rule(&format!("{matches} -j {target}"));
+        }
+
+        let all: Vec<&Backend> = service.backends.iter().collect();
+        self.balance(&svc, service, port, &all);
+        for backend in &all {
+            self.endpoint(service, port, backend);
+        }
+        if local {
+            self.chain(&xlb);
+            let here: Vec<&Backend> = all.into_iter().filter(|backend| backend.node == node.name).collect();
+            let comment = |text: &str| format!("{xlb} -m comment --comment \"{text}\"");
+            let pods = comment("Redirect pods trying to reach external loadbalancer VIP to clusterIP");
+            self.rule(&format!("{pods} -s {cluster} -j {svc}"));
+            let own = comment(&format!("masquerade LOCAL traffic for {name} LB IP"));
+            self.rule(&format!("{own} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ"));
+            let own = comment(&format!("route LOCAL traffic for {name} LB IP to service chain"));
+            self.rule(&format!("{own} -m addrtype --src-type LOCAL -j {svc}"));
+            if here.is_empty() {
+                let none = comment(&format!("{name} has no local endpoints"));
+                self.rule(&format!("{none} -j KUBE-MARK-DROP"));
+            }
+            self.balance(&xlb, service, port, &here);
+        }
+    }
+
+    /// Rules that choose among `backends`: by affinity, then by chance.
+    fn balance(&mut self, chain: &str, service: &Service, port: ServicePort, backends: &[&Backend]) {
+        let name = service.port_name(port);
+        let start = format!("{chain} -m comment --comment {name}");
+        if let Some(seconds) = service.affinity.map(|time| time.as_secs()) {
+            for backend in backends {
+                let sep = endpoint_chain(service, port, backend);
+                let recent = format!("-m recent --name {sep} --rcheck --seconds {seconds} --reap");
+                self.rule(&format!("{start} {recent} -j {sep}"));
+            }
+        }
+        for (rest, backend) in (1..=backends.len()).rev().zip(backends) {
+            let sep = endpoint_chain(service, port, backend);
+            let chance = match u32::try_from(rest).expect("few backends") {
+                1 => String::new(),
+                rest => format!(" -m statistic --mode random --probability {:.10}", 1.0 / f64::from(rest)),
+            };
+            self.rule(&format!("{start}{chance} -j {sep}"));
+        }
+    }
+
+    fn endpoint(&mut self, service: &Service, port: ServicePort, backend: &Backend) {
+        let sep = endpoint_chain(service, port, backend);
+        self.chain(&sep);
+        let ServicePort { protocol, target, .. } = port;
+        let start = format!("{sep} -m comment --comment {}", service.port_name(port));
+        // The backend itself, through the Service: it has to answer somebody else.
+        self.rule(&format!("{start} -s {}/32 -j KUBE-MARK-MASQ", backend.addr));
+        let recent =
+            if service.affinity.is_some() { format!(" -m recent --name {sep} --set") } else { String::new() };
+        let to = format!("-m {protocol} -p {protocol} -j DNAT --to-destination {}:{target}", backend.addr);
+        self.rule(&format!("{start}{recent} {to}"));
+    }
+}
+
+fn endpoint_chain(service: &Service, port: ServicePort, backend: &Backend) -> String {
+    format!("KUBE-SEP-{}", hash(&format!("{}{}:{}", service.port_name(port), backend.addr, port.target)))
+}

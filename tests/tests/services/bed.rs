@@ -1,0 +1,264 @@
+//! What the scenarios stand on: three nodes with two pods each, an outside world, perhaps a container of Docker's on every node, and the
+//! Services of [`services`] on all nodes.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use overlay_tests::lab::services::{
+    Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
+};
+use overlay_tests::lab::{
+    Cluster, Docker, DockerContainer, FlannelNode, FlannelPod, FlannelWire, Namespace, Network, Node, Pod,
+};
+
+/// The nodes: two on one LAN, the third behind the router.
+pub(crate) const NODES: [&str; 3] = ["cp", "w1", "w2"];
+
+/// How long a client stays with its backend, in the Service that has affinity.
+const AFFINITY: Duration = Duration::from_hours(3);
+
+/// Where the API server is, in the mode that has one: on the LAN of the first two nodes.
+const API: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 30);
+
+/// The router on that LAN.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Somewhere with an address that clients and servers can be.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// For messages: `cp/a`, `world`.
+    pub(crate) name: String,
+    /// The node that it is on; its own name for what is on none.
+    pub(crate) node: String,
+    pub(crate) namespace: Namespace,
+    pub(crate) addr: Ipv4Addr,
+}
+
+/// The pod network under the Services.
+pub(crate) enum Ground {
+    /// Overlay, with this `[network]` table.
+    Overlay(Box<Network>),
+    /// Flannel's data path, as a control: what fails there is not overlay's fault.
+    Flannel,
+}
+
+pub(crate) struct Bed {
+    pub(crate) proxy: Proxy,
+    /// Two on each node: clients are `a`, backends are `b`.
+    pods: Vec<Place>,
+    nodes: Vec<Place>,
+    pub(crate) world: Place,
+    /// One on each node, if Docker is there.
+    pub(crate) containers: Vec<Place>,
+    /// What the places are made of. Before the cluster: a pod's namespace goes first.
+    _parts: Parts,
+    cluster: Cluster,
+    is_overlay: bool,
+}
+
+#[derive(Default)]
+struct Parts {
+    _pods: Vec<Pod>,
+    _flannel_pods: Vec<FlannelPod>,
+    _flannel_nodes: Vec<FlannelNode>,
+    _containers: Vec<DockerContainer>,
+    _api: Option<Namespace>,
+}
+
+impl Bed {
+    /// Builds it all, with the Services applied.
+    #[track_caller]
+    pub(crate) fn start(ground: Ground, mode: &ProxyMode, docker: bool) -> Self {
+        let docker = if docker { Docker::Idle } else { Docker::Absent };
+        let is_overlay = matches!(ground, Ground::Overlay(_));
+        let network = match ground {
+            Ground::Overlay(network) => *network,
+            Ground::Flannel => Network::default(),
+        };
+        let cidr = network.cidr;
+        let cluster = Cluster::builder().docker(docker).network(network).build();
+        let mut parts = Parts::default();
+        let (nodes, pods) = if is_overlay {
+            overlay_places(&cluster, &mut parts)
+        } else {
+            flannel_places(&cluster, &mut parts)
+        };
+        let mut containers = Vec::new();
+        if docker == Docker::Idle {
+            for node in &nodes {
+                let container = DockerContainer::run(cluster.lab(), &node.namespace);
+                let (name, namespace) = (format!("{}'s container", node.name), container.namespace().clone());
+                containers.push(Place { name, node: node.name.clone(), namespace, addr: container.addr() });
+                parts._containers.push(container);
+            }
+        }
+        let world = cluster.world();
+        let world = place("world", "world", world.namespace(), world.address());
+        let api = cluster.lab().namespace("api");
+        cluster.lan_a().attach(&api, Node::DEVICE);
+        api.ip(&format!("addr add {API}/26 dev {}", Node::DEVICE));
+        api.ip(&format!("route add default via {ROUTER}"));
+        let proxied = nodes.iter().map(|node| ProxyNode {
+            name: node.name.clone(),
+            namespace: node.namespace.clone(),
+            address: node.addr,
+        });
+        let mut proxy = Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, API));
+        parts._api = Some(api);
+        proxy.apply(&services(&nodes, &pods));
+        Self { proxy, pods, nodes, world, containers, _parts: parts, cluster, is_overlay }
+    }
+
+    /// Pod `a` or `b` of a node.
+    #[track_caller]
+    pub(crate) fn pod(&self, node: &str, name: &str) -> &Place {
+        let wanted = format!("{node}/{name}");
+        self.pods.iter().find(|pod| pod.name == wanted).unwrap_or_else(|| panic!("no pod {wanted}"))
+    }
+
+    #[track_caller]
+    pub(crate) fn node(&self, name: &str) -> &Place {
+        self.nodes.iter().find(|node| node.name == name).unwrap_or_else(|| panic!("no node {name}"))
+    }
+
+    /// The overlay nodes; none on another ground.
+    pub(crate) fn overlay_nodes(&self) -> &[Node] {
+        if self.is_overlay { self.cluster.nodes() } else { &[] }
+    }
+
+    pub(crate) fn nodes(&self) -> &[Place] {
+        &self.nodes
+    }
+
+    /// Everything that sends or receives.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.pods.iter().chain(&self.nodes).chain(&self.containers).chain([&self.world])
+    }
+
+    /// Where the backend of a Service with a single one listens.
+    #[track_caller]
+    pub(crate) fn backend(&self, service: &str, protocol: Protocol) -> (&Place, SocketAddr) {
+        let service = self.proxy.service(service);
+        let backend = &service.backends[0];
+        let place = self.pods.iter().chain(&self.nodes).find(|place| place.addr == backend.addr);
+        let listen = socket(SocketAddrV4::new(backend.addr, service.port(protocol).target));
+        (place.expect("a backend is a pod or a node"), listen)
+    }
+
+    /// The ClusterIP and port of a Service.
+    #[track_caller]
+    pub(crate) fn cluster_ip(&self, service: &str, protocol: Protocol) -> SocketAddr {
+        socket(self.proxy.service(service).dial(protocol))
+    }
+
+    /// The node port of a Service at a node.
+    #[track_caller]
+    pub(crate) fn node_port(&self, service: &str, node: &str, protocol: Protocol) -> SocketAddr {
+        socket(self.proxy.service(service).dial_node(self.node(node).addr, protocol))
+    }
+
+    /// Every address that packets may have that a node masqueraded.
+    pub(crate) fn addresses_of_node(&self, name: &str) -> Vec<IpAddr> {
+        let devices = self.node(name).namespace.ip_json("-4 addr show");
+        let devices = devices.as_array().expect("a list of devices").iter();
+        let all = devices.flat_map(|device| device["addr_info"].as_array().expect("addresses of a device"));
+        all.map(|address| address["local"].as_str().expect("an address").parse().expect("an address")).collect()
+    }
+}
+
+fn place(name: &str, node: &str, namespace: &Namespace, addr: Ipv4Addr) -> Place {
+    Place { name: name.to_owned(), node: node.to_owned(), namespace: namespace.clone(), addr }
+}
+
+pub(crate) fn socket(address: SocketAddrV4) -> SocketAddr {
+    SocketAddr::V4(address)
+}
+
+#[track_caller]
+fn overlay_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
+    cluster.start_agents();
+    let (mut nodes, mut pods) = (Vec::new(), Vec::new());
+    for node in cluster.nodes() {
+        nodes.push(place(node.name(), node.name(), node.namespace(), node.address()));
+        for name in ["a", "b"] {
+            let pod = node.add_pod(cluster.lab(), name);
+            let whole = format!("{}/{name}", node.name());
+            pods.push(place(&whole, node.name(), pod.namespace(), pod.addr()));
+            parts._pods.push(pod);
+        }
+    }
+    (nodes, pods)
+}
+
+/// Three nodes of Flannel's beside the overlay nodes of `cluster`, on which no agent runs.
+#[track_caller]
+fn flannel_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
+    let plan = [
+        (cluster.lan_a(), "192.0.2.21/26", "192.0.2.1", "10.244.11.0/24"),
+        (cluster.lan_a(), "192.0.2.22/26", "192.0.2.1", "10.244.12.0/24"),
+        (cluster.lan_b(), "192.0.2.85/26", "192.0.2.65", "10.244.13.0/24"),
+    ];
+    let (mut nodes, mut pods, mut flannel) = (Vec::new(), Vec::new(), Vec::new());
+    let cidr: Ipv4Net = cluster.network().cidr;
+    for (name, (lan, underlay, gateway, subnet)) in NODES.into_iter().zip(plan) {
+        let (underlay, subnet) = (underlay.parse().unwrap(), subnet.parse().unwrap());
+        let host = format!("flannel-{name}");
+        let mut node =
+            FlannelNode::new(cluster.lab(), lan, &host, underlay, subnet, FlannelWire::default());
+        node.namespace().ip(&format!("route add default via {gateway}"));
+        node.masquerade(cidr);
+        nodes.push(place(name, name, node.namespace(), node.address()));
+        for pod in ["a", "b"] {
+            let made = node.add_pod(cluster.lab(), pod);
+            pods.push(place(&format!("{name}/{pod}"), name, made.namespace(), made.addr()));
+            parts._flannel_pods.push(made);
+        }
+        flannel.push(node);
+    }
+    for node in &flannel {
+        for peer in flannel.iter().filter(|peer| peer.address() != node.address()) {
+            node.add_peer(&peer.entry(), &peer.vtep_mac());
+        }
+    }
+    parts._flannel_nodes = flannel;
+    (nodes, pods)
+}
+
+/// The Services: for each node `<node>` and `local-<node>`, whose one backend is pod `b` there, and `host-<node>`, whose one backend is
+/// the node itself; `all` and `sticky`, whose backends are all `b`; `moving`, whose backend is on `w1` at first.
+fn services(nodes: &[Place], pods: &[Place]) -> Vec<Service> {
+    let backends: Vec<&Place> = pods.iter().filter(|pod| pod.name.ends_with("/b")).collect();
+    let mut services = Vec::new();
+    let mut add = |name: &str, external, affinity, node_ports: bool, backends: &[&Place]| {
+        let number = u8::try_from(services.len() + 1).unwrap();
+        let port = |protocol, port, base: u16| ServicePort {
+            protocol,
+            port,
+            target: 8000 + base + u16::from(number),
+            node_port: node_ports.then_some(30_000 + base + u16::from(number)),
+        };
+        services.push(Service {
+            name: name.to_owned(),
+            cluster_ip: Ipv4Addr::new(10, 96, 0, 100 + number),
+            ports: vec![port(Protocol::Tcp, 80, 0), port(Protocol::Udp, 53, 100)],
+            external,
+            affinity,
+            backends: backends.iter().map(|place| backend(place)).collect(),
+        });
+    };
+    for (node, pod) in nodes.iter().zip(&backends) {
+        add(&node.name, External::Cluster, None, true, &[pod]);
+        add(&format!("local-{}", node.name), External::Local, None, true, &[pod]);
+        add(&format!("host-{}", node.name), External::Cluster, None, false, &[node]);
+    }
+    add("all", External::Cluster, None, true, &backends);
+    add("sticky", External::Cluster, Some(AFFINITY), true, &backends);
+    add("moving", External::Cluster, None, true, &backends[1..2]);
+    services
+}
+
+/// A place as a backend.
+pub(crate) fn backend(place: &Place) -> Backend {
+    Backend { addr: place.addr, node: place.node.clone() }
+}

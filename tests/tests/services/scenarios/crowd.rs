@@ -1,0 +1,2 @@
+use super::Scenario;
+pub(super) const ALL: &[Scenario] = &[];
