@@ -100,6 +100,8 @@ pub struct Network {
     /// How programs are attached.
     #[serde(default)]
     pub attach: Attach,
+    /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
+    pub stack_flows: Option<u32>,
 }
 
 const fn default_vni() -> u32 {
@@ -192,7 +194,7 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidr, vni, port, mtu, .. } = network;
+    let Network { cidr, vni, port, mtu, stack_flows, .. } = network;
     if cidr.addr() != cidr.network() {
         return Err(format!("network.cidr {cidr} has host bits set: write {}", cidr.trunc()));
     }
@@ -217,6 +219,15 @@ fn check_network(network: &Network) -> Result<(), String> {
         && !(576..=65_485).contains(mtu)
     {
         return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
+    }
+    if let Some(entries) = stack_flows
+        && *entries != 0
+        && !(1024..=1 << 24).contains(entries)
+    {
+        return Err(format!(
+            "network.stack_flows {entries} is neither 0 (off) nor within 1024 to 16777216: leave it out to follow \
+             nf_conntrack_max"
+        ));
     }
     Ok(())
 }
@@ -269,13 +280,13 @@ mod tests {
     fn a_small_file_gets_the_documented_defaults() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.node, "n1");
-        let Network { cidr, vni, port, mtu, interface, masquerade, attach } = config.network;
+        let Network { cidr, vni, port, mtu, interface, masquerade, attach, stack_flows } = config.network;
         assert_eq!(
             (cidr.to_string().as_str(), vni, port, mtu, interface),
             ("10.244.0.0/16", 1, 8472, None, None)
         );
         assert!(masquerade);
-        assert_eq!(attach, Attach::Auto);
+        assert_eq!((attach, stack_flows), (Attach::Auto, None));
         assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
     }
 
@@ -297,6 +308,7 @@ mod tests {
         refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
         refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
         refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
+        refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
         refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("\"n1\"\n        [network]", "\"nx\"\n        [network]"), "nx");

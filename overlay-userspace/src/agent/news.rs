@@ -39,7 +39,7 @@ pub(super) fn news(before: &Config, now: &Config) -> Vec<String> {
 }
 
 fn network(before: &Network, now: &Network) -> Vec<String> {
-    let Network { cidr, vni, port, mtu, interface, masquerade, attach } = now;
+    let Network { cidr, vni, port, mtu, interface, masquerade, attach, stack_flows } = now;
     [
         changed("cidr", before.cidr, cidr),
         changed("vni", before.vni, vni),
@@ -48,6 +48,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         changed("interface", or_auto(before.interface.as_ref()), or_auto(interface.as_ref())),
         changed("masquerade", before.masquerade, masquerade),
         changed("attach", before.attach, attach),
+        changed("stack_flows", or_auto(before.stack_flows), or_auto(*stack_flows)),
     ]
     .into_iter()
     .flatten()

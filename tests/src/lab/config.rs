@@ -37,6 +37,9 @@ pub struct Network {
     /// `auto`, `tcx` or `clsact`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<String>,
+    /// Entries of the table of flows that return through the stack; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_flows: Option<u32>,
 }
 
 impl Default for Network {
@@ -49,6 +52,7 @@ impl Default for Network {
             interface: None,
             masquerade: true,
             attach: None,
+            stack_flows: None,
         }
     }
 }
