@@ -97,6 +97,12 @@ pub struct Network {
     /// Masquerade what pods send to the world.
     #[serde(default = "default_true")]
     pub masquerade: bool,
+    /// Destinations that are never masqueraded; of no effect where `masquerade` is off.
+    #[serde(default)]
+    pub no_masquerade: Vec<IpNet>,
+    /// What pods send to other nodes' addresses leaves with this node's address, outside of the tunnel.
+    #[serde(default)]
+    pub masquerade_to_nodes: bool,
     /// How programs are attached.
     #[serde(default)]
     pub attach: Attach,
@@ -229,6 +235,22 @@ fn check_network(network: &Network) -> Result<(), String> {
              nf_conntrack_max"
         ));
     }
+    if network.masquerade_to_nodes && !network.masquerade {
+        return Err("network.masquerade_to_nodes needs network.masquerade: remove one of the two".into());
+    }
+    for net in &network.no_masquerade {
+        if net.addr() != net.network() {
+            return Err(format!("network.no_masquerade {net} has host bits set: write {}", net.trunc()));
+        }
+        if net.addr().is_ipv6() {
+            return Err(format!("network.no_masquerade {net}: this version carries IPv4 only"));
+        }
+        if net.prefix_len() == 0 {
+            return Err(format!(
+                "network.no_masquerade {net} is everything: write masquerade = false instead"
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -280,12 +302,23 @@ mod tests {
     fn a_small_file_gets_the_documented_defaults() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.node, "n1");
-        let Network { cidr, vni, port, mtu, interface, masquerade, attach, stack_flows } = config.network;
+        let Network {
+            cidr,
+            vni,
+            port,
+            mtu,
+            interface,
+            masquerade,
+            no_masquerade,
+            masquerade_to_nodes,
+            attach,
+            stack_flows,
+        } = config.network;
         assert_eq!(
             (cidr.to_string().as_str(), vni, port, mtu, interface),
             ("10.244.0.0/16", 1, 8472, None, None)
         );
-        assert!(masquerade);
+        assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
         assert_eq!((attach, stack_flows), (Attach::Auto, None));
         assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
     }
@@ -309,6 +342,17 @@ mod tests {
         refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
         refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
         refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
+        let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
+        refused(
+            &never("192.168.1.0/16"),
+            "network.no_masquerade 192.168.1.0/16 has host bits set: write 192.168.0.0/16",
+        );
+        refused(&never("fd00::/48"), "network.no_masquerade fd00::/48: this version carries IPv4 only");
+        refused(&never("0.0.0.0/0"), "write masquerade = false instead");
+        refused(&never("192.168.0.0"), "no_masquerade");
+        let nodes_only =
+            GOOD.replace("[network]", "[network]\nmasquerade = false\nmasquerade_to_nodes = true");
+        refused(&nodes_only, "masquerade_to_nodes needs network.masquerade");
         refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("\"n1\"\n        [network]", "\"nx\"\n        [network]"), "nx");

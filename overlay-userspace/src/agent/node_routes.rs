@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn routes_and_rule_follow_the_nodes_and_the_own_subnet() {
         in_fresh_netns(|| {
-            ip("link add anchor up type dummy");
+            ip("link add anchor up type veth peer name anchorp");
+            ip("link set anchorp up");
             let mut netlink = Netlink::open().unwrap();
             let anchor = netlink.link("anchor").unwrap().unwrap().index;
             for _ in 0..2 {
@@ -125,8 +126,9 @@ mod tests {
     #[test]
     fn a_route_that_leads_elsewhere_is_replaced() {
         in_fresh_netns(|| {
-            ip("link add anchor up type dummy");
-            ip("link add other up type dummy");
+            ip("link add anchor up type veth peer name anchorp");
+            ip("link set anchorp up");
+            ip("link add other up type veth peer name otherp");
             ip("route add 192.0.2.2 dev other table 79 proto 79");
             let mut netlink = Netlink::open().unwrap();
             let anchor = netlink.link("anchor").unwrap().unwrap().index;

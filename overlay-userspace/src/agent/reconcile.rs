@@ -206,7 +206,8 @@ impl Reconciler {
         }
         if scope == Scope::Everything {
             if let Some(anchor) = &anchor {
-                let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, Some(anchor.index));
+                let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
+                let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
                 pass.step(routes.map_err(Into::into))?;
             }
             // Without conntrack there is nothing to compare with, and nothing that translates.
@@ -345,7 +346,7 @@ impl Reconciler {
             plain_pods: !network.masquerade,
             stack_flows: network.stack_flows != Some(0),
             flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
-            nodes_masqueraded: false,
+            nodes_masqueraded: network.masquerade_to_nodes,
             log_level: self.program_log_level,
         })
     }
