@@ -28,8 +28,10 @@ use crate::{
 
 mod anchor;
 mod filter;
+mod flows;
 mod local;
 mod news;
+mod node_routes;
 mod nodes;
 mod pods;
 mod reconcile;

@@ -1,13 +1,14 @@
 //! What the node's packet filter has to do for pods, by way of the `nft` program.
 //!
-//! * [`masquerade`] – our own table `ip overlay`: pods reach the world with the node's address;
+//! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
+//!   Service have sources that keep them apart from others and that other nodes believe;
 //! * [`forward`] – accepts in foreign chains whose policy would drop what is forwarded for pods.
 //!
 //! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
 //! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
 
 pub mod forward;
-pub mod masquerade;
+pub mod source_nat;
 
 use std::{
     io::{self, Write as _},
