@@ -14,6 +14,7 @@ pub mod oneway;
 pub mod paths;
 pub mod ping;
 pub mod pmtu;
+pub mod serve;
 pub mod stream;
 pub mod tcp;
 pub mod udp;

@@ -64,9 +64,9 @@ COMMIT
 ";
 
 impl Docker {
-    /// Puts the bridge and the rules into a node's namespace.
+    /// Puts the bridge and the rules into a node's namespace. (What the lab makes as a [`Node`](super::Node) has them already.)
     #[track_caller]
-    pub(super) fn install(self, namespace: &Namespace) {
+    pub fn install(self, namespace: &Namespace) {
         if self == Self::Absent {
             return;
         }

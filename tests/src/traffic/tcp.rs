@@ -2,12 +2,16 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_socket, setsockopt, socket,
+    sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{Pattern, STEP_LIMIT, Seen};
@@ -76,6 +80,68 @@ pub fn connect(
         stream.set_nodelay(true)?;
     }
     Ok((near, far))
+}
+
+/// A connection from `client` to `to` with a local port that may be in use for connections to other places (0: any), with
+/// time-outs set.
+pub fn connect_from_port(client: &Namespace, port: u16, to: SocketAddrV4) -> Result<TcpStream> {
+    let open = || {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, ReuseAddr, &true)?;
+        // connect(2) honours SO_SNDTIMEO, see socket(7).
+        setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
+        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
+        connect_socket(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+        nix::Result::Ok(TcpStream::from(socket))
+    };
+    let stream = client.run(open);
+    let stream =
+        stream.with_context(|| format!("connect from port {port} of {} to {to}", client.name()))?;
+    stream.set_read_timeout(Some(STEP_LIMIT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Sends `message` one way over a connection.
+///
+/// Errors: it does not arrive in time, or changed.
+pub fn say(from: &TcpStream, to: &TcpStream, message: &[u8]) -> Result<()> {
+    let (mut from, mut to) = (from, to);
+    from.write_all(message).context("send")?;
+    let mut got = vec![0; message.len()];
+    to.read_exact(&mut got).context("receive")?;
+    ensure!(got == message, "what arrived differs from what was sent");
+    Ok(())
+}
+
+/// Sends `mebibytes` MiB of pseudo-random payload over a connection in each direction at once.
+///
+/// Errors: a transfer stalls, ends early, or its content arrives changed.
+pub fn bulk_both_ways(one: &TcpStream, other: &TcpStream, mebibytes: u32) -> Result<()> {
+    let chunks = (u64::from(mebibytes) << 20) / CHUNK as u64;
+    let start = Instant::now();
+    let send = |stream: &TcpStream, seed: u64| {
+        let (mut stream, mut pattern) = (stream, Pattern::new(seed));
+        transfer(chunks, start, |buffer| {
+            pattern.fill(buffer);
+            stream.write_all(buffer)
+        })
+    };
+    let receive = |stream: &TcpStream| {
+        let mut stream = stream;
+        transfer(chunks, start, |buffer| stream.read_exact(buffer))
+    };
+    thread::scope(|scope| {
+        let sent = [(one, 1), (other, 2)].map(|(stream, seed)| scope.spawn(move || send(stream, seed)));
+        let received = [other, one].map(|stream| scope.spawn(move || receive(stream)));
+        let mut received = received.map(|thread| thread.join().expect("the receiver does not panic")).into_iter();
+        for sent in sent {
+            let received = received.next().expect("one for each sender").context("receive bulk data")?;
+            let sent = sent.join().expect("the sender does not panic").context("send bulk data")?;
+            ensure!(sent == received, "bulk data arrived changed");
+        }
+        Ok(())
+    })
 }
 
 /// A finished bulk transfer.

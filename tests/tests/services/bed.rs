@@ -1,7 +1,7 @@
 //! What the scenarios stand on: three nodes with two pods each, an outside world, perhaps a container of Docker's on every node, and the
 //! Services of [`services`] on all nodes.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -55,6 +55,15 @@ pub(crate) struct Bed {
     _parts: Parts,
     cluster: Cluster,
     is_overlay: bool,
+    /// Connections that some scenario left open for a later one.
+    pub(crate) idle: Vec<Idle>,
+}
+
+/// Both ends of a connection through a Service.
+pub(crate) struct Idle {
+    pub(crate) name: String,
+    pub(crate) client: TcpStream,
+    pub(crate) backend: TcpStream,
 }
 
 #[derive(Default)]
@@ -82,7 +91,7 @@ impl Bed {
         let (nodes, pods) = if is_overlay {
             overlay_places(&cluster, &mut parts)
         } else {
-            flannel_places(&cluster, &mut parts)
+            flannel_places(&cluster, docker, &mut parts)
         };
         let mut containers = Vec::new();
         if docker == Docker::Idle {
@@ -107,7 +116,7 @@ impl Bed {
         let mut proxy = Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, API));
         parts._api = Some(api);
         proxy.apply(&services(&nodes, &pods));
-        Self { proxy, pods, nodes, world, containers, _parts: parts, cluster, is_overlay }
+        Self { proxy, pods, nodes, world, containers, _parts: parts, cluster, is_overlay, idle: Vec::new() }
     }
 
     /// Pod `a` or `b` of a node.
@@ -193,7 +202,7 @@ fn overlay_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Plac
 
 /// Three nodes of Flannel's beside the overlay nodes of `cluster`, on which no agent runs.
 #[track_caller]
-fn flannel_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
+fn flannel_places(cluster: &Cluster, docker: Docker, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
     let plan = [
         (cluster.lan_a(), "192.0.2.21/26", "192.0.2.1", "10.244.11.0/24"),
         (cluster.lan_a(), "192.0.2.22/26", "192.0.2.1", "10.244.12.0/24"),
@@ -207,6 +216,7 @@ fn flannel_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Plac
         let mut node =
             FlannelNode::new(cluster.lab(), lan, &host, underlay, subnet, FlannelWire::default());
         node.namespace().ip(&format!("route add default via {gateway}"));
+        docker.install(node.namespace());
         node.masquerade(cidr);
         nodes.push(place(name, name, node.namespace(), node.address()));
         for pod in ["a", "b"] {

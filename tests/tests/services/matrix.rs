@@ -90,3 +90,10 @@ fn flannel_passes_the_same_scenarios() {
     expect_all(Ground::Flannel, &ProxyMode::Iptables, false);
     expect_all(Ground::Flannel, &ProxyMode::Nft, true);
 }
+
+#[test]
+fn twenty_thousand_connections_at_once() {
+    let mut bed = Bed::start(overlay(), &ProxyMode::Iptables, false);
+    let rows = run(&mut bed, &[scenarios::crowd::LARGE]);
+    assert!(rows[0].error.is_none(), "{:?}", rows[0].error);
+}

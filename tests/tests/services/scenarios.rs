@@ -1,7 +1,7 @@
 //! The scenarios, by name. A scenario that returns has shown what its name says; [`crate::matrix`] then looks at the counters.
 
 mod call;
-mod crowd;
+pub(crate) mod crowd;
 mod datagrams;
 mod errors;
 mod flows;
@@ -33,7 +33,7 @@ impl Scenario {
 
 /// All of them, for a bed with or without Docker.
 pub(crate) fn all(docker: bool) -> impl Iterator<Item = &'static Scenario> {
-    let lists = [inside::ALL, outside::ALL, flows::ALL, datagrams::ALL, errors::ALL, crowd::ALL];
+    let lists = [flows::FIRST, inside::ALL, outside::ALL, flows::ALL, datagrams::ALL, errors::ALL, crowd::ALL];
     let container: &[Scenario] = if docker { outside::CONTAINER } else { &[] };
-    lists.into_iter().flatten().chain(container)
+    lists.into_iter().flatten().chain(container).chain(flows::LAST)
 }
