@@ -21,11 +21,36 @@ pub mod udp;
 pub mod vxlan;
 pub mod watch;
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lab::Namespace;
 
 /// How long one step (connect, accept, one read) may take. A lab has no delay: what takes longer is lost.
 pub const STEP_LIMIT: Duration = Duration::from_secs(3);
+
+/// A TCP socket that listens at `at` in `namespace`.
+///
+/// Errors: it cannot be made; another one that has the address counts only if it keeps it.
+pub fn listen(namespace: &Namespace, at: SocketAddr) -> io::Result<TcpListener> {
+    namespace.run(|| patiently(|| TcpListener::bind(at)))
+}
+
+/// Binds a socket, also to an address that was in use a moment ago: a program that another thread is starting has a copy of every
+/// socket of this process until it is really running.
+pub fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < STEP_LIMIT => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
 
 /// The two views of one exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,8 @@ impl Trouble {
         // "cpu=0   found=0 invalid=1 insert=0 insert_failed=0 drop=0 …", a line for each CPU.
         let text = exec::must(namespace.command("conntrack").arg("-S"), "");
         let sum = |name: &&'static str| {
-            let values = text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            let values =
+                text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             let numbers = values.map(|value| value.parse::<u64>().expect("conntrack -S prints numbers"));
             (*name, numbers.sum())
         };

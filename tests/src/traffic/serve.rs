@@ -1,7 +1,7 @@
 //! Servers that say who they are, for clients that do not know where a call will go.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -33,8 +33,8 @@ pub struct Server {
 impl Server {
     /// A TCP server in `namespace` that tells each client `name` and hangs up.
     pub fn tcp(namespace: &Namespace, listen: SocketAddr, name: &str) -> Result<Self> {
-        let listener = namespace.run(|| TcpListener::bind(listen));
-        let listener = listener.with_context(|| format!("listen on {listen} in {}", namespace.name()))?;
+        let listener = super::listen(namespace, listen)
+            .with_context(|| format!("listen on {listen} in {}", namespace.name()))?;
         // accept(2) honours SO_RCVTIMEO, see socket(7).
         setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(TICK.as_millis() as i64))?;
         let name = name.to_owned();

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub fn connect(
     listen: SocketAddr,
     mut dial: SocketAddr,
 ) -> Result<(TcpStream, TcpStream)> {
-    let listener = server.run(|| TcpListener::bind(listen)).with_context(|| format!("listen on {listen}"))?;
+    let listener = super::listen(server, listen).with_context(|| format!("listen on {listen}"))?;
     // accept(2) honours SO_RCVTIMEO, see socket(7).
     setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis().try_into()?))?;
     if dial.port() == 0 {
@@ -95,8 +95,7 @@ pub fn connect_from_port(client: &Namespace, port: u16, to: SocketAddrV4) -> Res
         nix::Result::Ok(TcpStream::from(socket))
     };
     let stream = client.run(open);
-    let stream =
-        stream.with_context(|| format!("connect from port {port} of {} to {to}", client.name()))?;
+    let stream = stream.with_context(|| format!("connect from port {port} of {} to {to}", client.name()))?;
     stream.set_read_timeout(Some(STEP_LIMIT))?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -134,7 +133,8 @@ pub fn bulk_both_ways(one: &TcpStream, other: &TcpStream, mebibytes: u32) -> Res
     thread::scope(|scope| {
         let sent = [(one, 1), (other, 2)].map(|(stream, seed)| scope.spawn(move || send(stream, seed)));
         let received = [other, one].map(|stream| scope.spawn(move || receive(stream)));
-        let mut received = received.map(|thread| thread.join().expect("the receiver does not panic")).into_iter();
+        let mut received =
+            received.map(|thread| thread.join().expect("the receiver does not panic")).into_iter();
         for sent in sent {
             let received = received.next().expect("one for each sender").context("receive bulk data")?;
             let sent = sent.join().expect("the sender does not panic").context("send bulk data")?;

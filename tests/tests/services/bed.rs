@@ -136,6 +136,11 @@ impl Bed {
         if self.is_overlay { self.cluster.nodes() } else { &[] }
     }
 
+    /// The router between the LANs and the world.
+    pub(crate) fn router(&self) -> &Namespace {
+        self.cluster.router()
+    }
+
     pub(crate) fn nodes(&self) -> &[Place] {
         &self.nodes
     }
@@ -172,7 +177,8 @@ impl Bed {
         let devices = self.node(name).namespace.ip_json("-4 addr show");
         let devices = devices.as_array().expect("a list of devices").iter();
         let all = devices.flat_map(|device| device["addr_info"].as_array().expect("addresses of a device"));
-        all.map(|address| address["local"].as_str().expect("an address").parse().expect("an address")).collect()
+        all.map(|address| address["local"].as_str().expect("an address").parse().expect("an address"))
+            .collect()
     }
 }
 
@@ -213,8 +219,7 @@ fn flannel_places(cluster: &Cluster, docker: Docker, parts: &mut Parts) -> (Vec<
     for (name, (lan, underlay, gateway, subnet)) in NODES.into_iter().zip(plan) {
         let (underlay, subnet) = (underlay.parse().unwrap(), subnet.parse().unwrap());
         let host = format!("flannel-{name}");
-        let mut node =
-            FlannelNode::new(cluster.lab(), lan, &host, underlay, subnet, FlannelWire::default());
+        let mut node = FlannelNode::new(cluster.lab(), lan, &host, underlay, subnet, FlannelWire::default());
         node.namespace().ip(&format!("route add default via {gateway}"));
         docker.install(node.namespace());
         node.masquerade(cidr);

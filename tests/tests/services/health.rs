@@ -28,9 +28,9 @@ impl Health {
         }
     }
 
-    /// Errors: something was counted since then. What tells of refusals is left out if there were some on purpose.
+    /// Errors: something was counted since then, but for the protocol counters `moves`.
     #[track_caller]
-    pub(crate) fn unchanged(&self, bed: &Bed, refusals: bool) -> Result<()> {
+    pub(crate) fn unchanged(&self, bed: &Bed, moves: &[&str]) -> Result<()> {
         let now = Self::read(bed);
         let mut found = Vec::new();
         for ((node, now), before) in bed.nodes().iter().zip(&now.conntrack).zip(&self.conntrack) {
@@ -44,7 +44,7 @@ impl Health {
             }
         }
         for ((place, now), before) in bed.places().zip(&now.counters).zip(&self.counters) {
-            for name in COUNTERS.iter().filter(|_| !refusals) {
+            for name in COUNTERS.iter().filter(|name| !moves.contains(name)) {
                 let count = now.get(name) - before.get(name);
                 if count > 0 {
                     found.push(format!("{}: {name} +{count}", place.name));

@@ -22,7 +22,7 @@ pub(crate) fn run(bed: &mut Bed, scenarios: impl IntoIterator<Item = &'static Sc
     for scenario in scenarios {
         let start = Instant::now();
         let before = Health::read(bed);
-        let result = (scenario.run)(bed).and_then(|()| before.unchanged(bed, scenario.refusals));
+        let result = (scenario.run)(bed).and_then(|()| before.unchanged(bed, scenario.moves));
         let error = result.err().map(|error| format!("{error:#}"));
         println!("{:>5} ms  {}{}", start.elapsed().as_millis(), scenario.name, failure(error.as_deref()));
         rows.push(Row { name: scenario.name, error });

@@ -17,23 +17,31 @@ use crate::bed::Bed;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&mut Bed) -> Result<()>,
-    /// Somebody is refused on purpose: resets and unwanted datagrams are part of it.
-    pub(crate) refusals: bool,
+    /// Protocol counters that it may move: [`crate::health`].
+    pub(crate) moves: &'static [&'static str],
 }
 
 impl Scenario {
     const fn new(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Self {
-        Self { name, run, refusals: false }
+        Self { name, run, moves: &[] }
     }
 
+    /// Somebody is refused on purpose.
     const fn with_refusals(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Self {
-        Self { name, run, refusals: true }
+        Self { name, run, moves: &["Tcp.OutRsts", "Tcp.EstabResets", "Udp.NoPorts"] }
+    }
+
+    /// Very many connections end at once, on all CPUs: an acknowledgement may overtake another, find its connection closed, and be
+    /// answered by a reset that nobody is there to hear.
+    const fn of_many(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Self {
+        Self { name, run, moves: &["Tcp.OutRsts"] }
     }
 }
 
 /// All of them, for a bed with or without Docker.
 pub(crate) fn all(docker: bool) -> impl Iterator<Item = &'static Scenario> {
-    let lists = [flows::FIRST, inside::ALL, outside::ALL, flows::ALL, datagrams::ALL, errors::ALL, crowd::ALL];
+    let lists =
+        [flows::FIRST, inside::ALL, outside::ALL, flows::ALL, datagrams::ALL, errors::ALL, crowd::ALL];
     let container: &[Scenario] = if docker { outside::CONTAINER } else { &[] };
     lists.into_iter().flatten().chain(container).chain(flows::LAST)
 }

@@ -295,11 +295,8 @@ fn endpoints_object(service: &Service) -> Value {
             json!({ "name": protocol, "protocol": protocol.to_uppercase(), "port": port.target })
         })
         .collect();
-    let subsets = if addresses.is_empty() {
-        json!([])
-    } else {
-        json!([{ "addresses": addresses, "ports": ports }])
-    };
+    let subsets =
+        if addresses.is_empty() { json!([]) } else { json!([{ "addresses": addresses, "ports": ports }]) };
     json!({ "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata(service), "subsets": subsets })
 }
 
@@ -313,9 +310,8 @@ fn translations(services: &[Service]) -> BTreeSet<(String, String)> {
     ports
         .flat_map(|(service, port)| {
             let name = service.port_name(port);
-            let to = move |backend: &super::Backend| {
-                (name.clone(), format!("{}:{}", backend.addr, port.target))
-            };
+            let to =
+                move |backend: &super::Backend| (name.clone(), format!("{}:{}", backend.addr, port.target));
             service.backends.iter().map(to).collect::<Vec<_>>()
         })
         .collect()

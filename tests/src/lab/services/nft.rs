@@ -102,7 +102,10 @@ impl Script {
         let ServicePort { protocol, port: number, node_port, .. } = port;
         let (name, ip) = (chain_name(service, port), service.cluster_ip);
         if service.backends.is_empty() {
-            self.element("no-endpoint-services", &format!("{ip} . {protocol} . {number} : goto reject-chain"));
+            self.element(
+                "no-endpoint-services",
+                &format!("{ip} . {protocol} . {number} : goto reject-chain"),
+            );
             if let Some(node_port) = node_port {
                 let element = format!("{protocol} . {node_port} : goto reject-chain");
                 self.element("no-endpoint-nodeports", &element);

@@ -37,7 +37,8 @@ pub(crate) fn call(
     for protocol in Protocol::ALL {
         let (server, listen) = bed.backend(service, protocol);
         let dial = dial(protocol);
-        let what = || format!("{protocol} from {} to {service} at {dial}, backend {}", client.name, server.name);
+        let what =
+            || format!("{protocol} from {} to {service} at {dial}, backend {}", client.name, server.name);
         let saw = match protocol {
             Protocol::Tcp => tcp::exchange_through(&client.namespace, &server.namespace, listen, dial)
                 .map(|seen| seen.server_saw.ip()),

@@ -1,23 +1,24 @@
 //! Very many connections at once.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
-use overlay_tests::traffic::STEP_LIMIT;
+use overlay_tests::traffic::{STEP_LIMIT, patiently};
 
 use super::Scenario;
 use crate::bed::{Bed, Place};
 
 pub(super) const ALL: &[Scenario] =
-    &[Scenario::new("1 800 connections at once", |bed| connections(bed, 1_800))];
+    &[Scenario::of_many("1 800 connections at once", |bed| connections(bed, 1_800))];
 
 /// As many as the largest nodes have.
-pub(crate) const LARGE: Scenario = Scenario::new("20 100 connections at once", |bed| connections(bed, 20_100));
+pub(crate) const LARGE: Scenario =
+    Scenario::of_many("20 100 connections at once", |bed| connections(bed, 20_100));
 
 /// Who calls which Service: a third of the connections each. Backends are on the client's node and on others.
 const PLAN: [(&str, &str); 3] = [("cp", "w1"), ("w1", "w1"), ("w2", "cp")];
@@ -92,7 +93,7 @@ fn alone(place: &Place, work: impl FnOnce() -> Result<()> + Send) -> Result<()> 
 }
 
 fn backend(listen: SocketAddr, listening: &Sender<()>, count: usize, turn: &Turn) -> Result<()> {
-    let listener = TcpListener::bind(listen)?;
+    let listener = patiently(|| TcpListener::bind(listen))?;
     listening.send(()).context("the client is gone")?;
     let accept = |number| {
         let (stream, _) = listener.accept().with_context(|| format!("accept connection {number}"))?;
@@ -104,10 +105,11 @@ fn backend(listen: SocketAddr, listening: &Sender<()>, count: usize, turn: &Turn
     for (number, mut stream) in (0_u64..).zip(&open) {
         stream.write_all(&number.to_be_bytes()).context("send")?;
     }
-    for (number, mut stream) in (0_u64..).zip(&open) {
+    for (number, mut stream) in (0_u64..).zip(open) {
         let mut got = [0; 8];
         stream.read_exact(&mut got).with_context(|| format!("connection {number}"))?;
         ensure!(u64::from_be_bytes(got) == !number, "connection {number} got another's data");
+        ensure!(stream.read(&mut got).context("end a connection")? == 0, "connection {number} goes on");
     }
     Ok(())
 }
@@ -126,6 +128,10 @@ fn clients(dial: SocketAddr, count: usize, turn: &Turn) -> Result<()> {
         stream.read_exact(&mut got).with_context(|| format!("connection {number} to {dial}"))?;
         // The backend knows which number it gave to whom.
         stream.write_all(&got.map(|byte| !byte)).context("answer")?;
+        stream.shutdown(Shutdown::Write).context("end a connection")?;
+    }
+    for mut stream in &open {
+        ensure!(stream.read(&mut [0]).context("end a connection")? == 0, "a connection to {dial} goes on");
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Flows that last: idle ones, ones that stay with a backend, ones beside direct ones.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
 use overlay_tests::traffic::serve::{Server, who_by_tcp, who_by_udp};
-use overlay_tests::traffic::{tcp, udp};
+use overlay_tests::traffic::{self, STEP_LIMIT, tcp, udp};
 
 use super::Scenario;
 use crate::bed::{Bed, Idle, NODES, Place, backend};
@@ -166,14 +166,14 @@ fn together_tcp(bed: &mut Bed) -> Result<()> {
         let (server, listen) = bed.backend(service, Protocol::Tcp);
         let [direct, through] = both_ways(bed, service, Protocol::Tcp);
         for order in [[direct, through], [through, direct]] {
-            let listener = server.namespace.run(|| TcpListener::bind(listen))?;
+            let listener = traffic::listen(&server.namespace, listen)?;
             let mut streams = Vec::new();
             let mut port = 0;
             for to in order {
                 let near = tcp::connect_from_port(&client.namespace, port, to)?;
                 port = near.local_addr()?.port();
                 let (far, _) = listener.accept()?;
-                far.set_read_timeout(Some(overlay_tests::traffic::STEP_LIMIT))?;
+                far.set_read_timeout(Some(STEP_LIMIT))?;
                 streams.push((to, near, far));
             }
             for round in 0..50_u8 {
