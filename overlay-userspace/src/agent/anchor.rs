@@ -176,16 +176,6 @@ impl Anchor {
     }
 }
 
-/// Lets the node forward, in general and from the anchor.
-pub(super) fn forwarding(device: &str) -> anyhow::Result<()> {
-    for path in ["net/ipv4/ip_forward".to_owned(), sysctl::interface(Family::Ipv4, device, "forwarding")] {
-        if sysctl::ensure(&path, "1")? {
-            info!("set {path} = 1");
-        }
-    }
-    Ok(())
-}
-
 /// Keeps IPv6 off a device that carries IPv4 only.
 fn without_ipv6(device: &str) -> anyhow::Result<()> {
     match sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1") {

@@ -17,9 +17,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     Options,
-    anchor::{Anchor, forwarding, reconcile_routes},
+    anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
-    local,
+    forwarding, local,
     news::news,
     nodes::{self, Difference},
     pods::Pods,
@@ -189,8 +189,10 @@ impl Reconciler {
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
         pass.step(self.remove_nodes(&stale))?;
+        let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
+        let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
+        pass.step(forwarding::ensure(devices.map(String::as_str)))?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding(&anchor.name))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
