@@ -106,6 +106,8 @@ pub struct Network {
     /// How programs are attached.
     #[serde(default)]
     pub attach: Attach,
+    /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
+    pub stack_flows: Option<u32>,
 }
 
 const fn default_vni() -> u32 {
@@ -198,7 +200,7 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidr, vni, port, mtu, .. } = network;
+    let Network { cidr, vni, port, mtu, stack_flows, .. } = network;
     if cidr.addr() != cidr.network() {
         return Err(format!("network.cidr {cidr} has host bits set: write {}", cidr.trunc()));
     }
@@ -223,6 +225,15 @@ fn check_network(network: &Network) -> Result<(), String> {
         && !(576..=65_485).contains(mtu)
     {
         return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
+    }
+    if let Some(entries) = stack_flows
+        && *entries != 0
+        && !(1024..=1 << 24).contains(entries)
+    {
+        return Err(format!(
+            "network.stack_flows {entries} is neither 0 (off) nor within 1024 to 16777216: leave it out to follow \
+             nf_conntrack_max"
+        ));
     }
     if network.masquerade_to_nodes && !network.masquerade {
         return Err("network.masquerade_to_nodes needs network.masquerade: remove one of the two".into());
@@ -301,13 +312,14 @@ mod tests {
             no_masquerade,
             masquerade_to_nodes,
             attach,
+            stack_flows,
         } = config.network;
         assert_eq!(
             (cidr.to_string().as_str(), vni, port, mtu, interface),
             ("10.244.0.0/16", 1, 8472, None, None)
         );
         assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
-        assert_eq!(attach, Attach::Auto);
+        assert_eq!((attach, stack_flows), (Attach::Auto, None));
         assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
     }
 
@@ -329,6 +341,7 @@ mod tests {
         refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
         refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
         refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
+        refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
         let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
         refused(
             &never("192.168.1.0/16"),

@@ -11,6 +11,7 @@
 //! Nothing here knows the desired state: callers bring it. Every operation is idempotent or says whether
 //! it changed something, and acts on the network namespace of the calling thread.
 
+pub mod conntrack;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;

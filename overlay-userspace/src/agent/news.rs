@@ -41,8 +41,18 @@ pub(super) fn news(before: &Config, now: &Config) -> Vec<String> {
 }
 
 fn network(before: &Network, now: &Network) -> Vec<String> {
-    let Network { cidr, vni, port, mtu, interface, masquerade, no_masquerade, masquerade_to_nodes, attach } =
-        now;
+    let Network {
+        cidr,
+        vni,
+        port,
+        mtu,
+        interface,
+        masquerade,
+        no_masquerade,
+        masquerade_to_nodes,
+        attach,
+        stack_flows,
+    } = now;
     [
         changed("cidr", before.cidr, cidr),
         changed("vni", before.vni, vni),
@@ -53,6 +63,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         changed("no_masquerade", or_nothing(&before.no_masquerade), or_nothing(no_masquerade)),
         changed("masquerade_to_nodes", before.masquerade_to_nodes, masquerade_to_nodes),
         changed("attach", before.attach, attach),
+        changed("stack_flows", or_auto(before.stack_flows), or_auto(*stack_flows)),
     ]
     .into_iter()
     .flatten()

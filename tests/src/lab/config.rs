@@ -43,6 +43,9 @@ pub struct Network {
     /// `auto`, `tcx` or `clsact`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<String>,
+    /// Entries of the table of flows that return through the stack; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_flows: Option<u32>,
 }
 
 impl Default for Network {
@@ -57,6 +60,7 @@ impl Default for Network {
             no_masquerade: Vec::new(),
             masquerade_to_nodes: false,
             attach: None,
+            stack_flows: None,
         }
     }
 }
