@@ -35,6 +35,11 @@ pub(super) struct Anchor {
 /// Devices of ours, whatever their VNI.
 const PREFIX: &str = "overlay.";
 
+/// Whether a device is an anchor device, of whichever VNI.
+pub(crate) fn is_anchor(link: &Link) -> bool {
+    link.name.starts_with(PREFIX) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata)
+}
+
 impl Anchor {
     /// The name of the anchor device of this VNI: with its number, which for the largest ones has to be hexadecimal to
     /// fit the kernel's 15 characters.
@@ -50,9 +55,7 @@ impl Anchor {
     pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
         let name = self.name();
         for link in netlink.links()? {
-            let ours = link.name.starts_with(PREFIX)
-                && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata);
-            if ours && link.name != name {
+            if is_anchor(&link) && link.name != name {
                 info!("removing {}: the VNI is {} now", link.name, self.vni);
                 netlink.delete_link(&link.name)?;
             }

@@ -4,10 +4,13 @@
 //!   Service have sources that keep them apart from others and that other nodes believe;
 //! * [`foreign`] – accepts in foreign chains that would drop what is forwarded for pods.
 //!
+//! [`own`] lists and removes the tables that are ours as a whole.
+//!
 //! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
 //! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
 
 pub mod foreign;
+pub mod own;
 pub mod source_nat;
 
 use std::{

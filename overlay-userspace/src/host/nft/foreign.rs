@@ -15,7 +15,7 @@ use std::{collections::HashSet, fmt};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, json, run};
+use super::{NftError, TABLE, json, own::PORTS_TABLE, run};
 
 mod fate;
 mod legacy;
@@ -97,14 +97,21 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
 
 /// Takes every accept of ours away; returns from which chains.
 pub fn remove() -> Result<Vec<DropChain>, NftError> {
-    let mut cleaned = Vec::new();
-    for chain in base_chains()?.iter().filter(|chain| chain.forwards()) {
-        if chain.hold(&[])? {
-            cleaned.push(chain.found(true));
-        }
+    let mut chains = held()?;
+    for chain in &mut chains {
+        remove_from(chain)?;
+        chain.changed = true;
     }
-    cleaned.extend(legacy::remove()?);
-    Ok(cleaned)
+    Ok(chains)
+}
+
+/// Takes our accepts out of one chain.
+pub fn remove_from(chain: &DropChain) -> Result<(), NftError> {
+    if chain.family == legacy::FAMILY {
+        return legacy::remove();
+    }
+    let DropChain { family, table, chain, .. } = chain.clone();
+    Chain { family, table, name: chain, hook: String::new(), drops_by_policy: false }.hold(&[]).map(drop)
 }
 
 /// The chains that hold accepts of ours.
@@ -118,7 +125,7 @@ pub fn held() -> Result<Vec<DropChain>, NftError> {
             Err(error) => return Err(error),
         }
     }
-    held.extend(legacy::held());
+    held.extend(legacy::held()?);
     Ok(held)
 }
 
@@ -289,9 +296,6 @@ fn base_chains() -> Result<Vec<Chain>, NftError> {
         .filter(|chain| chain.table != TABLE && chain.table != PORTS_TABLE)
         .collect())
 }
-
-/// The table of host ports, which is ours as well.
-const PORTS_TABLE: &str = "overlay-ports";
 
 /// A table in nft's language. Not in JSON: nft 1.0.6 crashes when it has to write down a table's flags.
 struct Listing(Option<String>);

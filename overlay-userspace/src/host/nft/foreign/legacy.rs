@@ -20,6 +20,9 @@ const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 
 const CHAIN: &str = "FORWARD";
 
+/// What stands where the family of an nft table does.
+pub(super) const FAMILY: &str = "legacy iptables";
+
 /// Lets the cluster through the chain if it drops by default; takes the accepts back if it does not.
 pub(super) fn ensure(cluster: IpNet, foreign: &mut Foreign) {
     if cluster.addr().is_ipv6() || !in_use() {
@@ -50,22 +53,22 @@ pub(super) fn ensure(cluster: IpNet, foreign: &mut Foreign) {
     }
 }
 
-/// Takes every accept of ours away; true if there was one.
-pub(super) fn remove() -> Result<Option<DropChain>, NftError> {
+/// Takes every accept of ours away.
+pub(super) fn remove() -> Result<(), NftError> {
+    read()?.hold(&[]).map(drop)
+}
+
+/// The chain, if it holds accepts of ours.
+pub(super) fn held() -> Result<Option<DropChain>, NftError> {
     if !in_use() {
         return Ok(None);
     }
     match read() {
-        Ok(table) => Ok(table.hold(&[])?.then(|| chain(true))),
+        Ok(table) => Ok((!table.ours().is_empty()).then(|| chain(false))),
+        // We need it to write there.
         Err(NftError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The accepts of ours that are there.
-pub(super) fn held() -> Option<DropChain> {
-    let table = in_use().then(read)?.ok()?;
-    (!table.ours().is_empty()).then(|| chain(false))
 }
 
 fn in_use() -> bool {
@@ -73,7 +76,7 @@ fn in_use() -> bool {
 }
 
 fn chain(changed: bool) -> DropChain {
-    DropChain { family: "legacy iptables".into(), table: "filter".into(), chain: CHAIN.into(), changed }
+    DropChain { family: FAMILY.into(), table: "filter".into(), chain: CHAIN.into(), changed }
 }
 
 /// Our rules as `iptables -S` prints them, from top to bottom.
