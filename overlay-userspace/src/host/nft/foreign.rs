@@ -64,13 +64,15 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
     let accepts = accepts(cluster);
     let mut foreign = Foreign::default();
     for chain in base_chains()?.into_iter().filter(|chain| chain.serves(cluster)) {
-        let drops = match chain.drops(&mut foreign.examined) {
-            Ok(drops) => drops,
+        let (rules, drops) = match chain.look(&mut foreign.examined) {
+            Ok(seen) => seen,
             // It went away.
             Err(error) if error.is_absent() => continue,
             Err(error) => return Err(error),
         };
-        if drops {
+        let wanted: &[Value] = if drops { &accepts } else { &[] };
+        let held = !chain.forwards() || is_held(&rules, wanted);
+        if drops && (chain.carries_tunnel() || !held) {
             let table = Listing::read(&chain);
             if table.is_dormant() {
                 continue;
@@ -82,7 +84,7 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
         if !chain.forwards() {
             continue;
         }
-        match chain.hold(if drops { &accepts } else { &[] }) {
+        match if held { Ok(false) } else { chain.hold(wanted) } {
             Ok(changed) if drops => foreign.chains.push(chain.found(changed)),
             Ok(_) => {}
             Err(error) => foreign.warnings.push(format!(
@@ -194,17 +196,22 @@ impl Chain {
         Ok(objects.into_iter().filter_map(|mut object| object.get_mut("rule").map(Value::take)).collect())
     }
 
-    /// Whether it drops what none of its conditions is about; adds the chains that say so to `examined`.
-    fn drops(&self, examined: &mut HashSet<(String, String)>) -> Result<bool, NftError> {
+    /// Its rules, and whether it drops what none of its conditions is about; adds the chains that say so to `examined`.
+    fn look(&self, examined: &mut HashSet<(String, String)>) -> Result<(Vec<Value>, bool), NftError> {
+        let own = self.rules(&self.name)?;
         let mut steps = |chain: &str| {
             examined.insert((self.table.clone(), chain.to_owned()));
+            if chain == self.name {
+                return Ok(own.iter().map(fate::step).collect());
+            }
             Ok(self.rules(chain)?.iter().map(fate::step).collect())
         };
-        Ok(match fate::fate(&self.name, &mut steps)? {
+        let drops = match fate::fate(&self.name, &mut steps)? {
             Fate::Accepted => false,
             Fate::Dropped => true,
             Fate::Returned => self.drops_by_policy,
-        })
+        };
+        Ok((own, drops))
     }
 
     fn closes(&self, port: u16) -> String {
@@ -241,9 +248,7 @@ impl Chain {
     fn try_hold(&self, wanted: &[Value]) -> Result<bool, NftError> {
         let rules = self.rules(&self.name)?;
         let ours: Vec<_> = rules.iter().filter(|rule| rule["comment"] == COMMENT).collect();
-        let on_top = rules.len() >= wanted.len()
-            && rules.iter().zip(wanted).all(|(rule, matching)| accepts_matching(rule, matching));
-        if on_top && ours.len() == wanted.len() {
+        if is_held(&rules, wanted) {
             return Ok(false);
         }
         let deletes = ours.iter().map(|rule| {
@@ -263,6 +268,14 @@ impl Chain {
         json(&deletes.chain(inserts).collect::<Vec<_>>(), &action)?;
         Ok(true)
     }
+}
+
+/// Whether accepts for `wanted` are the only rules of ours, and the first of all.
+fn is_held(rules: &[Value], wanted: &[Value]) -> bool {
+    let ours = rules.iter().filter(|rule| rule["comment"] == COMMENT).count();
+    ours == wanted.len()
+        && rules.len() >= wanted.len()
+        && rules.iter().zip(wanted).all(|(rule, matching)| accepts_matching(rule, matching))
 }
 
 /// Whether a rule is ours, and just as it was written.
