@@ -7,7 +7,7 @@
 //!   the one that was called. It comes after `srcnat`, where those masquerade what they want to: theirs wins, because
 //!   a connection's source is translated once. Packets whose destination nobody translated are not touched there.
 //!   - A pod's packet to a pod keeps its address and gets a source port that no kernel picks by itself
-//!     ([`SERVICE_PORTS`]). So one pod's flow to a backend by way of a Service, and one to the same port of the same
+//!     (`SERVICE_PORTS`). So one pod's flow to a backend by way of a Service, and one to the same port of the same
 //!     backend directly, are always two 5-tuples.
 //!   - What came from another node's pod and leaves through the tunnel again gets the gateway address, because a peer
 //!     believes an inner source only from the node that it belongs to.
