@@ -143,12 +143,11 @@ mod tests {
             prop_assert_eq!(reversed(reversed(key)), key);
             let [s0, s1, d0, d1, rest @ ..] = transport;
             let back = header(proto, dst, src);
-            let answer = match proto {
-                PROTO_ICMP => transport,
-                _ => {
-                    let [r0, r1, r2, r3] = rest;
-                    [d0, d1, s0, s1, r0, r1, r2, r3]
-                }
+            let answer = if proto == PROTO_ICMP {
+                transport
+            } else {
+                let [r0, r1, r2, r3] = rest;
+                [d0, d1, s0, s1, r0, r1, r2, r3]
             };
             prop_assert_eq!(of_packet(&back, answer), reversed(key));
         }
