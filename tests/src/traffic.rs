@@ -26,21 +26,32 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
 use crate::lab::Namespace;
 
 /// How long one step (connect, accept, one read) may take. A lab has no delay: what takes longer is lost.
 pub const STEP_LIMIT: Duration = Duration::from_secs(3);
 
-/// A TCP socket that listens at `at` in `namespace`.
+/// A TCP socket that listens at `at` in `namespace`. It waits for a client as long as for any step.
 ///
 /// Errors: it cannot be made; another one that has the address counts only if it keeps it.
 pub fn listen(namespace: &Namespace, at: SocketAddr) -> io::Result<TcpListener> {
-    namespace.run(|| patiently(|| TcpListener::bind(at)))
+    namespace.run(|| listen_here(at))
+}
+
+/// As [`listen`], in the namespace of the calling thread.
+pub fn listen_here(at: SocketAddr) -> io::Result<TcpListener> {
+    let listener = patiently(|| TcpListener::bind(at))?;
+    // accept(2) honours SO_RCVTIMEO, see socket(7).
+    setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
+    Ok(listener)
 }
 
 /// Binds a socket, also to an address that was in use a moment ago: a program that another thread is starting has a copy of every
 /// socket of this process until it is really running.
-pub fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
         match bind() {

@@ -35,8 +35,8 @@ impl Trouble {
     }
 }
 
-/// Forgets every entry of `namespace`.
+/// Forgets every entry of `namespace` for a protocol; there has to be one.
 #[track_caller]
-pub fn forget_all(namespace: &Namespace) {
-    exec::must(namespace.command("conntrack").arg("-F"), "");
+pub fn forget(namespace: &Namespace, protocol: &str) {
+    exec::must(namespace.command("conntrack").args(["-D", "-p", protocol]), "");
 }

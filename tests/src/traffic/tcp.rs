@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_socket, setsockopt, socket,
-    sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+    sockopt::{ReuseAddr, SendTimeout},
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -66,8 +66,6 @@ pub fn connect(
     mut dial: SocketAddr,
 ) -> Result<(TcpStream, TcpStream)> {
     let listener = super::listen(server, listen).with_context(|| format!("listen on {listen}"))?;
-    // accept(2) honours SO_RCVTIMEO, see socket(7).
-    setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis().try_into()?))?;
     if dial.port() == 0 {
         dial.set_port(listener.local_addr()?.port());
     }

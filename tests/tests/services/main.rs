@@ -11,7 +11,9 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
+mod aged;
 mod bed;
 mod health;
 mod matrix;
 mod scenarios;
+mod sharp;

@@ -4,7 +4,7 @@ mod call;
 pub(crate) mod crowd;
 mod datagrams;
 mod errors;
-mod flows;
+pub(crate) mod flows;
 mod inside;
 mod outside;
 
@@ -40,8 +40,28 @@ impl Scenario {
 
 /// All of them, for a bed with or without Docker.
 pub(crate) fn all(docker: bool) -> impl Iterator<Item = &'static Scenario> {
-    let lists =
-        [flows::FIRST, inside::ALL, outside::ALL, flows::ALL, datagrams::ALL, errors::ALL, crowd::ALL];
     let container: &[Scenario] = if docker { outside::CONTAINER } else { &[] };
-    lists.into_iter().flatten().chain(container).chain(flows::LAST)
+    let lists = [
+        flows::FIRST,
+        inside::ALL,
+        outside::ALL,
+        flows::ALL,
+        datagrams::ALL,
+        errors::ALL,
+        crowd::ALL,
+        container,
+        flows::LAST,
+    ];
+    lists.into_iter().flatten()
+}
+
+/// The same without Docker, as groups that need nothing of each other.
+pub(crate) fn groups() -> [Vec<&'static Scenario>; 4] {
+    let group = |lists: &[&'static [Scenario]]| lists.iter().copied().flatten().collect();
+    [
+        group(&[flows::FIRST, inside::ALL, crowd::ALL, flows::LAST]),
+        group(&[outside::ALL]),
+        group(&[flows::ALL]),
+        group(&[datagrams::ALL, errors::ALL]),
+    ]
 }

@@ -1,14 +1,14 @@
 //! Very many connections at once.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
-use overlay_tests::traffic::{STEP_LIMIT, patiently};
+use overlay_tests::traffic::{STEP_LIMIT, listen_here};
 
 use super::Scenario;
 use crate::bed::{Bed, Place};
@@ -93,7 +93,7 @@ fn alone(place: &Place, work: impl FnOnce() -> Result<()> + Send) -> Result<()> 
 }
 
 fn backend(listen: SocketAddr, listening: &Sender<()>, count: usize, turn: &Turn) -> Result<()> {
-    let listener = patiently(|| TcpListener::bind(listen))?;
+    let listener = listen_here(listen)?;
     listening.send(()).context("the client is gone")?;
     let accept = |number| {
         let (stream, _) = listener.accept().with_context(|| format!("accept connection {number}"))?;

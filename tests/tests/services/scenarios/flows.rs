@@ -12,7 +12,7 @@ use super::Scenario;
 use crate::bed::{Bed, Idle, NODES, Place, backend};
 
 /// Before everything else.
-pub(super) const FIRST: &[Scenario] = &[Scenario::new("connections left open from the start", open_idle)];
+pub(crate) const FIRST: &[Scenario] = &[Scenario::new("connections left open from the start", open_idle)];
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario::new("new connections go to every backend", balance),
@@ -24,7 +24,7 @@ pub(super) const ALL: &[Scenario] = &[
 ];
 
 /// After everything else.
-pub(super) const LAST: &[Scenario] =
+pub(crate) const LAST: &[Scenario] =
     &[Scenario::new("backend speaks first on connections idle since the start", idle_speaks)];
 
 /// Who calls which Service: from the backend's node, from others, from nodes, to a node's address.
@@ -55,6 +55,7 @@ fn open_idle(bed: &mut Bed) -> Result<()> {
 }
 
 fn idle_speaks(bed: &mut Bed) -> Result<()> {
+    ensure!(!bed.idle.is_empty(), "no connection could be left open");
     for Idle { name, client, backend } in std::mem::take(&mut bed.idle) {
         tcp::say(&backend, &client, b"still there?").with_context(|| format!("backend of {name}"))?;
         tcp::say(&client, &backend, b"yes").with_context(|| name)?;
