@@ -186,14 +186,18 @@ impl Proxy {
     ) -> Self {
         let writer = match mode {
             ProxyMode::Iptables => {
-                nodes.iter().for_each(|node| iptables::kubelet(&node.namespace));
-                // What kube-proxy sets in this mode, for node ports at 127.0.0.1.
-                nodes.iter().for_each(|node| node.namespace.sysctl("net.ipv4.conf.all.route_localnet", "1"));
+                for node in &nodes {
+                    iptables::kubelet(&node.namespace);
+                    // What kube-proxy sets in this mode, for node ports at 127.0.0.1.
+                    node.namespace.sysctl("net.ipv4.conf.all.route_localnet", "1");
+                }
                 Writer::Iptables(vec![iptables::Chains::default(); nodes.len()])
             }
             ProxyMode::Nft => Writer::Nft,
             ProxyMode::Real(binaries) => {
-                nodes.iter().for_each(|node| iptables::kubelet(&node.namespace));
+                for node in &nodes {
+                    iptables::kubelet(&node.namespace);
+                }
                 Writer::Real(Box::new(ControlPlane::start(lab, binaries, api, &nodes, cluster)))
             }
         };

@@ -129,14 +129,13 @@ pub fn bulk_both_ways(one: &TcpStream, other: &TcpStream, mebibytes: u32) -> Res
         transfer(chunks, start, |buffer| stream.read_exact(buffer))
     };
     thread::scope(|scope| {
-        let sent = [(one, 1), (other, 2)].map(|(stream, seed)| scope.spawn(move || send(stream, seed)));
-        let received = [other, one].map(|stream| scope.spawn(move || receive(stream)));
-        let mut received =
-            received.map(|thread| thread.join().expect("the receiver does not panic")).into_iter();
-        for sent in sent {
-            let received = received.next().expect("one for each sender").context("receive bulk data")?;
-            let sent = sent.join().expect("the sender does not panic").context("send bulk data")?;
-            ensure!(sent == received, "bulk data arrived changed");
+        let readers = [other, one].map(|stream| scope.spawn(move || receive(stream)));
+        let writers = [(one, 1), (other, 2)].map(|(stream, seed)| scope.spawn(move || send(stream, seed)));
+        for (reader, writer) in readers.into_iter().zip(writers) {
+            let received =
+                reader.join().expect("the receiver does not panic").context("receive bulk data")?;
+            let written = writer.join().expect("the sender does not panic").context("send bulk data")?;
+            ensure!(written == received, "bulk data arrived changed");
         }
         Ok(())
     })

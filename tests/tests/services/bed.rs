@@ -9,7 +9,7 @@ use overlay_tests::lab::services::{
     Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
 };
 use overlay_tests::lab::{
-    Cluster, Docker, DockerContainer, FlannelNode, FlannelPod, FlannelWire, Namespace, Network, Node, Pod,
+    Cluster, Docker, DockerContainer, FlannelNode, FlannelWire, Namespace, Network, Node,
 };
 
 /// The nodes: two on one LAN, the third behind the router.
@@ -45,14 +45,12 @@ pub(crate) enum Ground {
 
 pub(crate) struct Bed {
     pub(crate) proxy: Proxy,
-    /// Two on each node: clients are `a`, backends are `b`.
+    /// Two on each node: clients are `a`, backends are `b`. Before the cluster: a pod's namespace goes first.
     pods: Vec<Place>,
     nodes: Vec<Place>,
     pub(crate) world: Place,
     /// One on each node, if Docker is there.
     pub(crate) containers: Vec<Place>,
-    /// What the places are made of. Before the cluster: a pod's namespace goes first.
-    _parts: Parts,
     cluster: Cluster,
     is_overlay: bool,
     /// Connections that some scenario left open for a later one.
@@ -64,15 +62,6 @@ pub(crate) struct Idle {
     pub(crate) name: String,
     pub(crate) client: TcpStream,
     pub(crate) backend: TcpStream,
-}
-
-#[derive(Default)]
-struct Parts {
-    _pods: Vec<Pod>,
-    _flannel_pods: Vec<FlannelPod>,
-    _flannel_nodes: Vec<FlannelNode>,
-    _containers: Vec<DockerContainer>,
-    _api: Option<Namespace>,
 }
 
 impl Bed {
@@ -87,19 +76,14 @@ impl Bed {
         };
         let cidr = network.cidr;
         let cluster = Cluster::builder().docker(docker).network(network).build();
-        let mut parts = Parts::default();
-        let (nodes, pods) = if is_overlay {
-            overlay_places(&cluster, &mut parts)
-        } else {
-            flannel_places(&cluster, docker, &mut parts)
-        };
+        let (nodes, pods) =
+            if is_overlay { overlay_places(&cluster) } else { flannel_places(&cluster, docker) };
         let mut containers = Vec::new();
         if docker == Docker::Idle {
             for node in &nodes {
                 let container = DockerContainer::run(cluster.lab(), &node.namespace);
                 let (name, namespace) = (format!("{}'s container", node.name), container.namespace().clone());
                 containers.push(Place { name, node: node.name.clone(), namespace, addr: container.addr() });
-                parts._containers.push(container);
             }
         }
         let world = cluster.world();
@@ -114,9 +98,8 @@ impl Bed {
             address: node.addr,
         });
         let mut proxy = Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, API));
-        parts._api = Some(api);
         proxy.apply(&services(&nodes, &pods));
-        Self { proxy, pods, nodes, world, containers, _parts: parts, cluster, is_overlay, idle: Vec::new() }
+        Self { proxy, pods, nodes, world, containers, cluster, is_overlay, idle: Vec::new() }
     }
 
     /// Pod `a` or `b` of a node.
@@ -134,6 +117,15 @@ impl Bed {
     /// The overlay nodes; none on another ground.
     pub(crate) fn overlay_nodes(&self) -> &[Node] {
         if self.is_overlay { self.cluster.nodes() } else { &[] }
+    }
+
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The Services that were applied first.
+    pub(crate) fn services(&self) -> Vec<Service> {
+        services(&self.nodes, &self.pods)
     }
 
     /// The router between the LANs and the world.
@@ -191,7 +183,7 @@ pub(crate) fn socket(address: SocketAddrV4) -> SocketAddr {
 }
 
 #[track_caller]
-fn overlay_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
+fn overlay_places(cluster: &Cluster) -> (Vec<Place>, Vec<Place>) {
     cluster.start_agents();
     let (mut nodes, mut pods) = (Vec::new(), Vec::new());
     for node in cluster.nodes() {
@@ -200,7 +192,6 @@ fn overlay_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Plac
             let pod = node.add_pod(cluster.lab(), name);
             let whole = format!("{}/{name}", node.name());
             pods.push(place(&whole, node.name(), pod.namespace(), pod.addr()));
-            parts._pods.push(pod);
         }
     }
     (nodes, pods)
@@ -208,7 +199,7 @@ fn overlay_places(cluster: &Cluster, parts: &mut Parts) -> (Vec<Place>, Vec<Plac
 
 /// Three nodes of Flannel's beside the overlay nodes of `cluster`, on which no agent runs.
 #[track_caller]
-fn flannel_places(cluster: &Cluster, docker: Docker, parts: &mut Parts) -> (Vec<Place>, Vec<Place>) {
+fn flannel_places(cluster: &Cluster, docker: Docker) -> (Vec<Place>, Vec<Place>) {
     let plan = [
         (cluster.lan_a(), "192.0.2.21/26", "192.0.2.1", "10.244.11.0/24"),
         (cluster.lan_a(), "192.0.2.22/26", "192.0.2.1", "10.244.12.0/24"),
@@ -227,7 +218,6 @@ fn flannel_places(cluster: &Cluster, docker: Docker, parts: &mut Parts) -> (Vec<
         for pod in ["a", "b"] {
             let made = node.add_pod(cluster.lab(), pod);
             pods.push(place(&format!("{name}/{pod}"), name, made.namespace(), made.addr()));
-            parts._flannel_pods.push(made);
         }
         flannel.push(node);
     }
@@ -236,7 +226,6 @@ fn flannel_places(cluster: &Cluster, docker: Docker, parts: &mut Parts) -> (Vec<
             node.add_peer(&peer.entry(), &peer.vtep_mac());
         }
     }
-    parts._flannel_nodes = flannel;
     (nodes, pods)
 }
 

@@ -13,6 +13,7 @@
 
 mod aged;
 mod bed;
+mod generated;
 mod health;
 mod matrix;
 mod scenarios;

@@ -1,8 +1,8 @@
 //! Every scenario in every mode, plain and beside Docker.
 
+use std::thread;
 use std::time::Instant;
 
-use overlay_tests::lab::Network;
 use overlay_tests::lab::services::{KubeBinaries, ProxyMode};
 
 use crate::bed::{Bed, Ground};
@@ -46,7 +46,7 @@ fn expect_all(ground: Ground, mode: &ProxyMode, docker: bool) {
 }
 
 fn overlay() -> Ground {
-    Ground::Overlay(Box::new(Network::default()))
+    Ground::Overlay(Box::default())
 }
 
 #[test]
@@ -87,8 +87,10 @@ fn real_kube_proxy_beside_docker() {
 /// The control: the same scenarios on a network that has been beside kube-proxy for ten years.
 #[test]
 fn flannel_passes_the_same_scenarios() {
-    expect_all(Ground::Flannel, &ProxyMode::Iptables, false);
-    expect_all(Ground::Flannel, &ProxyMode::Nft, true);
+    thread::scope(|scope| {
+        scope.spawn(|| expect_all(Ground::Flannel, &ProxyMode::Iptables, false));
+        scope.spawn(|| expect_all(Ground::Flannel, &ProxyMode::Nft, true));
+    });
 }
 
 #[test]

@@ -27,11 +27,11 @@ COMMIT
 
 /// Jumps from the built-in chains of table filter, in the order in which they end up.
 const FILTER_JUMPS: &str = "\
--I FORWARD -m comment --comment \"kubernetes externally-visible service portals\" -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
--I FORWARD -m comment --comment \"kubernetes service portals\" -m conntrack --ctstate NEW -j KUBE-SERVICES
+-I FORWARD -m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES
+-I FORWARD -m conntrack --ctstate NEW -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
 -I FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
--I INPUT -m comment --comment \"kubernetes externally-visible service portals\" -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
--I OUTPUT -m comment --comment \"kubernetes service portals\" -m conntrack --ctstate NEW -j KUBE-SERVICES
+-I INPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES
+-I OUTPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
 ";
 
 /// Rules of table filter that do not depend on any Service.
@@ -56,6 +56,9 @@ const NAT_RULES: &str = "\
 -A KUBE-POSTROUTING -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully
 -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
 ";
+
+/// How the names of chains begin that choose among a node's own backends.
+const LOCAL: &str = "KUBE-XLB-";
 
 /// The chains of Services that a node has: those that are gone have to be removed. Empty before the first time.
 #[derive(Debug, Clone, Default)]
@@ -163,7 +166,7 @@ impl Document {
         self.rule(&format!("{matches} -j {svc}"));
 
         let local = service.external == External::Local;
-        let xlb = format!("KUBE-XLB-{}", hash(&name));
+        let xlb = format!("{LOCAL}{}", hash(&name));
         if let Some(node_port) = node_port {
             let matches = format!(
                 "KUBE-NODEPORTS -m comment --comment {name} -m {protocol} -p {protocol} --dport {node_port}"
@@ -189,8 +192,8 @@ impl Document {
             let own = comment(&format!("route LOCAL traffic for {name} LB IP to service chain"));
             self.rule(&format!("{own} -m addrtype --src-type LOCAL -j {svc}"));
             if here.is_empty() {
-                let none = comment(&format!("{name} has no local endpoints"));
-                self.rule(&format!("{none} -j KUBE-MARK-DROP"));
+                let empty = comment(&format!("{name} has no local endpoints"));
+                self.rule(&format!("{empty} -j KUBE-MARK-DROP"));
             }
             self.balance(&xlb, service, port, &here);
         }
@@ -207,7 +210,13 @@ impl Document {
                 self.rule(&format!("{start} {recent} -j {sep}"));
             }
         }
-        for (rest, backend) in (1..=backends.len()).rev().zip(backends) {
+        for (index, backend) in backends.iter().enumerate() {
+            let rest = backends.len() - index;
+            let start = if chain.starts_with(LOCAL) {
+                format!("{chain} -m comment --comment \"Balancing rule {index} for {name}\"")
+            } else {
+                start.clone()
+            };
             let sep = endpoint_chain(service, port, backend);
             let chance = match u32::try_from(rest).expect("few backends") {
                 1 => String::new(),

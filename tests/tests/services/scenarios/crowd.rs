@@ -57,7 +57,10 @@ fn connections(bed: &mut Bed, count: usize) -> Result<()> {
         // A thread that failed has dropped its end: then nobody starts, and its error is the one to tell.
         let all = ready.iter().all(|ready| ready.recv_timeout(LIMIT).is_ok());
         if all {
-            go.iter().for_each(|start| start.send(()).unwrap_or_default());
+            for start in &go {
+                // One that has failed since tells so itself.
+                let _ = start.send(());
+            }
         }
         drop(go);
         let results = threads.into_iter().map(|thread| thread.join().expect("the thread does not panic"));
@@ -86,7 +89,8 @@ fn alone(place: &Place, work: impl FnOnce() -> Result<()> + Send) -> Result<()> 
     place.namespace.run(|| {
         // SAFETY: only this thread's table is changed. What is closed in it is used by nobody on this thread, which from here on
         // runs `work` alone: that makes its own files.
-        let result = unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE as _) };
+        let result =
+            unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE.cast_signed()) };
         ensure!(result == 0, "close_range: {}", std::io::Error::last_os_error());
         work().with_context(|| format!("in {}", place.name))
     })
