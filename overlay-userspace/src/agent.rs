@@ -28,6 +28,7 @@ use crate::{
 
 mod anchor;
 mod filter;
+mod host_ports;
 mod local;
 mod news;
 mod nodes;

@@ -2,6 +2,7 @@
 //! outside of BPF.
 //!
 //! * [`netlink`] – links, addresses, routes and neighbours, synchronously;
+//! * [`conntrack`] – flows that the kernel remembers;
 //! * [`monitor`] – a stream of what changed, so that the agent reconciles on events;
 //! * [`netns`] – pods' network namespaces;
 //! * [`sysctl`] – `/proc/sys`;
@@ -11,6 +12,7 @@
 //! Nothing here knows the desired state: callers bring it. Every operation is idempotent or says whether
 //! it changed something, and acts on the network namespace of the calling thread.
 
+pub mod conntrack;
 pub mod monitor;
 pub mod netlink;
 pub mod netns;

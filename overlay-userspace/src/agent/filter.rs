@@ -11,6 +11,7 @@ use crate::{
     host::nft::{
         TABLE, forward,
         masquerade::{self, Masquerade},
+        ports,
     },
 };
 
@@ -68,7 +69,7 @@ impl PacketFilter {
     /// May a change there have broken what [`PacketFilter::ensure`] keeps? Others change their own chains all the time.
     pub(super) fn concerns(&self, table: &str, chain: Option<&str>, base: bool) -> bool {
         let held = |chain: &str| self.chains.contains(&(table.to_owned(), chain.to_owned()));
-        table == TABLE || base || chain.is_some_and(held)
+        table == TABLE || table == ports::TABLE || base || chain.is_some_and(held)
     }
 
     /// After a start that failed: removes what this agent has written.
@@ -101,6 +102,7 @@ mod tests {
         let filter = PacketFilter { chains, ..PacketFilter::default() };
         assert!(filter.concerns("overlay", Some("postrouting"), false));
         assert!(filter.concerns("overlay", None, false));
+        assert!(filter.concerns("overlay-ports", Some("prerouting"), false));
         assert!(filter.concerns("filter", Some("FORWARD"), false));
         assert!(filter.concerns("firewall", Some("forward"), true), "a new base chain may drop");
         assert!(!filter.concerns("filter", Some("KUBE-FORWARD"), false));

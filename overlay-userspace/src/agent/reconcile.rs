@@ -19,7 +19,7 @@ use super::{
     Options,
     anchor::{Anchor, forwarding, reconcile_routes},
     filter::PacketFilter,
-    local,
+    host_ports, local,
     news::news,
     nodes::{self, Difference},
     pods::Pods,
@@ -197,6 +197,12 @@ impl Reconciler {
         if !pass.first && scope == Scope::Everything {
             pass.step(self.filter.ensure(&self.config))?;
         }
+        // Last, because nothing takes it back: it is the pods'.
+        if scope == Scope::Everything
+            && let Err(error) = self.reconcile_host_ports(&mut netlink)
+        {
+            pass.problems.push(error);
+        }
         Ok(pass.problems)
     }
 
@@ -351,6 +357,11 @@ impl Reconciler {
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
         self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+    }
+
+    fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
+        let endpoints = Endpoints::open(&self.pins)?.entries()?;
+        host_ports::reconcile(&self.pins, &endpoints, &netlink.links()?)
     }
 
     /// The name of the anchor device.

@@ -1,19 +1,25 @@
 //! What the node's packet filter has to do for pods, by way of the `nft` program.
 //!
 //! * [`masquerade`] – our own table `ip overlay`: pods reach the world with the node's address;
+//! * [`ports`] – our own table `ip overlay-ports`: ports of the node lead to pods;
 //! * [`forward`] – accepts in foreign chains whose policy would drop what is forwarded for pods.
 //!
 //! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
-//! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
+//! no packet meets half of it. Called by the agent, [`ports`] also by the CNI plugin; runs in the network namespace of the
+//! calling thread.
 
 pub mod forward;
 pub mod masquerade;
+pub mod ports;
 
 use std::{
-    io::{self, Write as _},
-    process::{Command, Stdio},
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Seek as _, Write as _},
+    process::Command,
 };
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 
 /// Our table, in family `ip`.
@@ -72,18 +78,11 @@ fn run(
         io::ErrorKind::NotFound => NftError::Missing { program, package },
         _ => NftError::Run { program, action: action.to_owned(), cause },
     };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // nft reads all of a script before it writes anything: no deadlock. A child that ends early says why itself.
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(failed)?;
+    // A file, not a pipe: the program finds all of it, also when this process is killed, and never takes a part of a
+    // script for the whole.
+    let mut file = File::from(memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?);
+    file.write_all(input.as_bytes()).and_then(|()| file.rewind()).map_err(failed)?;
+    let output = Command::new(program).args(arguments).stdin(file).output().map_err(failed)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let message = stderr.lines().next().unwrap_or("nothing").trim().to_owned();
@@ -115,6 +114,14 @@ fn json(commands: &[Value], action: &str) -> Result<Vec<Value>, NftError> {
         },
         Err(error) => Err(unexpected(error.to_string())),
     }
+}
+
+/// What a rule of a table carries to tell which text the table was made from. Need not be the same in another build: a
+/// different one costs one replacement.
+fn digest(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("overlay {:016x}", hasher.finish())
 }
 
 impl NftError {

@@ -11,14 +11,13 @@
 use std::{
     collections::BTreeSet,
     fmt::{Display, Write as _},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::Ipv4Addr,
 };
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, apply, json};
+use super::{NftError, TABLE, apply, digest, json};
 
 /// What is to be masqueraded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +77,6 @@ fn body(masquerade: &Masquerade) -> String {
 fn list(items: impl IntoIterator<Item = impl Display>) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     items.join(", ")
-}
-
-/// Need not be the same in another build: a different one costs one replacement.
-fn digest(text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("overlay {:016x}", hasher.finish())
 }
 
 /// Loads the table if what is loaded differs; true when it did.
