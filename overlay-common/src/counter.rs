@@ -35,11 +35,18 @@ pub enum Path {
     StackToPod = 6,
     /// From the tunnel to the node's network stack.
     TunnelToStack = 7,
+    /// Left to the stack, where a redirect was possible, because its flow left through the stack. The packet is counted
+    /// under its own path too.
+    ReturnsToStack = 8,
+    /// The first packet of a flow that leaves through the stack: an entry of `STACK_FLOWS` was made.
+    FlowRecorded = 9,
+    /// As before, but the table took no entry (out of memory): answers may miss the stack.
+    FlowNotRecorded = 10,
 }
 
 impl Path {
     /// Every path, in index order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Local,
         Self::EncapNative,
         Self::EncapAnchor,
@@ -48,6 +55,9 @@ impl Path {
         Self::PodToStack,
         Self::StackToPod,
         Self::TunnelToStack,
+        Self::ReturnsToStack,
+        Self::FlowRecorded,
+        Self::FlowNotRecorded,
     ];
 
     /// Paths that exist.
@@ -67,6 +77,9 @@ impl Path {
             Self::PodToStack => "pod_to_stack",
             Self::StackToPod => "stack_to_pod",
             Self::TunnelToStack => "tunnel_to_stack",
+            Self::ReturnsToStack => "returns_to_stack",
+            Self::FlowRecorded => "flow_recorded",
+            Self::FlowNotRecorded => "flow_not_recorded",
         }
     }
 }

@@ -11,6 +11,7 @@
 )]
 
 pub mod counter;
+pub mod flow;
 pub mod maps;
 pub mod reason;
 pub mod wire;

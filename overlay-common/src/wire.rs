@@ -16,10 +16,16 @@ pub const ETHERTYPE_ARP: u16 = 0x0806;
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// Bytes of an Ethernet header without tags.
 pub const ETH_LEN: usize = 14;
+/// IP protocol number of ICMP.
+pub const PROTO_ICMP: u8 = 1;
 /// IP protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const PROTO_SCTP: u8 = 132;
+/// IP protocol number of UDP-Lite.
+pub const PROTO_UDPLITE: u8 = 136;
 
 /// The outer UDP source port of a flow: in the dynamic range 49152–65535 that RFC 7348, 5 recommends, so that
 /// ECMP, bonding and RSS on the underlay spread flows.

@@ -47,6 +47,12 @@ static ANCHOR_MAC: Global<[u8; 6]> = Global::new([0; 6]);
 /// 1 where pods' addresses may come in by the underlay outside of the tunnel: nodes do not masquerade.
 #[unsafe(no_mangle)]
 static PLAIN_PODS: Global<u8> = Global::new(0);
+/// 1 where flows of the stack return through the stack; 0 only where nothing translates between pods.
+#[unsafe(no_mangle)]
+static STACK_FLOWS_ON: Global<u8> = Global::new(1);
+/// 1 where what pods send to nodes is the stack's, which masquerades it.
+#[unsafe(no_mangle)]
+static NODES_MASQUERADED: Global<u8> = Global::new(0);
 /// Further flags of `bpf_skb_adjust_room` on decapsulation, where the kernel has them.
 #[unsafe(no_mangle)]
 static DECAP_FLAGS: Global<u64> = Global::new(0);
@@ -100,6 +106,16 @@ pub(crate) fn anchor_mac() -> [u8; 6] {
 #[inline(always)]
 pub(crate) fn plain_pods() -> bool {
     PLAIN_PODS.load() != 0
+}
+
+#[inline(always)]
+pub(crate) fn stack_flows() -> bool {
+    STACK_FLOWS_ON.load() != 0
+}
+
+#[inline(always)]
+pub(crate) fn nodes_masqueraded() -> bool {
+    NODES_MASQUERADED.load() != 0
 }
 
 #[inline(always)]

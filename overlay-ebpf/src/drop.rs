@@ -4,17 +4,19 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT},
-    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    helpers::bpf_ktime_get_ns,
     programs::TcContext,
 };
-use network_types::ip::Ipv4Hdr;
 use overlay_common::{
     maps::Addr,
     reason::{Hook, Reason},
     wire::{ETH_LEN, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ipv4},
 };
 
-use crate::{maps, packet};
+use crate::{
+    maps,
+    packet::{self, Aligned},
+};
 
 /// Where the header that the record describes begins.
 #[derive(Clone, Copy)]
@@ -40,34 +42,6 @@ pub(crate) fn drop(ctx: &TcContext, reason: Reason, hook: Hook, what: Describe) 
     TC_ACT_SHOT
 }
 
-#[inline(always)]
-fn load<T: Copy>(skb: *mut __sk_buff, offset: usize, zero: T) -> Option<T> {
-    let mut value = zero;
-    // SAFETY: `value` is a plain struct of `size_of::<T>()` writable bytes.
-    let rc = unsafe {
-        bpf_skb_load_bytes(
-            skb.cast(),
-            offset as u32,
-            core::ptr::from_mut(&mut value).cast(),
-            size_of::<T>() as u32,
-        )
-    };
-    (rc == 0).then_some(value)
-}
-
-const EMPTY: Ipv4Hdr = Ipv4Hdr {
-    vihl: 0,
-    tos: 0,
-    tot_len: [0; 2],
-    id: [0; 2],
-    frags: [0; 2],
-    ttl: 0,
-    proto: 0,
-    check: [0; 2],
-    src_addr: [0; 4],
-    dst_addr: [0; 4],
-};
-
 /// Writes the record. A full ring loses it; the counter does not.
 #[inline(never)]
 fn record(skb: *mut __sk_buff, reason: u32, hook_and_tunnel: u32, outer_src: u32) {
@@ -89,30 +63,34 @@ fn record(skb: *mut __sk_buff, reason: u32, hook_and_tunnel: u32, outer_src: u32
     event.reserved = 0;
     event.outer_src = if outer_src == 0 { Addr::UNSPECIFIED } else { Addr::v4(outer_src.to_ne_bytes()) };
 
-    let mut ip = EMPTY;
-    let mut ports = [0; 4];
+    let mut ip = Aligned(packet::EMPTY);
+    let mut ports = 0_u32;
     let mut known = false;
     if ether_type == ETHERTYPE_IPV4 {
         let mut offset = ETH_LEN;
         if in_tunnel {
             offset = packet::INNER_OFFSET;
-            if let Some(outer) = load(skb, ETH_LEN, EMPTY) {
-                event.outer_src = Addr::v4(outer.src_addr);
+            if let Some(outer) = packet::load(skb, ETH_LEN, packet::EMPTY) {
+                event.outer_src = Addr::v4(outer.0.src_addr);
             }
         }
-        if let Some(header) = load(skb, offset, EMPTY) {
+        if let Some(header) = packet::load(skb, offset, packet::EMPTY) {
             known = true;
             ip = header;
-            if matches!(ip.proto, PROTO_TCP | PROTO_UDP) && !ipv4::is_later_fragment(&ip) {
-                ports = load(skb, offset + ipv4::header_len(&ip), ports).unwrap_or(ports);
+            let ip = &ip.0;
+            if matches!(ip.proto, PROTO_TCP | PROTO_UDP)
+                && !ipv4::is_later_fragment(ip)
+                && let Some(loaded) = packet::load(skb, offset + ipv4::header_len(ip), 0)
+            {
+                ports = loaded.0;
             }
         }
     }
     let address = |addr| if known { Addr::v4(addr) } else { Addr::UNSPECIFIED };
-    event.src = address(ip.src_addr);
-    event.dst = address(ip.dst_addr);
-    event.protocol = ip.proto;
-    let [s0, s1, d0, d1] = ports;
+    event.src = address(ip.0.src_addr);
+    event.dst = address(ip.0.dst_addr);
+    event.protocol = ip.0.proto;
+    let [s0, s1, d0, d1] = ports.to_ne_bytes();
     event.src_port = u16::from_be_bytes([s0, s1]);
     event.dst_port = u16::from_be_bytes([d0, d1]);
     entry.submit(0);

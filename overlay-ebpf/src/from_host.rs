@@ -15,14 +15,14 @@ use overlay_common::{
     counter::Path,
     maps::{NODE_SELF, Node},
     reason::{Hook, Reason},
-    wire::{ETHERTYPE_IPV4, ecn, ipv4, vxlan::OUTER_TTL},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ecn, ipv4, vxlan::OUTER_TTL},
 };
 
 use crate::{
     config,
     drop::{Describe, drop},
     encap::{self, Inner, Outcome},
-    maps,
+    flows, maps,
     packet::{self, Ipv4Packet, PASS},
 };
 
@@ -47,6 +47,15 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
     // SAFETY: a map value, valid until the program ends.
     if unsafe { (*node).flags } & NODE_SELF != 0 {
         return Err(Reason::NoEndpoint);
+    }
+    let src = u32::from_ne_bytes(packet.ip.src_addr);
+    // What is the node's own, its gateway address included, is answered to the stack in any case.
+    if !packet::take_direct_mark(ctx)
+        && config::stack_flows()
+        && config::in_own_subnet(src)
+        && maps::endpoint(src).is_some()
+    {
+        flows::record(packet::skb(ctx), ETH_LEN as u32);
     }
     let inner = Inner { tos: packet.ip.tos, protocol: packet.ip.proto };
     if ipv4::is_plain(&packet.ip)

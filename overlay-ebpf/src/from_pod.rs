@@ -2,7 +2,7 @@
 //!
 //! A pod may send only with the address and the MAC that its endpoint entry holds. What it sends to another pod goes
 //! there directly or into the tunnel; what it sends to a remote node goes into the tunnel too, so that its address
-//! stays; everything else is the stack's.
+//! stays; everything else is the stack's, and so is what belongs to a flow that came through the stack.
 
 use aya_ebpf::{helpers::bpf_redirect, macros::classifier, programs::TcContext};
 use network_types::{arp::ArpHdr, eth::EthHdr, udp::UdpHdr};
@@ -17,7 +17,7 @@ use crate::{
     config, decap,
     drop::{Describe, drop},
     encap::{self, Inner, Outcome},
-    maps,
+    flows, maps,
     packet::{self, Ipv4Packet, PASS},
 };
 
@@ -71,6 +71,11 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
         return Err(Reason::PodSourceMac);
     }
 
+    // Once for all destinations: what is the stack's in any case pays for a look that it does not need.
+    if ipv4::is_plain(&packet.ip) && flows::returns_to_stack(ctx, &packet.ip, ETH_LEN) {
+        return past_tunnel_port(ctx, packet);
+    }
+
     let dst = u32::from_ne_bytes(packet.ip.dst_addr);
     if config::in_own_subnet(dst) {
         let Some(local) = maps::endpoint(dst) else {
@@ -98,6 +103,9 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
     }
     if !config::in_cluster(dst) {
         check_tunnel_port(ctx, packet)?;
+        if config::nodes_masqueraded() {
+            return Ok(to_stack(ctx));
+        }
     }
     let packet = packet::at::<Ipv4Packet>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `at` checked the bounds.
@@ -125,6 +133,7 @@ fn tunnel(ctx: &TcContext, packet: &mut Ipv4Packet, node: *mut Node) -> i32 {
     {
         return verdict;
     }
+    packet::mark_direct(ctx);
     // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.
     unsafe { bpf_redirect(config::anchor_ifindex(), 0) as i32 }
 }

@@ -15,14 +15,14 @@ use overlay_common::{
     counter::Path,
     maps::NODE_SELF,
     reason::{Hook, Reason},
-    wire::{ETHERTYPE_IPV4, ipv4},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ipv4},
 };
 
 use crate::{
     config,
     decap::{self, Delivery},
     drop::{Describe, drop},
-    maps,
+    flows, maps,
     packet::{self, PACKET_HOST, PASS},
 };
 
@@ -74,6 +74,7 @@ fn ipv4(ctx: &TcContext, outer_src: u32) -> Result<i32, Reason> {
     if let Some(endpoint) = maps::endpoint(dst)
         && ipv4::is_plain(&packet.ip)
         && packet.ip.ttl > 1
+        && !flows::returns_to_stack(ctx, &packet.ip, ETH_LEN)
     {
         ipv4::decrement_ttl(&mut packet.ip);
         maps::count(Path::DecapAnchor, ctx.len());

@@ -16,8 +16,8 @@ use crate::{
     config,
     decap::{self, Delivery},
     drop::{Describe, drop},
-    maps,
-    packet::{self, Ipv4Packet, PACKET_HOST, PASS},
+    flows, maps,
+    packet::{self, INNER_OFFSET, Ipv4Packet, PACKET_HOST, PASS},
 };
 
 const HOOK: Hook = Hook::FromWire;
@@ -59,7 +59,7 @@ fn tunnel(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
         return drop(ctx, reason, HOOK, Describe::Tunnel);
     }
     let Some(endpoint) = maps::endpoint(u32::from_ne_bytes(inner.dst_addr)) else { return PASS };
-    if inner.ttl <= 1 {
+    if inner.ttl <= 1 || flows::returns_to_stack(ctx, inner, INNER_OFFSET) {
         return PASS;
     }
     if packet::gso_size(ctx) == 0 {

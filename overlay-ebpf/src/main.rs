@@ -3,7 +3,7 @@
 //! | program | hook | what it does |
 //! |---|---|---|
 //! | [`from_pod`] | tc ingress of a pod's host side device | checks the sender; to a local pod, into the tunnel, or to the stack |
-//! | [`to_pod`] | tc egress of a pod's host side device | counts what the stack sends to a pod |
+//! | [`to_pod`] | tc egress of a pod's host side device | counts what the stack sends to a pod, and records flows that have to return through it |
 //! | [`from_host`] | tc egress of the anchor device | into the tunnel: host traffic, and what a program could not encapsulate |
 //! | [`from_tunnel`] | tc ingress of the anchor device | checks what the kernel decapsulated; to a pod or to the stack |
 //! | [`from_wire`] | tc ingress of an underlay device | checks and decapsulates natively; the rest goes to the kernel |
@@ -28,6 +28,7 @@ mod config;
 mod decap;
 mod drop;
 mod encap;
+mod flows;
 mod from_host;
 mod from_pod;
 mod from_tunnel;

@@ -117,3 +117,28 @@ pub(crate) fn count(path: Path, bytes: u32) {
 pub(crate) fn count_drop(reason: Reason, bytes: u32) {
     add(DROPS.get_ptr_mut(reason as u32), bytes);
 }
+
+/// Has `STACK_FLOWS` ever had an entry?
+#[inline(always)]
+pub(crate) fn any_flow() -> bool {
+    FLOW_SWITCH.get(0).is_some_and(|switch| *switch != 0)
+}
+
+/// Is there an entry? Asking keeps it young.
+#[inline(always)]
+pub(crate) fn is_recorded(key: &FlowKey) -> bool {
+    STACK_FLOWS.get_ptr(key).is_some()
+}
+
+/// Makes an entry; `false` where the table took none. An entry that is there already may be replaced: it says the same.
+#[inline(always)]
+pub(crate) fn record_flow(key: &FlowKey, flow: &Flow) -> bool {
+    if STACK_FLOWS.insert(key, flow, 0).is_err() {
+        return false;
+    }
+    if let Some(switch) = FLOW_SWITCH.get_ptr_mut(0) {
+        // SAFETY: one aligned word; whoever writes it writes the same.
+        unsafe { switch.write_volatile(1) };
+    }
+    true
+}

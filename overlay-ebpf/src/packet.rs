@@ -6,6 +6,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, TC_ACT_UNSPEC},
+    helpers::bpf_skb_load_bytes,
     programs::TcContext,
 };
 use network_types::{eth::EthHdr, ip::Ipv4Hdr};
@@ -45,6 +46,40 @@ pub(crate) fn pulled<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     at(ctx, offset)
 }
 
+/// For word access to the stack, which the verifier wants aligned whatever the compiler may do to packets.
+#[repr(C, align(8))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
+/// A copy of the `T` at `offset`, wherever in the packet that is; `None` where it does not fit. Moves nothing.
+#[inline(always)]
+pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: usize, zero: T) -> Option<Aligned<T>> {
+    let mut value = Aligned(zero);
+    // SAFETY: `value` is a plain struct of `size_of::<T>()` writable bytes.
+    let rc = unsafe {
+        bpf_skb_load_bytes(
+            skb.cast(),
+            offset as u32,
+            core::ptr::from_mut(&mut value.0).cast(),
+            size_of::<T>() as u32,
+        )
+    };
+    (rc == 0).then_some(value)
+}
+
+/// What [`load`] is to fill.
+pub(crate) const EMPTY: Ipv4Hdr = Ipv4Hdr {
+    vihl: 0,
+    tos: 0,
+    tot_len: [0; 2],
+    id: [0; 2],
+    frags: [0; 2],
+    ttl: 0,
+    proto: 0,
+    check: [0; 2],
+    src_addr: [0; 4],
+    dst_addr: [0; 4],
+};
+
 /// The Ethernet header and an IPv4 header without its options.
 #[repr(C)]
 pub(crate) struct Ipv4Packet {
@@ -81,6 +116,27 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 pub(crate) fn pkt_type(ctx: &TcContext) -> u32 {
     // SAFETY: reading a field of the context.
     unsafe { (*skb(ctx)).pkt_type }
+}
+
+/// `skb->mark` between `from_pod` and `from_host`: the stack has not seen this packet, it comes by way of the anchor
+/// device because it could not be encapsulated at once. Nothing runs between the two; other marks are none of ours.
+const DIRECT: u32 = 0x6f76_6c79;
+
+/// Marks a packet for `from_host`. The mark of a packet from a pod is 0: it has changed its namespace.
+#[inline(always)]
+pub(crate) fn mark_direct(ctx: &TcContext) {
+    ctx.set_mark(DIRECT);
+}
+
+/// Takes the mark off; was it there?
+#[inline(always)]
+pub(crate) fn take_direct_mark(ctx: &TcContext) -> bool {
+    // SAFETY: reading a field of the context.
+    if unsafe { (*skb(ctx)).mark } != DIRECT {
+        return false;
+    }
+    ctx.set_mark(0);
+    true
 }
 
 /// A MAC address as it lies in a header.

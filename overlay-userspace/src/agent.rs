@@ -28,9 +28,11 @@ use crate::{
 
 mod anchor;
 mod filter;
+mod flows;
 mod host_ports;
 mod local;
 mod news;
+mod node_routes;
 mod nodes;
 mod pods;
 mod reconcile;

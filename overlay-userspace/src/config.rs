@@ -97,9 +97,17 @@ pub struct Network {
     /// Masquerade what pods send to the world.
     #[serde(default = "default_true")]
     pub masquerade: bool,
+    /// Destinations that are never masqueraded; of no effect where `masquerade` is off.
+    #[serde(default)]
+    pub no_masquerade: Vec<IpNet>,
+    /// What pods send to other nodes' addresses leaves with this node's address, outside of the tunnel.
+    #[serde(default)]
+    pub masquerade_to_nodes: bool,
     /// How programs are attached.
     #[serde(default)]
     pub attach: Attach,
+    /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
+    pub stack_flows: Option<u32>,
 }
 
 const fn default_vni() -> u32 {
@@ -192,7 +200,7 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidr, vni, port, mtu, .. } = network;
+    let Network { cidr, vni, port, mtu, stack_flows, .. } = network;
     if cidr.addr() != cidr.network() {
         return Err(format!("network.cidr {cidr} has host bits set: write {}", cidr.trunc()));
     }
@@ -217,6 +225,31 @@ fn check_network(network: &Network) -> Result<(), String> {
         && !(576..=65_485).contains(mtu)
     {
         return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
+    }
+    if let Some(entries) = stack_flows
+        && *entries != 0
+        && !(1024..=1 << 24).contains(entries)
+    {
+        return Err(format!(
+            "network.stack_flows {entries} is neither 0 (off) nor within 1024 to 16777216: leave it out to follow \
+             nf_conntrack_max"
+        ));
+    }
+    if network.masquerade_to_nodes && !network.masquerade {
+        return Err("network.masquerade_to_nodes needs network.masquerade: remove one of the two".into());
+    }
+    for net in &network.no_masquerade {
+        if net.addr() != net.network() {
+            return Err(format!("network.no_masquerade {net} has host bits set: write {}", net.trunc()));
+        }
+        if net.addr().is_ipv6() {
+            return Err(format!("network.no_masquerade {net}: this version carries IPv4 only"));
+        }
+        if net.prefix_len() == 0 {
+            return Err(format!(
+                "network.no_masquerade {net} is everything: write masquerade = false instead"
+            ));
+        }
     }
     Ok(())
 }
@@ -269,13 +302,24 @@ mod tests {
     fn a_small_file_gets_the_documented_defaults() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.node, "n1");
-        let Network { cidr, vni, port, mtu, interface, masquerade, attach } = config.network;
+        let Network {
+            cidr,
+            vni,
+            port,
+            mtu,
+            interface,
+            masquerade,
+            no_masquerade,
+            masquerade_to_nodes,
+            attach,
+            stack_flows,
+        } = config.network;
         assert_eq!(
             (cidr.to_string().as_str(), vni, port, mtu, interface),
             ("10.244.0.0/16", 1, 8472, None, None)
         );
-        assert!(masquerade);
-        assert_eq!(attach, Attach::Auto);
+        assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
+        assert_eq!((attach, stack_flows), (Attach::Auto, None));
         assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
     }
 
@@ -297,6 +341,18 @@ mod tests {
         refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
         refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
         refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
+        refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
+        let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
+        refused(
+            &never("192.168.1.0/16"),
+            "network.no_masquerade 192.168.1.0/16 has host bits set: write 192.168.0.0/16",
+        );
+        refused(&never("fd00::/48"), "network.no_masquerade fd00::/48: this version carries IPv4 only");
+        refused(&never("0.0.0.0/0"), "write masquerade = false instead");
+        refused(&never("192.168.0.0"), "no_masquerade");
+        let nodes_only =
+            GOOD.replace("[network]", "[network]\nmasquerade = false\nmasquerade_to_nodes = true");
+        refused(&nodes_only, "masquerade_to_nodes needs network.masquerade");
         refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
         refused(&GOOD.replace("\"n1\"\n        [network]", "\"nx\"\n        [network]"), "nx");

@@ -5,6 +5,7 @@
 //! - [`object`]: the embedded object, its constants, loading
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
+//! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the ring buffer of drop records
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
@@ -22,6 +23,7 @@ use aya::{
 
 pub mod attach;
 pub mod events;
+pub mod flows;
 pub mod kernel;
 pub mod object;
 pub mod pins;

@@ -32,7 +32,7 @@ use crate::{
         tables::{self, Endpoints, LocalTable},
     },
     host::{
-        conntrack::{self, Flow},
+        conntrack::{self, Connection},
         netlink::{Netlink, NetlinkError},
         nft::{
             NftError,
@@ -192,10 +192,10 @@ impl HostPorts {
         // Flows from before go to the node itself, or to a pod that is gone.
         let local = local_addresses().unwrap_or_default();
         forget(&mappings, |mapping, flow| {
-            let to = *flow.destination.ip();
+            let to = flow.original.dst;
             mapping.address.is_none_or(|address| address == to)
                 && (to.is_loopback() || local.contains(&to))
-                && *flow.answers.ip() != mapping.pod
+                && flow.reply.src != mapping.pod
         });
         Ok(())
     }
@@ -282,7 +282,7 @@ impl HostPorts {
     /// Removes entries whose rules are gone, and ends flows of theirs.
     fn remove(&mut self, entries: &[Entry]) -> Result<(), PortsError> {
         let mappings = mappings(entries);
-        forget(&mappings, |mapping, flow| *flow.answers.ip() == mapping.pod);
+        forget(&mappings, |mapping, flow| flow.reply.src == mapping.pod);
         for (port, _) in entries {
             self.table.release(*port)?;
         }
@@ -339,7 +339,7 @@ fn mappings(entries: &[Entry]) -> Vec<Mapping> {
 
 /// Ends the flows of UDP to the ports of these mappings that are `stale`. A kernel without ctnetlink is no reason to refuse
 /// a pod: there they end when they are silent.
-fn forget(mappings: &[Mapping], stale: impl Fn(&Mapping, &Flow) -> bool) {
+fn forget(mappings: &[Mapping], stale: impl Fn(&Mapping, &Connection) -> bool) {
     let mut by_port: HashMap<u16, Vec<&Mapping>> = HashMap::new();
     for mapping in mappings.iter().filter(|mapping| mapping.protocol == PortProtocol::Udp) {
         by_port.entry(mapping.port).or_default().push(mapping);
@@ -347,7 +347,7 @@ fn forget(mappings: &[Mapping], stale: impl Fn(&Mapping, &Flow) -> bool) {
     if by_port.is_empty() {
         return;
     }
-    let led = |flow: &Flow| by_port.get(&flow.destination.port()).map_or(&[][..], Vec::as_slice);
+    let led = |flow: &Connection| by_port.get(&flow.original.dst_port).map_or(&[][..], Vec::as_slice);
     match conntrack::forget_udp(|flow| led(flow).iter().any(|mapping| stale(mapping, flow))) {
         Ok(0) => {}
         Ok(count) => log::info!("ended {count} flows of UDP to host ports that have changed"),

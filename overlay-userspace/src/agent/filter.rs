@@ -1,17 +1,18 @@
 //! The packet filter: masquerade towards the world, and the slow path's way through foreign chains that drop.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::IpAddr};
 
 use anyhow::anyhow;
 use ipnet::{IpNet, Ipv4Net};
 use log::{info, warn};
 
+use super::anchor::Anchor;
 use crate::{
+    cluster::NodeSpec,
     config::Config,
     host::nft::{
-        TABLE, forward,
-        masquerade::{self, Masquerade},
-        ports,
+        TABLE, forward, ports,
+        source_nat::{self, Masquerade, SourceNat},
     },
 };
 
@@ -31,26 +32,24 @@ impl PacketFilter {
         let Config { network, nodes, .. } = config;
         let cluster =
             v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-        let changed = if network.masquerade {
-            masquerade::ensure(&Masquerade {
-                subnets: v4(nodes.own().subnet).into_iter().collect(),
-                cluster,
-                nodes: nodes
-                    .nodes()
-                    .iter()
-                    .filter_map(|node| match node.address {
-                        std::net::IpAddr::V4(v4) => Some(v4),
-                        std::net::IpAddr::V6(_) => None,
-                    })
-                    .collect(),
-                port: network.port,
-            })?
-        } else {
-            masquerade::remove()?
+        let address = |node: &NodeSpec| match node.address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
         };
+        let changed = source_nat::ensure(&SourceNat {
+            subnets: v4(nodes.own().subnet).into_iter().collect(),
+            cluster,
+            anchor: Anchor::name_of(network.vni),
+            masquerade: network.masquerade.then(|| Masquerade {
+                nodes: nodes.nodes().iter().filter_map(address).collect(),
+                to_nodes: network.masquerade_to_nodes,
+                never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
+                port: network.port,
+            }),
+        })?;
         if changed {
             self.made = true;
-            info!("masquerade to the world: {}", if network.masquerade { "set" } else { "removed" });
+            info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
         }
         let found = forward::ensure(network.cidr)?;
         for chain in found.chains.iter().filter(|chain| chain.changed) {
@@ -77,7 +76,7 @@ impl PacketFilter {
         if !std::mem::take(&mut self.made) {
             return;
         }
-        for result in [masquerade::remove().map(drop), forward::remove().map(drop)] {
+        for result in [source_nat::remove().map(drop), forward::remove().map(drop)] {
             if let Err(e) = result {
                 warn!("take back the packet filter rules: {e}");
             }

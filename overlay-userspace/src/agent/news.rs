@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, fmt::Display};
 
+use ipnet::IpNet;
+
 use crate::{
     cluster::NodeSpec,
     config::{Config, Network},
@@ -39,7 +41,18 @@ pub(super) fn news(before: &Config, now: &Config) -> Vec<String> {
 }
 
 fn network(before: &Network, now: &Network) -> Vec<String> {
-    let Network { cidr, vni, port, mtu, interface, masquerade, attach } = now;
+    let Network {
+        cidr,
+        vni,
+        port,
+        mtu,
+        interface,
+        masquerade,
+        no_masquerade,
+        masquerade_to_nodes,
+        attach,
+        stack_flows,
+    } = now;
     [
         changed("cidr", before.cidr, cidr),
         changed("vni", before.vni, vni),
@@ -47,7 +60,10 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         changed("mtu", or_auto(before.mtu.as_ref()), or_auto(mtu.as_ref())),
         changed("interface", or_auto(before.interface.as_ref()), or_auto(interface.as_ref())),
         changed("masquerade", before.masquerade, masquerade),
+        changed("no_masquerade", or_nothing(&before.no_masquerade), or_nothing(no_masquerade)),
+        changed("masquerade_to_nodes", before.masquerade_to_nodes, masquerade_to_nodes),
         changed("attach", before.attach, attach),
+        changed("stack_flows", or_auto(before.stack_flows), or_auto(*stack_flows)),
     ]
     .into_iter()
     .flatten()
@@ -61,6 +77,13 @@ fn changed(key: &str, before: impl Display, now: impl Display) -> Option<String>
 
 fn or_auto(value: Option<impl Display>) -> String {
     value.map_or_else(|| "automatic".into(), |value| value.to_string())
+}
+
+fn or_nothing(nets: &[IpNet]) -> String {
+    match nets {
+        [] => "nothing".into(),
+        nets => nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +145,16 @@ mod tests {
                 "network.port is 4789 now, was 8472",
                 "network.mtu is 1400 now, was automatic",
                 "network.attach is tcx now, was auto",
+            ],
+        );
+        said(
+            &FILE.replace(
+                "[network]",
+                "[network]\nno_masquerade = [\"192.168.0.0/16\", \"172.16.0.0/12\"]\nmasquerade_to_nodes = true",
+            ),
+            &[
+                "network.no_masquerade is 192.168.0.0/16, 172.16.0.0/12 now, was nothing",
+                "network.masquerade_to_nodes is true now, was false",
             ],
         );
     }

@@ -19,8 +19,10 @@ use super::{
     Options,
     anchor::{Anchor, forwarding, reconcile_routes},
     filter::PacketFilter,
+    flows::{self, Growth, Sweep},
     host_ports, local,
     news::news,
+    node_routes,
     nodes::{self, Difference},
     pods::Pods,
     wire::Wire,
@@ -30,6 +32,7 @@ use crate::{
     config::{Attach, Config},
     datapath::{
         attach::{Attached, Device, Programs, Role},
+        flows::pinned_capacity,
         kernel, object,
         object::Constants,
         pins::Pins,
@@ -89,6 +92,8 @@ pub(super) struct Reconciler {
     pods: Pods,
     filter: PacketFilter,
     wire: Option<Wire>,
+    growth: Option<Growth>,
+    sweep: Sweep,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
 }
@@ -105,6 +110,8 @@ impl Reconciler {
             pods: Pods::default(),
             filter: PacketFilter::default(),
             wire: None,
+            growth: None,
+            sweep: Sweep::default(),
             mtu: 0,
         }
     }
@@ -188,11 +195,25 @@ impl Reconciler {
         // A pod that cannot be helped is no reason not to start.
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
+        if let Some(growth) = self.growth.take() {
+            pass.step(growth.copy(&self.pins).map_err(Into::into))?;
+        }
         pass.step(self.remove_nodes(&stale))?;
         if let Some(anchor) = &anchor {
             pass.step(forwarding(&anchor.name))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
+        }
+        if scope == Scope::Everything {
+            if let Some(anchor) = &anchor {
+                let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
+                let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
+                pass.step(routes.map_err(Into::into))?;
+            }
+            // Without conntrack there is nothing to compare with, and nothing that translates.
+            if let Err(e) = self.sweep.run(&self.pins) {
+                log::debug!("sweep the flows of the stack: {e:#}");
+            }
         }
         if !pass.first && scope == Scope::Everything {
             pass.step(self.filter.ensure(&self.config))?;
@@ -257,6 +278,9 @@ impl Reconciler {
             };
         }
         let reload = self.loaded.is_some();
+        if self.growth.is_none() {
+            self.growth = Growth::begin(&self.pins, constants.flow_entries)?;
+        }
         let mut loaded = object::load(&self.pins, &constants)?;
         for facts in &loaded.facts {
             log::debug!(
@@ -265,6 +289,9 @@ impl Reconciler {
                 facts.verified_instructions,
                 facts.jited_bytes
             );
+        }
+        if let Some(growth) = &self.growth {
+            growth.copy(&self.pins)?;
         }
         let stale = self.fill_nodes()?;
         self.program_log = None;
@@ -323,6 +350,9 @@ impl Reconciler {
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,
+            stack_flows: network.stack_flows != Some(0),
+            flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
+            nodes_masqueraded: network.masquerade_to_nodes,
             log_level: self.program_log_level,
         })
     }

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::Ipv4Net;
 use log::warn;
 
 use crate::{
@@ -24,6 +25,7 @@ pub(super) struct Before {
     pinned: HashSet<PathBuf>,
     links: HashSet<String>,
     routes: Vec<Route>,
+    rules: Vec<(Ipv4Net, u32)>,
 }
 
 impl Before {
@@ -36,6 +38,7 @@ impl Before {
             pinned: below(&root).into_iter().collect(),
             links: netlink.links()?.into_iter().map(|link| link.name).collect(),
             routes: netlink.routes(Some(ROUTE_PROTOCOL))?,
+            rules: netlink.source_rules()?,
             root,
         })
     }
@@ -56,6 +59,11 @@ impl Before {
         };
         if !self.links.contains(anchor) {
             report(&anchor, netlink.delete_link(anchor));
+        }
+        for (source, table) in netlink.source_rules().unwrap_or_default() {
+            if !self.rules.contains(&(source, table)) {
+                report(&format_args!("rule from {source}"), netlink.delete_source_rule(source, table));
+            }
         }
         // The routes through the anchor have gone with it.
         let routes = netlink.routes(Some(ROUTE_PROTOCOL)).unwrap_or_default();

@@ -68,6 +68,9 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
             anchor_ifindex: 1,
             anchor_mac: GATEWAY_MAC,
             plain_pods: false,
+            stack_flows: true,
+            flow_entries: 1024,
+            nodes_masqueraded: false,
             log_level: 0,
         };
         object::load(&node.pins, &constants).unwrap();

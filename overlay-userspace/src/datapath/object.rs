@@ -44,6 +44,12 @@ pub struct Constants {
     pub anchor_mac: [u8; 6],
     /// Pods' addresses may come in by the underlay outside of the tunnel, because nodes do not masquerade them.
     pub plain_pods: bool,
+    /// Flows of the stack return through the stack.
+    pub stack_flows: bool,
+    /// Entries of their table, where it is not pinned yet.
+    pub flow_entries: u32,
+    /// What pods send to nodes is the stack's, which masquerades it.
+    pub nodes_masqueraded: bool,
     /// Level of the programs' own diagnostics; 0 is off and costs nothing.
     pub log_level: u8,
 }
@@ -155,6 +161,9 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         anchor_ifindex,
         anchor_mac,
         plain_pods,
+        stack_flows,
+        flow_entries,
+        nodes_masqueraded,
         log_level,
     } = constants;
     let address = |ip: Ipv4Addr| raw(ip.to_bits());
@@ -169,7 +178,8 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         ("ANCHOR_IFINDEX", *anchor_ifindex),
     ];
     let decap_flags = kernel::decap_l4_udp_flag();
-    let plain_pods = u8::from(*plain_pods);
+    let [plain_pods, stack_flows, nodes_masqueraded] =
+        [*plain_pods, *stack_flows, *nodes_masqueraded].map(u8::from);
     let any_gso = u8::from(decap_flags.is_some());
     let decap_flags = decap_flags.unwrap_or(0);
     let paths = LAYOUTS.map(|layout| (layout.name, pins.map(layout.name)));
@@ -183,9 +193,12 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         .override_global("TUNNEL_PORT", port, true)
         .override_global("ANCHOR_MAC", anchor_mac, true)
         .override_global("PLAIN_PODS", &plain_pods, true)
+        .override_global("STACK_FLOWS_ON", &stack_flows, true)
+        .override_global("NODES_MASQUERADED", &nodes_masqueraded, true)
         .override_global("DECAP_FLAGS", &decap_flags, true)
         .override_global("DECAP_ANY_GSO", &any_gso, true)
         .override_global("AYA_LOG_LEVEL", log_level, true);
+    loader.map_max_entries("STACK_FLOWS", *flow_entries);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -19,7 +19,7 @@ const NOEXIST: u64 = 1;
 /// `BPF_EXIST`: only replace.
 const EXIST: u64 = 2;
 
-fn open(path: &FsPath) -> Result<MapData, DatapathError> {
+pub(super) fn open(path: &FsPath) -> Result<MapData, DatapathError> {
     MapData::from_pin(path).map_err(|e| match Cause::from(e) {
         Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => {
             DatapathError::NotPinned { path: path.to_owned() }

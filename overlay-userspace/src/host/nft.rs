@@ -1,6 +1,7 @@
 //! What the node's packet filter has to do for pods, by way of the `nft` program.
 //!
-//! * [`masquerade`] – our own table `ip overlay`: pods reach the world with the node's address;
+//! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
+//!   Service have sources that keep them apart from others and that other nodes believe;
 //! * [`ports`] – our own table `ip overlay-ports`: ports of the node lead to pods;
 //! * [`forward`] – accepts in foreign chains whose policy would drop what is forwarded for pods.
 //!
@@ -9,8 +10,8 @@
 //! calling thread.
 
 pub mod forward;
-pub mod masquerade;
 pub mod ports;
+pub mod source_nat;
 
 use std::{
     fs::File,

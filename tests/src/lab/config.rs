@@ -34,9 +34,18 @@ pub struct Network {
     pub interface: Option<String>,
     /// Whether pods reach the world under their node's address.
     pub masquerade: bool,
+    /// Destinations that are never masqueraded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub no_masquerade: Vec<Ipv4Net>,
+    /// Whether pods reach other nodes under their node's address, past the tunnel; left out of the file when not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub masquerade_to_nodes: bool,
     /// `auto`, `tcx` or `clsact`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attach: Option<String>,
+    /// Entries of the table of flows that return through the stack; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_flows: Option<u32>,
 }
 
 impl Default for Network {
@@ -48,7 +57,10 @@ impl Default for Network {
             mtu: None,
             interface: None,
             masquerade: true,
+            no_masquerade: Vec::new(),
+            masquerade_to_nodes: false,
             attach: None,
+            stack_flows: None,
         }
     }
 }

@@ -20,6 +20,7 @@ use overlay_common::{
 };
 use overlay_userspace::datapath::{
     events::Events,
+    flows::StackFlows,
     object::{self, Constants, Loaded},
     pins::Pins,
     run::{Context, Verdict, run},
@@ -75,6 +76,8 @@ pub(crate) struct Bed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counted {
     As(Path),
+    /// Two of them, each by one: in the order of the counters.
+    Both(Path, Path),
     Dropped(Reason),
     Nowhere,
 }
@@ -197,6 +200,10 @@ impl Bed {
         Nodes::open(&self.pins).unwrap().entries().unwrap().into_iter().find(|(k, _)| *k == key).unwrap().1
     }
 
+    pub(crate) fn flows(&self) -> StackFlows {
+        StackFlows::open(&self.pins).unwrap()
+    }
+
     pub(crate) fn program_pin(&self, name: &str) -> PathBuf {
         self.pins.program(name)
     }
@@ -247,7 +254,11 @@ impl Bed {
                 .filter(|((_, before), (_, after))| after != before)
                 .map(|((what, before), (_, after))| (*what, after - before))
                 .collect();
-            let wanted = if counted == Counted::Nowhere { vec![] } else { vec![(counted, 1)] };
+            let wanted = match counted {
+                Counted::Nowhere => vec![],
+                Counted::Both(one, other) => vec![(Counted::As(one), 1), (Counted::As(other), 1)],
+                one => vec![(one, 1)],
+            };
             assert_eq!(moved, wanted, "{name}: counters");
         }
     }
@@ -274,6 +285,9 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
         anchor_ifindex,
         anchor_mac: ANCHOR_MAC,
         plain_pods: false,
+        stack_flows: true,
+        flow_entries: 4096,
+        nodes_masqueraded: false,
         log_level: 0,
     }
 }

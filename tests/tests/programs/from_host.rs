@@ -57,7 +57,10 @@ fn the_nodes_own_traffic_enters_the_tunnel() {
         bed.check(vec![
             case(bed, "from the gateway address", &udp),
             case(bed, "from the node's address", &Ip { src: VTEP, ..udp.clone() }),
-            case(bed, "a pod's, after a Service", &Ip { src: POD, ttl: 63, ..udp.clone() }),
+            Case {
+                counted: Counted::Both(Path::EncapNative, Path::FlowRecorded),
+                ..case(bed, "a pod's, after a Service", &Ip { src: POD, ttl: 63, ..udp.clone() })
+            },
             case(bed, "TTL 1 goes one hop", &Ip { ttl: 1, ..udp.clone() }),
             case(bed, "TCP", &Ip::tcp(GATEWAY, REMOTE_POD, 1410)),
         ]);

@@ -12,6 +12,7 @@
 
 mod bed;
 mod budget;
+mod flows;
 mod from_host;
 mod from_pod;
 mod from_tunnel;

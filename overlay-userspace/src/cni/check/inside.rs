@@ -61,9 +61,10 @@ pub(super) fn check(
             && route.oif != Some(link.index)
     };
     if main.iter().any(elsewhere) {
-        findings.unless(!pod.netlink.source_rules(*address)?.is_empty(), || {
-            format!("the pod's rule for what it sends from {address} is missing (ip rule)")
-        });
+        findings.unless(
+            pod.netlink.source_rules()?.iter().any(|(source, _)| *source == (*address).into()),
+            || format!("the pod's rule for what it sends from {address} is missing (ip rule)"),
+        );
     }
     // In any table by this device, or in the main one by any: where a later plugin has moved it.
     let mut routes = pod.netlink.routes_of_link(link.index)?;

@@ -102,11 +102,16 @@ impl fmt::Display for Route {
 impl Netlink {
     /// Routes of the main table, IPv4 first; only those of one protocol id if that is given.
     pub fn routes(&mut self, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_of_table(RouteHeader::RT_TABLE_MAIN, protocol)
+    }
+
+    /// As [`Netlink::routes`], of another table.
+    pub fn routes_of_table(&mut self, table: u8, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.table = table;
             message.header.protocol = protocol.unwrap_or(0).into();
             let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
                 Ok(replies) => replies,
@@ -117,7 +122,7 @@ impl Netlink {
             routes.extend(
                 replies
                     .into_iter()
-                    .filter_map(|reply| into_route(reply, family, Some(RouteHeader::RT_TABLE_MAIN)))
+                    .filter_map(|reply| into_route(reply, family, Some(table)))
                     .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol)),
             );
         }

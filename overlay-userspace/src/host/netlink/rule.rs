@@ -1,10 +1,11 @@
 //! Policy rules by source address, and the tables that they lead to (ip-rule(8)), IPv4.
 //!
 //! Called by the CNI plugin for a pod that is on this network more than once: what it sends from each address has to leave
-//! by the device of that address.
+//! by the device of that address; and by the agent, for what leaves the node from a pod's address.
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -21,13 +22,13 @@ use super::{
 /// Before the main table (32766), and after what people write by hand without a priority of their own below it.
 const PRIORITY: u32 = 7900;
 
-fn rule(from: Ipv4Addr, table: u32) -> RuleMessage {
+fn rule(from: Ipv4Net, table: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = AddressFamily::Inet;
-    rule.header.src_len = 32;
+    rule.header.src_len = from.prefix_len();
     rule.header.action = RuleAction::ToTable;
     rule.attributes = vec![
-        RuleAttribute::Source(from.into()),
+        RuleAttribute::Source(from.network().into()),
         RuleAttribute::Priority(PRIORITY),
         RuleAttribute::Table(table),
         RuleAttribute::Protocol(ROUTE_PROTOCOL.into()),
@@ -37,7 +38,12 @@ fn rule(from: Ipv4Addr, table: u32) -> RuleMessage {
 
 impl Netlink {
     /// Makes what is sent from `from` look into `table` before the main one. One that exists is fine.
-    pub fn add_source_rule(&mut self, from: Ipv4Addr, table: u32) -> Result<(), NetlinkError> {
+    pub fn add_source_rule(
+        &mut self,
+        from: impl Into<Ipv4Net>,
+        table: impl Into<u32>,
+    ) -> Result<(), NetlinkError> {
+        let (from, table) = (from.into(), table.into());
         match self.execute(RouteNetlinkMessage::NewRule(rule(from, table)), NLM_F_CREATE | NLM_F_EXCL) {
             Err(failure) if !failure.is(Errno::EEXIST) => {
                 Err(failure.during(format!("write the rule from {from} to table {table}")))
@@ -46,40 +52,55 @@ impl Netlink {
         }
     }
 
-    /// The tables that rules of ours lead to for this source.
-    pub fn source_rules(&mut self, from: Ipv4Addr) -> Result<Vec<u32>, NetlinkError> {
+    /// All rules of ours: source and table.
+    pub fn source_rules(&mut self) -> Result<Vec<(Ipv4Net, u32)>, NetlinkError> {
         let mut request = RuleMessage::default();
         request.header.family = AddressFamily::Inet;
         let replies = self
             .dump(&RouteNetlinkMessage::GetRule(request))
             .map_err(|failure| failure.during("list rules".into()))?;
-        let table = |reply| {
+        let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
+        let read = |reply| {
             let RouteNetlinkMessage::NewRule(rule) = reply else { return None };
-            let source = RuleAttribute::Source(IpAddr::from(from));
-            let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
-            if rule.header.src_len != 32
-                || !rule.attributes.contains(&source)
-                || !rule.attributes.contains(&ours)
-            {
+            if !rule.attributes.contains(&ours) {
                 return None;
             }
-            rule.attributes.iter().find_map(|attribute| match attribute {
-                RuleAttribute::Table(table) => Some(*table),
-                _ => None,
-            })
+            let mut source = None;
+            let mut table = None;
+            for attribute in &rule.attributes {
+                match attribute {
+                    RuleAttribute::Source(IpAddr::V4(address)) => {
+                        source = Ipv4Net::new(*address, rule.header.src_len).ok();
+                    }
+                    RuleAttribute::Table(number) => table = Some(*number),
+                    _ => {}
+                }
+            }
+            source.zip(table)
         };
-        Ok(replies.into_iter().filter_map(table).collect())
+        Ok(replies.into_iter().filter_map(read).collect())
+    }
+
+    /// Deletes a rule of ours; missing is fine.
+    pub fn delete_source_rule(
+        &mut self,
+        from: impl Into<Ipv4Net>,
+        table: impl Into<u32>,
+    ) -> Result<(), NetlinkError> {
+        let (from, table) = (from.into(), table.into());
+        match self.execute(RouteNetlinkMessage::DelRule(rule(from, table)), 0) {
+            Err(failure) if !failure.is(Errno::ENOENT) => {
+                Err(failure.during(format!("delete the rule from {from} to table {table}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Deletes the rules of ours for this source; a table goes with the devices that its routes use.
     pub fn delete_source_rules(&mut self, from: Ipv4Addr) -> Result<(), NetlinkError> {
-        for table in self.source_rules(from)? {
-            match self.execute(RouteNetlinkMessage::DelRule(rule(from, table)), 0) {
-                Err(failure) if !failure.is(Errno::ENOENT) => {
-                    return Err(failure.during(format!("delete the rule from {from} to table {table}")));
-                }
-                _ => {}
-            }
+        let from = Ipv4Net::from(from);
+        for (_, table) in self.source_rules()?.into_iter().filter(|(source, _)| *source == from) {
+            self.delete_source_rule(from, table)?;
         }
         Ok(())
     }
@@ -92,6 +113,19 @@ impl Netlink {
         message.attributes.push(RouteAttribute::Table(table));
         self.execute(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(|failure| failure.during(format!("write route {route} in table {table}")))
+    }
+
+    /// As [`Netlink::delete_route`], in another table than the main one.
+    pub fn delete_route_in(&mut self, table: u32, route: &Route) -> Result<(), NetlinkError> {
+        let mut message = message(route);
+        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        message.attributes.push(RouteAttribute::Table(table));
+        match self.execute(RouteNetlinkMessage::DelRoute(message), 0) {
+            Err(failure) if !failure.is(Errno::ESRCH) && !failure.is(Errno::ENODEV) => {
+                Err(failure.during(format!("delete route {route} in table {table}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -112,14 +146,18 @@ mod tests {
             let index = netlink.link("d0").unwrap().unwrap().index;
             let default = "0.0.0.0/0".parse().unwrap();
             netlink.replace_route_in(7903, &Route::unicast(default, index)).unwrap();
-            netlink.add_source_rule(from, 7903).unwrap();
-            netlink.add_source_rule(from, 7903).unwrap();
-            assert_eq!(netlink.source_rules(from).unwrap(), [7903]);
-            assert_eq!(netlink.source_rules(Ipv4Addr::new(10, 0, 0, 2)).unwrap(), [0_u32; 0]);
+            netlink.add_source_rule(from, 7903_u32).unwrap();
+            netlink.add_source_rule(from, 7903_u32).unwrap();
+            netlink.add_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
+            let mut rules = netlink.source_rules().unwrap();
+            rules.sort();
+            assert_eq!(rules, [(from.into(), 7903), ("10.9.0.0/16".parse().unwrap(), 79)]);
+            netlink.delete_source_rules(Ipv4Addr::new(10, 9, 0, 0)).unwrap();
+            netlink.delete_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
             assert!(run("ip route get 192.0.2.1 from 10.0.0.1").contains("dev d0 table 7903"));
             assert_eq!(run("ip -4 route show"), "", "the main table is left alone");
             netlink.delete_source_rules(from).unwrap();
-            assert_eq!(netlink.source_rules(from).unwrap(), [0_u32; 0]);
+            assert_eq!(netlink.source_rules().unwrap(), []);
             netlink.delete_source_rules(from).unwrap();
         });
     }
