@@ -17,6 +17,7 @@ use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Seek as _, Write as _},
+    path::Path,
     process::Command,
 };
 
@@ -67,6 +68,10 @@ pub enum NftError {
     },
 }
 
+/// Where programs of the system are, where there is no `PATH`: a runtime may start a plugin with no environment but the
+/// specification's.
+const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
 /// Runs a program with `input`, and returns its output.
 fn run(
     program: &'static str,
@@ -83,7 +88,17 @@ fn run(
     // script for the whole.
     let mut file = File::from(memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?);
     file.write_all(input.as_bytes()).and_then(|()| file.rewind()).map_err(failed)?;
-    let output = Command::new(program).args(arguments).stdin(file).output().map_err(failed)?;
+    let start = |path: &Path| Command::new(path).args(arguments).stdin(file.try_clone()?).output();
+    let absent = |cause: &io::Error| cause.kind() == io::ErrorKind::NotFound;
+    let mut output = start(Path::new(program));
+    if std::env::var_os("PATH").is_none() {
+        for dir in SYSTEM_DIRS.iter().map(Path::new) {
+            if output.as_ref().is_err_and(absent) {
+                output = start(&dir.join(program));
+            }
+        }
+    }
+    let output = output.map_err(failed)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let message = stderr.lines().next().unwrap_or("nothing").trim().to_owned();
