@@ -144,34 +144,49 @@ impl HostPorts {
         }
     }
 
-    /// Takes all of `wanted`, which are one owner's, and leads them to it; what it held before is given back.
+    /// Takes all of `wanted`, which are one owner's, and leads them to it; what it held before is given back. A port that
+    /// another interface of the same container has stays there: runtimes ask for a container's ports on each of its
+    /// networks. Returns how many were taken.
     ///
     /// # Errors
     ///
     /// Then it holds none, or giving them back has failed as well and [`HostPorts::release`] can be repeated.
-    pub fn take(&mut self, pins: &Pins, wanted: &[Entry]) -> Result<(), PortsError> {
-        let Some(owner) = wanted.first().map(|(_, target)| target.owner) else { return Ok(()) };
+    pub fn take(&mut self, pins: &Pins, wanted: &[Entry]) -> Result<usize, PortsError> {
+        let Some(owner) = wanted.first().map(|(_, target)| target.owner) else { return Ok(0) };
         self.release(&owner)?;
         let mut held: HashMap<(u16, u8), Vec<Entry>> = HashMap::new();
         for entry in self.table.entries()? {
             held.entry((entry.0.port, entry.0.protocol)).or_default().push(entry);
         }
-        for (port, _) in wanted {
+        let mut free = Vec::new();
+        for entry @ (port, _) in wanted {
             let same = held.get(&(port.port, port.protocol)).map_or(&[][..], Vec::as_slice);
+            let mut is_free = true;
             for (other, target) in same.iter().filter(|(other, _)| port.overlaps(other)) {
-                if Holders::open(pins)?.is_alive(target)? {
+                if !Holders::open(pins)?.is_alive(target)? {
+                    self.release(&target.owner)?;
+                } else if target.owner.container == owner.container {
+                    is_free = false;
+                } else {
                     let owner = Box::new(target.owner);
                     return Err(PortsError::Taken { wanted: *port, held: *other, owner });
                 }
-                self.release(&target.owner)?;
+            }
+            if is_free {
+                free.push(*entry);
             }
         }
-        let result = self.take_free(wanted);
-        if result.is_err() {
-            // The first error is what is told; DEL says what is left of the rest.
-            let _ = self.release(&owner);
+        if free.is_empty() {
+            return Ok(0);
         }
-        result
+        match self.take_free(&free) {
+            Ok(()) => Ok(free.len()),
+            Err(error) => {
+                // The first error is what is told; DEL says what is left of the rest.
+                let _ = self.release(&owner);
+                Err(error)
+            }
+        }
     }
 
     fn take_free(&mut self, wanted: &[Entry]) -> Result<(), PortsError> {
@@ -250,12 +265,38 @@ impl HostPorts {
         })
     }
 
-    /// Who holds a port, and where it leads.
-    pub fn get(&self, port: HostPort) -> Result<Option<HostPortTarget>, PortsError> {
-        Ok(self.table.get(port)?)
+    /// What is not as [`HostPorts::take`] of `wanted` has left it, in words.
+    pub fn differences(&self, wanted: &[Entry]) -> Result<Vec<String>, PortsError> {
+        let mut differences = Vec::new();
+        let held = self.table.entries()?;
+        for (port, target) in wanted {
+            match self.table.get(*port)? {
+                Some(found) if found == *target => {}
+                found => {
+                    let sibling = |(other, by): &Entry| {
+                        by.owner.container == target.owner.container
+                            && by.owner != target.owner
+                            && port.overlaps(other)
+                    };
+                    if !held.iter().any(sibling) {
+                        differences.push(found.map_or_else(
+                            || format!("host port {port} is missing in HOST_PORTS"),
+                            |found| {
+                                format!(
+                                    "host port {port} leads to port {} of {}",
+                                    found.port,
+                                    found.pod.to_ip()
+                                )
+                            },
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(differences)
     }
 
-    /// The rules that lack what these entries need, in words; empty where none does.
+    /// What the rules lack of that these entries need, in words.
     pub fn missing(&self, entries: &[Entry]) -> Result<Vec<String>, PortsError> {
         if entries.is_empty() {
             return Ok(Vec::new());

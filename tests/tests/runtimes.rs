@@ -118,7 +118,8 @@ fn podman_attaches_two_networks_and_both_addresses_answer() {
     runtimes.add_network(&conflist("second", "0.4.0", &[plugin(near.pins())]));
     let pods = [near, far].map(|node| PodServer::start(cluster.lab(), cluster.add_pod(node.name(), "pod")));
 
-    let container = podman.run("two", &[NETWORK, "second"]);
+    // podman asks for the port on both networks.
+    let container = podman.run_with("two", &[NETWORK, "second"], &["--publish=18070:80"]);
     let second = container.addresses_of("eth1").expect("list addresses of eth1");
     let [second] = second[..] else { panic!("{second:?} at eth1") };
     let addresses = [container.addr(), second.addr()];
@@ -132,6 +133,8 @@ fn podman_attaches_two_networks_and_both_addresses_answer() {
             assert_eq!(seen, pod.addr(), "the address that the server sees at {network}");
         }
     }
+    let world = cluster.world();
+    assert_eq!(ask(world.namespace(), near.address(), 18070), world.address());
     for pod in &pods {
         let seen = container.ask(pod.addr()).expect("reach a pod from a container with two networks");
         assert!(addresses.contains(&seen), "{seen} is not the container's");

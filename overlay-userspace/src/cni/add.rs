@@ -157,8 +157,7 @@ impl Attempt<'_> {
         let routes = pod.set_up(ifname, address, node)?;
         interface::connect(netlink, pod, ifname, &link, address, &endpoint, node.gateway)
             .map_err(|e| Failure::step("connect the host side", e))?;
-        if !ports.is_empty() {
-            ports::take(self.pins, ports)?;
+        if ports::take(self.pins, ports)? {
             // After the rules, which keep the pod from what this would open to it.
             interface::answer_to_loopback(&link.name)
                 .map_err(|e| Failure::step("configure the host side", e))?;

@@ -135,17 +135,17 @@ pub(super) fn entries(
     wanted.iter().map(entry).collect()
 }
 
-/// Takes them all, or none.
+/// Takes them all, or none; tells whether there is one, which another interface of the container may have already.
 ///
 /// # Errors
 ///
 /// [`Code::PortTaken`] with the holder; others as a failed step.
-pub(super) fn take(pins: &Pins, entries: &[Entry]) -> Result<(), Failure> {
+pub(super) fn take(pins: &Pins, entries: &[Entry]) -> Result<bool, Failure> {
     if entries.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let taken = HostPorts::lock(pins).and_then(|mut ports| ports.take(pins, entries));
-    taken.map_err(|error| {
+    taken.map(|taken| taken > 0).map_err(|error| {
         let failure = Failure::step("take the host ports", &error);
         match error {
             PortsError::Taken { .. } => Failure::new(Code::PortTaken, error.to_string()),

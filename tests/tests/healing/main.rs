@@ -12,6 +12,7 @@ mod anchor;
 mod bed;
 mod file;
 mod filter;
+mod flows;
 mod idle;
 mod pods;
 mod prefixes;

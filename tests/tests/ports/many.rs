@@ -15,7 +15,7 @@ fn a_pod_takes_two_thousand_ports_at_once_and_gives_them_back() {
     let mapping = |port: u16| {
         json!({
             "hostPort": port, "containerPort": POD_PORT,
-            "protocol": if port % 2 == 0 { "tcp" } else { "udp" },
+            "protocol": if port.is_multiple_of(2) { "tcp" } else { "udp" },
         })
     };
     let list: Vec<Value> = (FIRST..FIRST + COUNT).map(mapping).collect();

@@ -25,15 +25,18 @@ pub(super) fn check(
     }
     let failed = |error: PortsError| Failure::new(Code::Io, error.to_string());
     let ports = HostPorts::lock(pins).map_err(failed)?;
-    for (port, target) in &expected {
-        let found = ports.get(*port).map_err(failed)?;
-        findings.unless(found == Some(*target), || match found {
-            None => format!("host port {port} is missing in HOST_PORTS"),
-            Some(found) => format!("host port {port} leads to port {} of {}", found.port, found.pod.to_ip()),
-        });
+    for difference in ports
+        .differences(&expected)
+        .and_then(|differences| {
+            let missing = ports.missing(&held)?;
+            Ok(differences.into_iter().chain(missing))
+        })
+        .map_err(failed)?
+    {
+        findings.add(difference);
     }
-    for missing in ports.missing(&held).map_err(failed)? {
-        findings.add(missing);
+    if held.is_empty() {
+        return Ok(());
     }
     let setting = sysctl::interface(Family::Ipv4, &device.name, "route_localnet");
     let on = sysctl::get(&setting).is_ok_and(|value| value == "1");

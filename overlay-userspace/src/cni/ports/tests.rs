@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    cni::testing::{Pod, TestNode, attachment, on_a_node},
+    cni::testing::{Pod, TestNode, attachment, conf, on_a_node},
     datapath::tables::{self, Endpoints},
     host::netns::testing::{ip, run},
 };
@@ -108,6 +108,38 @@ fn a_port_that_another_pod_has_is_refused_by_name_and_the_others_are_given_back(
 }
 
 #[test]
+fn the_first_of_a_containers_interfaces_has_its_ports() {
+    on_a_node("10.244.1.0/24", |node| {
+        let (pod, other) = (Pod::new(), Pod::new());
+        let config = |ports: &Value| json!({"runtimeConfig": {"portMappings": ports}});
+        let both = json!([mapping(8080, ""), mapping(8081, "192.0.2.1")]);
+        node.add_with("c", "eth0", &pod, config(&both)).unwrap();
+        let more = json!([mapping(8080, "192.0.2.1"), mapping(8081, "192.0.2.1"), mapping(8082, "")]);
+        let second = crate::cni::env::Request::Add {
+            attachment: attachment("c", "net1"),
+            netns: pod.path(),
+            wanted: crate::cni::wanted::Wanted::default(),
+        };
+        let result = node.call(&second, &conf(config(&more))).unwrap().unwrap();
+        assert_eq!(held(node), ["0.0.0.0:8080/tcp", "0.0.0.0:8082/tcp", "192.0.2.1:8081/tcp"]);
+        let check =
+            crate::cni::env::Request::Check { attachment: attachment("c", "net1"), netns: pod.path() };
+        let keys = json!({"prevResult": result, "runtimeConfig": {"portMappings": more}});
+        assert_eq!(node.call(&check, &conf(keys)), Ok(None));
+        assert_eq!(add(node, "other", &other, &both).unwrap_err().code, Code::PortTaken);
+
+        // One that has none of its own gets no way to the loopback of the node.
+        let device = node.add_with("c", "net2", &pod, config(&both)).unwrap().device;
+        let setting = format!("net/ipv4/conf/{device}/route_localnet");
+        assert_eq!(crate::host::sysctl::get(&setting).unwrap(), "0");
+        node.del("c", "net1").unwrap();
+        assert_eq!(held(node), ["0.0.0.0:8080/tcp", "192.0.2.1:8081/tcp"]);
+        node.del("c", "eth0").unwrap();
+        assert_eq!((held(node).len(), tables().as_str()), (0, ""));
+    });
+}
+
+#[test]
 fn the_tunnels_port_is_no_host_port() {
     on_a_node("10.244.1.0/24", |node| {
         node.change_local(|local| local.port = 8472);
@@ -195,7 +227,6 @@ fn check_finds_what_is_missing() {
         let pod = Pod::new();
         let ports = json!({"portMappings": [mapping(8080, ""), mapping(8081, "192.0.2.1")]});
         let add = crate::cni::testing::request_add("c", "eth0", &pod);
-        let conf = |keys: Value| crate::cni::testing::conf(keys);
         let result = node.call(&add, &conf(json!({"runtimeConfig": ports}))).unwrap().unwrap();
         let request =
             crate::cni::env::Request::Check { attachment: attachment("c", "eth0"), netns: pod.path() };
