@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{agent, cni, config, datapath::pins::Pins};
 
+mod cleanup;
 mod install;
 mod show;
 
@@ -44,6 +45,8 @@ enum Command {
     Links(OutputArgs),
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
+    /// Remove every trace of overlay from this node
+    Cleanup(cleanup::Cleanup),
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => show::flows(&pins, args.output),
         Command::Links(args) => show::links(&pins, args.output),
         Command::Monitor(args) => show::monitor(&pins, args.output),
+        Command::Cleanup(cleanup) => cleanup.run(&pins),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -249,10 +249,13 @@ impl HostPorts {
                 if known { held.push(entry) } else { stale.push(entry) }
             }
         }
-        let rewritten = match (rules::loaded()?, mappings(&held)) {
-            (None, mappings) => !mappings.is_empty(),
-            (Some(_), mappings) if mappings.is_empty() => true,
-            (Some(loaded), mappings) => !loaded.is(self.gateway, &mappings),
+        let wanted = mappings(&held);
+        let rewritten = match rules::loaded() {
+            Ok(None) => !wanted.is_empty(),
+            Ok(Some(loaded)) => wanted.is_empty() || !loaded.is(self.gateway, &wanted),
+            // What nft cannot show is not as it was made: nft 1.0.6 crashes on a table with flags.
+            Err(NftError::Refused { .. } | NftError::Output { .. }) => true,
+            Err(error) => return Err(error.into()),
         };
         if rewritten {
             self.rewrite(&held)?;

@@ -208,6 +208,9 @@ fn reconciling_removes_what_nobody_holds_and_restores_the_rules() {
         run("nft flush ruleset");
         assert!(reconcile().rewritten && !reconcile().rewritten);
         assert_eq!(run("nft -s list table ip overlay-ports"), good);
+        run("nft add table ip overlay-ports { flags dormant; }");
+        assert!(reconcile().rewritten && !reconcile().rewritten);
+        assert_eq!(run("nft -s list table ip overlay-ports"), good);
 
         ip(&format!("link delete {}", crate::cni::testing::device("one", "eth0")));
         let done = reconcile();
