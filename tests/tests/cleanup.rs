@@ -7,6 +7,7 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -91,14 +92,12 @@ impl Bed {
         ]
         .map(|line| format!("# {line}\n{}\n", run(line)))
         .concat();
-        for path in files(self.a.pins().parent().unwrap()) {
-            let line = format!("{}\n", path.display());
-            if path.starts_with(self.a.pins()) {
-                text += &line;
-            }
+        let pins = files(self.a.pins().parent().unwrap());
+        for path in pins.iter().filter(|path| path.starts_with(self.a.pins())) {
+            writeln!(text, "{}", path.display()).unwrap();
         }
         for path in files(&self.cni()).iter().filter(|path| path.is_file()) {
-            text += &format!("{}\n", path.display());
+            writeln!(text, "{}", path.display()).unwrap();
         }
         text
     }
@@ -150,8 +149,8 @@ fn a_node_is_as_it_was_before() {
         let only_in = |one: &str, other: &str| -> Vec<String> {
             one.lines().filter(|line| !other.lines().any(|other| other == *line)).map(str::to_owned).collect()
         };
-        let (left, lost) = (only_in(&after, &before), only_in(&before, &after));
-        assert!(after == before, "left: {left:#?}\nlost: {lost:#?}\n{}", out.stdout);
+        let (left, missing) = (only_in(&after, &before), only_in(&before, &after));
+        assert!(after == before, "left: {left:#?}\nmissing: {missing:#?}\n{}", out.stdout);
         let out = bed.cleanup(&["--pods"]);
         assert!(out.status.success() && out.stdout.is_empty(), "{out:?}");
     }

@@ -196,7 +196,7 @@ impl Reconciler {
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
         if let Some(growth) = self.growth.take() {
-            pass.step(growth.copy(&self.pins).map_err(Into::into))?;
+            pass.step(growth.end(&self.pins).map_err(Into::into))?;
         }
         pass.step(self.remove_nodes(&stale))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };

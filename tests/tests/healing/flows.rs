@@ -9,7 +9,10 @@ use overlay_tests::lab::{Network, Node, exec, within};
 use overlay_tests::traffic::{tcp, udp};
 use overlay_userspace::datapath::{flows::StackFlows, pins::Pins};
 
-use crate::bed::{Bed, PERIOD, SOON, any_port, expect_idle};
+use crate::bed::{Bed, PERIOD, SOON, any_port};
+
+/// What the agent says when no program uses the old table any more.
+const CHANGED_OVER: &str = "all programs use the new table";
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
@@ -70,9 +73,11 @@ fn entries_survive_another_size_of_their_table() {
     let automatic = capacity(&bed.a);
     let nodes = [bed.a.entry(), bed.b.entry()];
     for (setting, wanted) in [(Some(2048), 2048), (Some(3000), 3000), (None, automatic)] {
+        let log = bed.a.log_mark();
         bed.write(&Network { stack_flows: setting, ..Network::default() }, &nodes);
-        within(SOON, "another size, the same entries", || capacity(&bed.a) == wanted && kept());
-        expect_idle(&bed.a);
+        log.wait_for(CHANGED_OVER, SOON);
+        assert_eq!(capacity(&bed.a), wanted);
+        assert!(kept(), "{setting:?}");
         through_service(&bed);
         bed.expect_traffic();
     }
@@ -82,10 +87,11 @@ fn entries_survive_another_size_of_their_table() {
 fn entries_that_nobody_tracks_are_swept_and_the_others_stay() {
     let bed = Bed::start();
     let nodes = [bed.a.entry(), bed.b.entry()];
+    let log = bed.a.log_mark();
     bed.write(&Network { stack_flows: Some(1024), ..Network::default() }, &nodes);
-    within(SOON, "a small table", || capacity(&bed.a) == 1024);
-    // Until all programs have changed over a flow may be recorded in the old table.
-    expect_idle(&bed.a);
+    // Until then a flow may be recorded in the old table.
+    log.wait_for(CHANGED_OVER, SOON);
+    assert_eq!(capacity(&bed.a), 1024);
     serve(&bed.a, bed.pod_b.addr());
     for port in 1..=100 {
         table(&bed.a).record(&dead(port), Flow { recorded_ns: 1 }).unwrap();

@@ -34,11 +34,10 @@ const SERVICES: [Ipv4Addr; 3] =
 
 /// Sends Services to what is behind them, from the outside of the node and from itself.
 fn services(node: &Node, backends: [Ipv4Addr; 3]) {
-    let rules: String = SERVICES
-        .iter()
-        .zip(backends)
-        .map(|(service, backend)| format!("ip daddr {service} dnat to {backend}\n"))
-        .collect();
+    let rules = SERVICES.iter().zip(backends);
+    let rules: Vec<_> =
+        rules.map(|(service, backend)| format!("ip daddr {service} dnat to {backend}")).collect();
+    let rules = rules.join("\n");
     let table = format!(
         "table ip services {{
             chain prerouting {{
