@@ -27,6 +27,7 @@ mod anchor;
 mod filter;
 mod flows;
 mod forwarding;
+mod host_ports;
 mod local;
 pub(crate) mod lock;
 mod news;

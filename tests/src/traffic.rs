@@ -43,15 +43,15 @@ pub fn listen(namespace: &Namespace, at: SocketAddr) -> io::Result<TcpListener> 
 
 /// As [`listen`], in the namespace of the calling thread.
 pub fn listen_here(at: SocketAddr) -> io::Result<TcpListener> {
-    let listener = patiently(|| TcpListener::bind(at))?;
+    let listener = bound(|| TcpListener::bind(at))?;
     // accept(2) honours SO_RCVTIMEO, see socket(7).
     setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
     Ok(listener)
 }
 
-/// Binds a socket, also to an address that was in use a moment ago: a program that another thread is starting has a copy of every
-/// socket of this process until it is really running.
-pub(crate) fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+/// Binds as often as it takes while the port is in use, for as long as one step may take: a child of another thread that
+/// has not come to its `exec` yet holds a copy of the socket that had the port before.
+pub(crate) fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     loop {
         match bind() {
