@@ -16,6 +16,7 @@ use crate::{
     datapath::pins::Pins,
 };
 
+mod cleanup;
 mod show;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
@@ -41,10 +42,14 @@ enum Command {
     Nodes(OutputArgs),
     /// List the pods of this node and who holds which address
     Endpoints(OutputArgs),
+    /// List the flows that return through the node's stack, because a Service may have translated them
+    Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
     Links(OutputArgs),
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
+    /// Remove every trace of overlay from this node
+    Cleanup(cleanup::Cleanup),
 }
 
 #[derive(Debug, Args)]
@@ -108,8 +113,10 @@ pub fn main() -> ExitCode {
         Command::Status(args) => show::status(&pins, args.output),
         Command::Nodes(args) => show::nodes(&pins, args.output),
         Command::Endpoints(args) => show::endpoints(&pins, args.output),
+        Command::Flows(args) => show::flows(&pins, args.output),
         Command::Links(args) => show::links(&pins, args.output),
         Command::Monitor(args) => show::monitor(&pins, args.output),
+        Command::Cleanup(cleanup) => cleanup.run(&pins),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

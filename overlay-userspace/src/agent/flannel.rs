@@ -52,9 +52,9 @@ fn pods(links: &[Link]) -> usize {
 }
 
 fn leftovers(links: &[Link], settings: &Settings) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut said = Vec::new();
     if links.iter().any(|link| link.name == BRIDGE) {
-        lines.push(match pods(links) {
+        said.push(match pods(links) {
             0 => format!("{BRIDGE}, a bridge as Flannel makes it, is left: `ip link del {BRIDGE}`"),
             pods => format!(
                 "{pods} pods are still on {BRIDGE}, a bridge as Flannel makes it, and reach no other node: delete them, \
@@ -66,16 +66,16 @@ fn leftovers(links: &[Link], settings: &Settings) -> Vec<String> {
     for list in conf_lists(&settings.cni.conf).into_iter().filter(|_| settings.cni.install) {
         let file = list.file_name().unwrap_or_default();
         if file.to_string_lossy().as_ref() < ours.as_str() {
-            lines.push(format!(
+            said.push(format!(
                 "{} comes before {ours}, so that new pods get Flannel's network: remove it",
                 list.display()
             ));
         }
     }
     if Path::new(SUBNET_ENV).exists() {
-        lines.push(format!("{SUBNET_ENV} is left of Flannel: remove it"));
+        said.push(format!("{SUBNET_ENV} is left of Flannel: remove it"));
     }
-    lines
+    said
 }
 
 /// Lists whose name says that they are Flannel's.

@@ -164,8 +164,8 @@ fn follow(
         let Ok(events) = state.store.since(version) else {
             drop(state);
             let expired = status(410, "Expired", "too old resource version");
-            let line = json!({"type": "ERROR", "object": expired}).to_string();
-            stream.write_all(&chunk(&line))?;
+            let event = json!({"type": "ERROR", "object": expired}).to_string();
+            stream.write_all(&chunk(&event))?;
             return stream.write_all(b"0\r\n\r\n");
         };
         if events.is_empty() {

@@ -128,8 +128,8 @@ fn a_node_with_pods_keeps_its_subnet_whatever_became_of_its_node() {
     assert_eq!(look(&incomplete, Some(&last)), (names(&["a", "b"]), vec![(Kind::Waiting, "a".into())]));
     // In conflict: both are left out by the other, and the finding that all agents have is among them.
     let conflict = nodes(&[("a", 30, "192.0.2.1", "10.244.1.0/24"), ("b", 20, "192.0.2.2", "10.244.1.0/24")]);
-    let (list, found) = look(&conflict, Some(&last));
-    assert_eq!(list, names(&["a"]));
+    let (left, found) = look(&conflict, Some(&last));
+    assert_eq!(left, names(&["a"]));
     assert_eq!(found, [(Kind::Conflict, "a".into()), (Kind::Conflict, "b".into())]);
 }
 
