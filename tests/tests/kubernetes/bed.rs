@@ -169,7 +169,7 @@ pub(crate) fn within_or(
     let start = std::time::Instant::now();
     while !holds() {
         assert!(start.elapsed() < limit, "not within {limit:?}: {}", why());
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(25));
     }
     start.elapsed()
 }

@@ -18,7 +18,7 @@ use kube::{
 use log::{debug, info, warn};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -31,6 +31,11 @@ const PAGE: u32 = 500;
 
 /// Until the list is complete, the next piece of it has to come within this.
 const PIECE: Duration = Duration::from_mins(1);
+
+/// Between two streams, so that nothing makes the agent busy.
+const PAUSE: Duration = Duration::from_secs(1);
+
+const BEHIND: &str = "the watch of Nodes is too far behind: listing them again";
 
 /// What is known of the cluster.
 #[derive(Debug, Default)]
@@ -49,6 +54,7 @@ pub(super) async fn run(client: Client, answered: Arc<Notify>, state: watch::Sen
         let config = watcher::Config::default().page_size(PAGE);
         let events = watcher(Api::<Object>::all(client.clone()), config).default_backoff();
         follow(pin!(events), &answered, &state).await;
+        sleep(PAUSE).await;
     }
 }
 
@@ -110,8 +116,11 @@ async fn follow(
                 state.send_if_modified(|known| known.nodes.remove(&name).is_some());
             }
             // Not an outage: what has changed too long ago cannot be told one by one any more.
-            Err(Error::WatchError(status)) if status.code == 410 => {
-                info!("the watch of Nodes is too far behind: listing them again");
+            Err(Error::WatchError(status)) if status.code == 410 => info!("{BEHIND}"),
+            // The same, by the status of the answer: the library would try the same again for ever.
+            Err(Error::WatchStartFailed(kube::Error::Api(status))) if status.code == 410 => {
+                info!("{BEHIND}");
+                return;
             }
             Err(error) => outage(state, describe(&error)),
         }
