@@ -26,7 +26,7 @@ mod flow;
 mod host_port;
 
 pub use flow::{Flow, FlowKey, FlowKind, STACK_FLOWS_DEFAULT};
-pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget};
+pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget, PortProtocol};
 
 /// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`.
 pub const SCHEMA: u32 = 1;

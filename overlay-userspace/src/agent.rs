@@ -30,6 +30,7 @@ mod flannel;
 mod flows;
 mod forwarding;
 mod health;
+mod host_ports;
 mod life;
 mod local;
 pub(crate) mod lock;

@@ -42,6 +42,8 @@ enum Command {
     Nodes(OutputArgs),
     /// List the pods of this node and who holds which address
     Endpoints(OutputArgs),
+    /// List the ports of this node that lead to pods, and who holds them
+    Ports(OutputArgs),
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => show::status(&pins, args.output),
         Command::Nodes(args) => show::nodes(&pins, args.output),
         Command::Endpoints(args) => show::endpoints(&pins, args.output),
+        Command::Ports(args) => show::ports(&pins, args.output),
         Command::Flows(args) => show::flows(&pins, args.output),
         Command::Links(args) => show::links(&pins, args.output),
         Command::Monitor(args) => show::monitor(&pins, args.output),

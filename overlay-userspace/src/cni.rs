@@ -6,13 +6,14 @@
 //! - `failure`: the error object
 //! - `local`: what the agent left about this node
 //! - `lease`: addresses
+//! - `ports`: host ports
 //! - `owner`: who holds an address, and its device's name
 //! - `interface`, `sandbox`: the two sides of a pod's veth pair
 //! - `add`, `check`, `del`, `gc`, `status`: the verbs
 //! - `install`: the plugin where runtimes look for it
 //!
-//! The plugin needs what is pinned and nothing else: no agent, no file, no lock, and it loads no object. Calls for
-//! different containers run in parallel; runtimes keep those for one container in order. Standard output carries one JSON
+//! The plugin needs what is pinned and nothing else: no agent, no file, and it loads no object. Calls for different
+//! containers run in parallel, without a lock but while they change host ports; runtimes keep those for one container in order. Standard output carries one JSON
 //! document or nothing.
 
 use std::{
@@ -34,6 +35,7 @@ mod lease;
 mod local;
 mod owner;
 mod parse;
+mod ports;
 mod sandbox;
 mod status;
 mod types;

@@ -2,11 +2,12 @@
 //! outside of BPF.
 //!
 //! * [`netlink`] – links, addresses, routes and neighbours, synchronously;
+//! * [`conntrack`] – connections that the kernel tracks;
 //! * [`monitor`] – a stream of what changed, so that the agent reconciles on events;
 //! * [`netns`] – pods' network namespaces;
 //! * [`sysctl`] – `/proc/sys`;
 //! * [`underlay`] – which interface carries the tunnel, and the MTU that leaves to pods;
-//! * [`nft`] – masquerade to the world, and foreign chains that drop what is forwarded.
+//! * [`nft`] – masquerade to the world, host ports, and foreign chains that drop what is forwarded.
 //!
 //! Nothing here knows the desired state: callers bring it. Every operation is idempotent or says whether
 //! it changed something, and acts on the network namespace of the calling thread.

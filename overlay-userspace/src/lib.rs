@@ -7,6 +7,7 @@
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
+//! - [`ports`]: host ports, map and rules together
 
 pub mod agent;
 pub mod cli;
@@ -15,3 +16,4 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod host;
+pub mod ports;

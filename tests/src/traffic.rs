@@ -19,11 +19,27 @@ pub mod udp;
 pub mod vxlan;
 pub mod watch;
 
+use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long one step (connect, accept, one read) may take. A lab has no delay: what takes longer is lost.
 pub const STEP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Binds as often as it takes while the port is in use, for as long as one step may take: a child of another thread that
+/// has not come to its `exec` yet holds a copy of the socket that had the port before.
+pub(crate) fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < STEP_LIMIT => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
 
 /// The two views of one exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

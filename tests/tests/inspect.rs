@@ -230,6 +230,17 @@ fn tables_say_what_json_says() {
     ];
     assert_eq!(table(cp, "endpoints"), endpoints);
 
+    let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}]);
+    let server = cp.add_pod_with_ports(cluster.lab(), "server", &mapping);
+    let ports = [
+        row(["PORT", "POD", "CONTAINER", "INTERFACE"]),
+        row(["127.0.0.1:8080/udp", &format!("{}:80", server.addr()), server.namespace().name(), "eth0"]),
+    ];
+    assert_eq!(table(cp, "ports"), ports);
+    let listed = &cp.show("ports")[0];
+    assert_eq!((&listed["address"], &listed["port"]), (&json!("127.0.0.1"), &json!(8080)));
+    assert_eq!((&listed["pod"], &listed["protocol"]), (&json!(server.addr()), &json!("udp")));
+
     let mut links = vec![row(["LINK", "ID", "PROGRAM"])];
     let listed = cp.show("links");
     for link in listed.as_array().expect("a list") {

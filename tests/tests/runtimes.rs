@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use overlay_tests::lab::runtime::{NETWORK, Peer, PodServer, Runtimes, conflist, plugin};
-use overlay_tests::lab::{Cluster, Node, exec};
+use overlay_tests::lab::{Cluster, Namespace, Node, exec};
 use serde_json::{Value, json};
 
 /// Everything on a node that the plugin may touch, line by line: links, addresses, routes, permanent neighbours, rules,
@@ -118,7 +118,8 @@ fn podman_attaches_two_networks_and_both_addresses_answer() {
     runtimes.add_network(&conflist("second", "0.4.0", &[plugin(near.pins())]));
     let pods = [near, far].map(|node| PodServer::start(cluster.lab(), cluster.add_pod(node.name(), "pod")));
 
-    let container = podman.run("two", &[NETWORK, "second"]);
+    // podman asks for the port on both networks.
+    let container = podman.run_with("two", &[NETWORK, "second"], &["--publish=18070:80"]);
     let second = container.addresses_of("eth1").expect("list addresses of eth1");
     let [second] = second[..] else { panic!("{second:?} at eth1") };
     let addresses = [container.addr(), second.addr()];
@@ -132,6 +133,8 @@ fn podman_attaches_two_networks_and_both_addresses_answer() {
             assert_eq!(seen, pod.addr(), "the address that the server sees at {network}");
         }
     }
+    let world = cluster.world();
+    assert_eq!(ask(world.namespace(), near.address(), 18070), world.address());
     for pod in &pods {
         let seen = container.ask(pod.addr()).expect("reach a pod from a container with two networks");
         assert!(addresses.contains(&seen), "{seen} is not the container's");
@@ -165,5 +168,44 @@ fn podman_restarts_a_container_with_one_lease_as_before() {
     podman.must(&["stop", "--time", "0", "again"]);
     assert_eq!(near.show("endpoints"), json!([]), "a stopped container holds no address");
     podman.remove("again");
+    assert_unchanged(near, &before);
+}
+
+/// What the server behind `address` and `port` says of who asks it from this namespace.
+#[track_caller]
+fn ask(client: &Namespace, address: Ipv4Addr, port: u16) -> Ipv4Addr {
+    let server = format!("TCP4:{address}:{port},connect-timeout=3");
+    let text = exec::must(client.command("socat").args(["-u", "-T", "3", &server, "-"]), "");
+    text.trim().parse().unwrap_or_else(|error| panic!("{address} answers {text:?}: {error}"))
+}
+
+#[test]
+fn podman_publishes_ports_by_the_plugin_alone() {
+    let cluster = Cluster::builder().start();
+    let (near, far) = (cluster.node("w1"), cluster.node("w2"));
+    let before = state(near);
+    let runtimes = Runtimes::start(cluster.lab(), near);
+    let podman = runtimes.podman();
+    let pods = [near, far].map(|node| cluster.add_pod(node.name(), "pod"));
+
+    let options =
+        ["--publish=18080:80", "--publish=127.0.0.1:18081:80", "--publish=18090-18099:8090-8099/udp"];
+    podman.run_with("web", &[NETWORK], &options);
+    assert_eq!(near.show("ports").as_array().map(Vec::len), Some(12));
+    let world = cluster.world();
+    assert_eq!(ask(world.namespace(), near.address(), 18080), world.address());
+    assert_eq!(ask(far.namespace(), near.address(), 18080), far.address());
+    for pod in &pods {
+        assert_eq!(ask(pod.namespace(), near.address(), 18080), pod.addr());
+    }
+    for port in [18080, 18081] {
+        assert_eq!(ask(near.namespace(), Ipv4Addr::LOCALHOST, port), near.gateway_address());
+    }
+
+    podman.remove("web");
+    assert_eq!(near.show("ports"), json!([]));
+    for pod in &pods {
+        pod.del();
+    }
     assert_unchanged(near, &before);
 }

@@ -11,7 +11,7 @@ use crate::{
     cluster::NodeSpec,
     config::Config,
     host::nft::{
-        TABLE, foreign,
+        TABLE, foreign, ports,
         source_nat::{self, Masquerade, SourceNat},
     },
 };
@@ -68,7 +68,7 @@ impl PacketFilter {
     /// May a change there have broken what [`PacketFilter::ensure`] keeps? Others change their own chains all the time.
     pub(super) fn concerns(&self, table: &str, chain: Option<&str>, base: bool) -> bool {
         let examined = |chain: &str| self.examined.contains(&(table.to_owned(), chain.to_owned()));
-        table == TABLE || base || chain.is_some_and(examined)
+        table == TABLE || table == ports::TABLE || base || chain.is_some_and(examined)
     }
 
     /// After a start that failed: removes what this agent has written.
@@ -101,6 +101,7 @@ mod tests {
         let filter = PacketFilter { examined, ..PacketFilter::default() };
         assert!(filter.concerns("overlay", Some("postrouting"), false));
         assert!(filter.concerns("overlay", None, false));
+        assert!(filter.concerns("overlay-ports", Some("prerouting"), false));
         assert!(filter.concerns("filter", Some("FORWARD"), false));
         assert!(filter.concerns("firewall", Some("forward"), true), "a new base chain may drop");
         assert!(!filter.concerns("filter", Some("KUBE-FORWARD"), false));

@@ -20,7 +20,7 @@ use super::{
     anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
-    forwarding, local,
+    forwarding, host_ports, local,
     news::news,
     node_routes,
     nodes::{self, Difference},
@@ -231,6 +231,12 @@ impl Reconciler {
         if !pass.first && scope == Scope::Everything {
             pass.step(self.filter.ensure(&self.config))?;
         }
+        // Last, because nothing takes it back: it is the pods'.
+        if scope == Scope::Everything
+            && let Err(error) = self.reconcile_host_ports(&mut netlink)
+        {
+            pass.problems.push(error);
+        }
         Ok(pass.problems)
     }
 
@@ -394,6 +400,11 @@ impl Reconciler {
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
         self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+    }
+
+    fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
+        let endpoints = Endpoints::open(&self.pins)?.entries()?;
+        host_ports::reconcile(&self.pins, &endpoints, &netlink.links()?)
     }
 
     /// The name of the anchor device.

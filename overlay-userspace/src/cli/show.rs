@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use overlay_common::{
-    maps::{Addr, AttachMode, DropEvent, FAMILY_V4, NODE_HOST, NODE_SELF},
+    maps::{Addr, AttachMode, DropEvent, FAMILY_V4, NODE_HOST, NODE_SELF, PortProtocol},
     reason::{Hook, Reason},
 };
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::{
         attach,
         events::Events,
         pins::Pins,
-        tables::{self, Endpoints, LocalTable, Nodes},
+        tables::{self, Endpoints, HostPorts, LocalTable, Nodes},
     },
 };
 
@@ -190,6 +190,36 @@ pub(super) fn endpoints(pins: &Pins, output: Output) -> anyhow::Result<()> {
         })
         .collect();
     table(&["ADDRESS", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"], &rows)?;
+    Ok(())
+}
+
+/// `overlay ports`.
+pub(super) fn ports(pins: &Pins, output: Output) -> anyhow::Result<()> {
+    let mut entries = HostPorts::open(pins)?.entries()?;
+    entries.sort_by_key(|(key, _)| (key.port, key.protocol, key.addr));
+    if output == Output::Json {
+        let rows = entries.iter().map(|(key, target)| {
+            let (container, ifname) = owner_text(&target.owner);
+            json!({
+                "address": key.addr.to_ip(),
+                "port": key.port,
+                "protocol": PortProtocol::from_number(key.protocol).map(PortProtocol::name),
+                "pod": target.pod.to_ip(),
+                "pod_port": target.port,
+                "container": container,
+                "ifname": ifname,
+            })
+        });
+        return print_json(&rows.collect());
+    }
+    let rows: Vec<_> = entries
+        .iter()
+        .map(|(key, target)| {
+            let (container, ifname) = owner_text(&target.owner);
+            vec![key.to_string(), format!("{}:{}", target.pod.to_ip(), target.port), container, ifname]
+        })
+        .collect();
+    table(&["PORT", "POD", "CONTAINER", "INTERFACE"], &rows)?;
     Ok(())
 }
 

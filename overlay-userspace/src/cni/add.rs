@@ -1,7 +1,7 @@
 //! ADD: connects a pod.
 //!
 //! The order makes every moment safe. An address is leased before anything carries it; the programs are attached before
-//! the device is up; the endpoint entry becomes complete, and packets are delivered, when everything else is. A step
+//! the device is up; host ports are led to a pod that can answer; the endpoint entry becomes complete, and packets are delivered, when everything else is. A step
 //! that fails is reported with its cause, and what the steps before it made is removed. A call that is killed leaves a
 //! lease that DEL, or the next ADD of the same attachment, finds and clears.
 
@@ -17,6 +17,7 @@ use super::{
     lease::{self, Applicant},
     local::Node,
     owner::{device_name, owner},
+    ports,
     sandbox::Sandbox,
     types::{Conf, result::Added},
     wanted::Wanted,
@@ -28,6 +29,7 @@ use crate::{
         tables::{Endpoints, LeaseCursor},
     },
     host::netlink::Netlink,
+    ports::Entry,
 };
 
 /// Connects the container in `netns`. `wanted` is what `CNI_ARGS` asks for; the configuration goes before it.
@@ -42,6 +44,7 @@ pub(super) fn add(
     conf: &Conf,
 ) -> Result<Added, Failure> {
     conf.supported()?;
+    let wanted_ports = conf.ports()?;
     let pins = &conf.pins;
     let applicant =
         Applicant { owner: owner(attachment), network: conf.network, wanted: conf.wanted()?.or(wanted) };
@@ -58,7 +61,9 @@ pub(super) fn add(
     let device = device_name(&applicant.owner);
     let mut attempt =
         Attempt { attachment, node, pod, programs, endpoints, netlink, pins, device, made_device: false };
-    match attempt.connect(address, endpoint) {
+    let connected = ports::entries(&wanted_ports, address, applicant.owner, &node)
+        .and_then(|ports| attempt.connect(address, endpoint, &ports));
+    match connected {
         Ok(routes) => Ok(Added {
             device: attempt.device,
             gateway_mac: node.gateway_mac,
@@ -138,7 +143,12 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn connect(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<Vec<ipnet::Ipv4Net>, Failure> {
+    fn connect(
+        &mut self,
+        address: Ipv4Addr,
+        endpoint: Endpoint,
+        ports: &[Entry],
+    ) -> Result<Vec<ipnet::Ipv4Net>, Failure> {
         let Self { attachment, node, pod, programs, netlink, .. } = self;
         let ifname = &attachment.ifname;
         let link = interface::create(netlink, &self.device, pod, ifname, endpoint.mac, node)?;
@@ -147,6 +157,11 @@ impl Attempt<'_> {
         let routes = pod.set_up(ifname, address, node)?;
         interface::connect(netlink, pod, ifname, &link, address, &endpoint, node.gateway)
             .map_err(|e| Failure::step("connect the host side", e))?;
+        if ports::take(self.pins, ports)? {
+            // After the rules, which keep the pod from what this would open to it.
+            interface::answer_to_loopback(&link.name)
+                .map_err(|e| Failure::step("configure the host side", e))?;
+        }
         lease::complete(&mut self.endpoints, address, Endpoint { ifindex: link.index, ..endpoint })?;
         Ok(routes)
     }
@@ -160,8 +175,13 @@ impl Attempt<'_> {
             gone = removal.gone;
             errors.extend(removal.errors);
         }
-        if gone && let Err(error) = self.endpoints.release(address.into()) {
-            errors.push(error.to_string());
+        if gone {
+            let returned = ports::give_back(self.pins, &owner(self.attachment));
+            let gone = returned.is_ok();
+            errors.extend(returned.err().map(|error| error.to_string()));
+            if gone && let Err(error) = self.endpoints.release(address.into()) {
+                errors.push(error.to_string());
+            }
         }
         if errors.is_empty() {
             return failure;

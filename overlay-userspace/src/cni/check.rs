@@ -28,6 +28,7 @@ use crate::{
 mod expected;
 mod inside;
 mod outside;
+mod published;
 
 use expected::Expected;
 
@@ -59,6 +60,7 @@ struct Subject<'a> {
 
 /// What the configuration alone can be refused for.
 pub(super) fn judge(attachment: &Attachment, conf: &Conf) -> Result<(), Failure> {
+    conf.ports()?;
     expected(attachment, conf).map(drop)
 }
 
@@ -74,6 +76,7 @@ fn expected(attachment: &Attachment, conf: &Conf) -> Result<Expected, Failure> {
 /// [`Code::Unsound`] with everything that was found; [`Code::UnknownContainer`] when there is nothing of it.
 pub(super) fn check(attachment: &Attachment, netns: &Path, conf: &Conf) -> Result<(), Failure> {
     let expected = expected(attachment, conf)?;
+    let wanted = conf.ports()?;
     let node = Node::read(&conf.pins)?;
     let owner = owner(attachment);
     let name = device_name(&owner);
@@ -105,6 +108,7 @@ pub(super) fn check(attachment: &Attachment, netns: &Path, conf: &Conf) -> Resul
         });
         let subject = Subject { node: &node, device, address, endpoint, expected: &expected };
         outside::check(&subject, &mut netlink, &conf.pins, &mut findings)?;
+        published::check(&subject, &wanted, &conf.pins, &mut findings)?;
         inside::check(&subject, &mut Sandbox::open(netns)?, &attachment.ifname, &mut findings)?;
     }
     if findings.0.is_empty() {

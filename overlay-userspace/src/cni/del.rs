@@ -1,6 +1,7 @@
 //! DEL: takes a pod off the network.
 //!
-//! Idempotent, and needs neither the agent nor the pod's namespace: device and lease are found by the attachment alone.
+//! Idempotent, and needs neither the agent nor the pod's namespace: device, host ports and lease are found by the
+//! attachment alone.
 //! The lease goes last, so that a call that is killed leaves one that the next call finds. What fails does not stop the
 //! rest; all of it is reported.
 
@@ -11,6 +12,7 @@ use super::{
     failure::{Code, Failure},
     interface, lease,
     owner::{device_name, owner},
+    ports,
 };
 use crate::{
     datapath::{DatapathError, pins::Pins, tables::Endpoints},
@@ -21,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`Code::Teardown`] with one line for each part that failed. A lease whose device could not be deleted is kept, so that
+/// [`Code::Teardown`] with one line for each part that failed. A lease whose device or host ports could not be deleted is kept, so that
 /// its address is not given to another pod.
 pub(super) fn del(attachment: &Attachment, pins: &Pins) -> Result<(), Failure> {
     let owner = owner(attachment);
@@ -49,6 +51,11 @@ pub(super) fn del(attachment: &Attachment, pins: &Pins) -> Result<(), Failure> {
         Err(error) => errors.push(error.to_string()),
     }
 
+    // Rules that lead to an address go before it can be somebody else's.
+    if gone && let Err(error) = ports::give_back(pins, &owner) {
+        errors.push(error.to_string());
+        gone = false;
+    }
     if gone && let Some(endpoints) = &mut endpoints {
         for (address, _) in lease::held_by(&entries, &owner) {
             if let Err(error) = endpoints.release(address) {

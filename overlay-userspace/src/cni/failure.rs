@@ -51,6 +51,8 @@ pub(super) enum Code {
     AddressTaken = 105,
     /// CHECK found that the pod is not connected as ADD left it.
     Unsound = 106,
+    /// A host port that was asked for is another pod's.
+    PortTaken = 107,
 }
 
 /// The reason why a call fails, for the runtime's log and its events.

@@ -12,6 +12,7 @@ use super::{
     failure::{Code, Failure},
     interface,
     owner::{device_name, owner, owner_text},
+    ports,
     types::{Conf, Version},
 };
 use crate::{
@@ -54,7 +55,11 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
         } else {
             let removal = interface::remove(&mut netlink, &conf.pins, &device);
             errors.extend(removal.errors);
-            removal.gone
+            let returned =
+                if removal.gone { ports::give_back(&conf.pins, &endpoint.owner).err() } else { None };
+            let gone = removal.gone && returned.is_none();
+            errors.extend(returned.map(|error| error.to_string()));
+            gone
         };
         if !gone {
             kept.insert(device);

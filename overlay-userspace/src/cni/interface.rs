@@ -122,6 +122,11 @@ fn configure(device: &str) -> Result<(), SysctlError> {
     optional(sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "accept_ra"), "0"))
 }
 
+/// Lets the answers of a pod to a process of the node that called 127.0.0.1 pass: a host port is there, too.
+pub(super) fn answer_to_loopback(device: &str) -> Result<(), SysctlError> {
+    sysctl::ensure(&sysctl::interface(Family::Ipv4, device, "route_localnet"), "1").map(drop)
+}
+
 /// Turns IPv6 off on a device: this version carries IPv4 only, and a link-local address alone would be a way round the
 /// programs' checks of what a pod may send.
 pub(super) fn without_ipv6(device: &str) -> Result<(), SysctlError> {

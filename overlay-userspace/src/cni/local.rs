@@ -30,6 +30,8 @@ pub(super) struct Node {
     pub(super) gateway_mac: MacAddress,
     /// Index of the anchor device.
     pub(super) anchor: u32,
+    /// UDP port of the tunnel, host order.
+    pub(super) tunnel_port: u16,
 }
 
 impl Node {
@@ -64,6 +66,7 @@ impl TryFrom<&Local> for Node {
                 attach: AttachMode::from_index(local.attach_mode)?,
                 gateway_mac: local.gateway_mac,
                 anchor: local.anchor_ifindex,
+                tunnel_port: u16::try_from(local.port).ok()?,
             })
         };
         node().ok_or_else(|| {

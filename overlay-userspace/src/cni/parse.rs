@@ -32,6 +32,7 @@ fn judge(variable: impl Fn(&str) -> Option<OsString>, stdin: &[u8]) -> Result<()
             let conf = Conf::parse(stdin)?;
             conf.supported()?;
             conf.wanted()?;
+            conf.ports()?;
             conf.previous().map(drop)
         }
         Request::Check { attachment, .. } => check::judge(&attachment, &Conf::parse(stdin)?),

@@ -14,6 +14,7 @@ use super::{
     env::{Attachment, is_identifier},
     failure::{Code, Failure},
     owner::network_tag,
+    ports,
     wanted::Wanted,
 };
 use crate::datapath::pins::Pins;
@@ -214,6 +215,11 @@ impl Conf {
         let args = self.keys.args.as_ref().and_then(|args| args.get("cni"));
         let capability = Wanted::from_object(self.keys.runtime_config.as_ref(), "runtimeConfig")?;
         Ok(capability.or(Wanted::from_object(args, "args.cni")?))
+    }
+
+    /// The host ports that the runtime asks for.
+    pub(super) fn ports(&self) -> Result<ports::Wanted, Failure> {
+        ports::read(self.keys.runtime_config.as_ref())
     }
 
     /// The attachments that GC has to keep.

@@ -8,7 +8,7 @@ use aya::{
 };
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, Endpoint, Local, Node},
+    maps::{Addr, Endpoint, HostPort, HostPortTarget, Local, Node},
     reason::Reason,
 };
 
@@ -40,23 +40,40 @@ fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>, DatapathE
         .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
 }
 
-/// A hash map keyed by address.
-struct Table<V: Pod> {
-    name: &'static str,
-    map: HashMap<MapData, Addr, V>,
+/// What a hash map is keyed by; in words for errors.
+trait Key: Pod {
+    fn text(&self) -> String;
 }
 
-impl<V: Pod> Table<V> {
+impl Key for Addr {
+    fn text(&self) -> String {
+        self.to_ip().to_string()
+    }
+}
+
+impl Key for HostPort {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// A hash map.
+struct Table<K: Key, V: Pod> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Key, V: Pod> Table<K, V> {
     fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
         Ok(Self { name, map: hash(pins, name)? })
     }
 
-    fn failed(&self, what: &str, key: Addr, error: impl Into<Cause>) -> DatapathError {
-        DatapathError::new(format!("{what} {} in {}", key.to_ip(), self.name), error)
+    fn failed(&self, what: &str, key: &K, error: impl Into<Cause>) -> DatapathError {
+        DatapathError::new(format!("{what} {} in {}", key.text(), self.name), error)
     }
 
     /// All entries. An entry that is inserted or removed meanwhile may be missing; others are not.
-    fn entries(&self) -> Result<Vec<(Addr, V)>, DatapathError> {
+    fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
         // Keys first: an iteration that also reads values restarts when a value's entry is gone.
         let mut entries = Vec::new();
         for key in self.map.keys() {
@@ -68,16 +85,16 @@ impl<V: Pod> Table<V> {
         Ok(entries)
     }
 
-    fn get(&self, key: Addr) -> Result<Option<V>, DatapathError> {
+    fn get(&self, key: K) -> Result<Option<V>, DatapathError> {
         match self.map.get(&key, 0) {
             Ok(value) => Ok(Some(value)),
             Err(MapError::KeyNotFound) => Ok(None),
-            Err(e) => Err(self.failed("look up", key, e)),
+            Err(e) => Err(self.failed("look up", &key, e)),
         }
     }
 
     /// `Ok(false)` where `flags` forbid it: the entry exists ([`NOEXIST`]) or does not ([`EXIST`]).
-    fn insert(&mut self, key: Addr, value: V, flags: u64) -> Result<bool, DatapathError> {
+    fn insert(&mut self, key: K, value: V, flags: u64) -> Result<bool, DatapathError> {
         match self.map.insert(key, value, flags).map_err(Cause::from) {
             Ok(()) => Ok(true),
             Err(Cause::Io(e))
@@ -85,25 +102,25 @@ impl<V: Pod> Table<V> {
             {
                 Ok(false)
             }
-            Err(cause) => Err(self.failed("insert", key, cause)),
+            Err(cause) => Err(self.failed("insert", &key, cause)),
         }
     }
 
     /// `Ok(false)` where there was none.
-    fn remove(&mut self, key: Addr) -> Result<bool, DatapathError> {
+    fn remove(&mut self, key: K) -> Result<bool, DatapathError> {
         match self.map.remove(&key) {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(e) => match Cause::from(e) {
                 Cause::Io(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-                cause => Err(self.failed("remove", key, cause)),
+                cause => Err(self.failed("remove", &key, cause)),
             },
         }
     }
 }
 
 /// `NODES`: where each node subnet and node address is reached. Written by the agent alone.
-pub struct Nodes(Table<Node>);
+pub struct Nodes(Table<Addr, Node>);
 
 impl Nodes {
     /// Opens the pinned map.
@@ -128,7 +145,7 @@ impl Nodes {
 }
 
 /// `ENDPOINTS`: the pods of this node, and the leases of their addresses. Written by the CNI plugin.
-pub struct Endpoints(Table<Endpoint>);
+pub struct Endpoints(Table<Addr, Endpoint>);
 
 impl Endpoints {
     /// Opens the pinned map.
@@ -159,6 +176,37 @@ impl Endpoints {
     /// Gives an address back; `false` when nobody held it.
     pub fn release(&mut self, addr: Addr) -> Result<bool, DatapathError> {
         self.0.remove(addr)
+    }
+}
+
+/// `HOST_PORTS`: the ports of this node that lead to pods, and who holds them. Written under the lock of
+/// [`crate::ports`].
+pub struct HostPorts(Table<HostPort, HostPortTarget>);
+
+impl HostPorts {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Table::open(pins, "HOST_PORTS").map(Self)
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Result<Vec<(HostPort, HostPortTarget)>, DatapathError> {
+        self.0.entries()
+    }
+
+    /// One entry.
+    pub fn get(&self, port: HostPort) -> Result<Option<HostPortTarget>, DatapathError> {
+        self.0.get(port)
+    }
+
+    /// Takes a port atomically; `false` when somebody holds it.
+    pub fn take(&mut self, port: HostPort, target: HostPortTarget) -> Result<bool, DatapathError> {
+        self.0.insert(port, target, NOEXIST)
+    }
+
+    /// Gives a port back; `false` when nobody held it.
+    pub fn release(&mut self, port: HostPort) -> Result<bool, DatapathError> {
+        self.0.remove(port)
     }
 }
 

@@ -1,20 +1,25 @@
-//! Which connections the kernel tracks, from ctnetlink.
+//! Which connections the kernel tracks, by ctnetlink, and forgetting some of them.
 //!
-//! Only what the agent asks: the addresses and ports of both directions of each IPv4 connection, to find out which
-//! recorded flows nobody will come back for (linux/netfilter/nfnetlink_conntrack.h). Runs in the network namespace of the
-//! calling thread.
+//! Only what is asked for: the addresses and ports of both directions of each IPv4 connection
+//! (linux/netfilter/nfnetlink_conntrack.h). The agent lists them to find out which recorded flows nobody will come back
+//! for; flows of UDP are forgotten where host ports come and go. Runs in the network namespace of the calling thread.
 
 use std::{io, net::Ipv4Addr};
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlaBuffer, NlasIterator,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NlaBuffer, NlasIterator,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
+use super::netlink::messages;
+
+/// `NFNL_SUBSYS_CTNETLINK << 8` and `IPCTNL_MSG_CT_GET`, `…_DELETE`.
 const GET: u16 = 0x0101;
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`.
-const TUPLES: [u16; 2] = [1, 2];
+const DELETE: u16 = 0x0102;
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
 /// `CTA_TUPLE_IP`, with `CTA_IP_V4_SRC` and `CTA_IP_V4_DST`.
 const TUPLE_IP: u16 = 1;
 const IP_V4_SRC: u16 = 1;
@@ -25,16 +30,25 @@ const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const PROTO_ICMP_ID: u16 = 4;
-/// The header of a netlink message, and that of nfnetlink behind it (`struct nfgenmsg`).
+/// The header of a netlink message, and that of nfnetlink behind it (`struct nfgenmsg`: family, version, resource).
 const HEADER: usize = 16;
-const GENERIC: usize = 4;
+const GENERIC: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
 /// As much as the kernel puts into one part of a dump, and more.
 const BUFFER: usize = 64 * 1024;
 
-/// The connections cannot be listed.
+/// The connections cannot be listed, or one of them not be forgotten.
 #[derive(Debug, thiserror::Error)]
-#[error("list the connections that the kernel tracks: {0}")]
-pub struct ConntrackError(#[from] io::Error);
+#[error("{action}: {cause}")]
+pub struct ConntrackError {
+    action: &'static str,
+    cause: io::Error,
+}
+
+impl ConntrackError {
+    fn during(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self { action, cause }
+    }
+}
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,62 +65,141 @@ pub struct Tuple {
     pub dst_port: u16,
 }
 
+/// Both directions of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// As its first packet was sent.
+    pub original: Tuple,
+    /// As the packets that answer are sent: from where a translated destination is.
+    pub reply: Tuple,
+}
+
 /// Hands both directions of every tracked IPv4 connection to `each`.
 pub fn list(mut each: impl FnMut(Tuple)) -> Result<(), ConntrackError> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = [0_u8; HEADER + GENERIC];
-    request[HEADER] = libc::AF_INET as u8;
-    {
-        let mut message = NetlinkBuffer::new(&mut request[..]);
-        message.set_length((HEADER + GENERIC) as u32);
-        message.set_message_type(GET);
-        message.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    dump(&mut Ctnetlink::open()?, |payload| {
+        if let Some(Connection { original, reply }) = connection(payload) {
+            each(original);
+            each(reply);
+        }
+    })
+}
+
+/// Forgets the connections of UDP that `stale` picks out; returns how many. One that is gone meanwhile is none.
+///
+/// A translation is decided once for a connection, and a sender that never falls silent keeps its connection alive: from
+/// one port, with a packet every few seconds, it would talk for ever to somebody who is gone. TCP needs no such help,
+/// its connections end with who is gone.
+pub fn forget_udp(stale: impl Fn(&Connection) -> bool) -> Result<usize, ConntrackError> {
+    let mut ctnetlink = Ctnetlink::open()?;
+    let mut requests = Vec::new();
+    dump(&mut ctnetlink, |payload| {
+        let udp = |connection: &Connection| connection.original.protocol == libc::IPPROTO_UDP as u8;
+        if connection(payload).filter(udp).is_some_and(|connection| stale(&connection)) {
+            requests.push(identity(payload));
+        }
+    })?;
+    let mut forgotten = 0;
+    for request in requests {
+        match ctnetlink.exchange(DELETE, NLM_F_ACK, &request, |_| ()) {
+            Ok(()) => forgotten += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(ConntrackError::during("forget a connection")(error)),
+        }
     }
-    socket.send(&request, 0)?;
-    let mut buffer = vec![0_u8; BUFFER];
-    loop {
-        let len = socket.recv(&mut &mut buffer[..], 0)?;
-        let mut rest = &buffer[..len];
-        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
-            let length = message.length() as usize;
-            match message.message_type() {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return Err(refusal(message.payload()).into()),
-                _ => {
-                    if let Some(attributes) = message.payload().get(GENERIC..) {
-                        tuples(attributes, &mut each);
-                    }
+    Ok(forgotten)
+}
+
+fn dump(ctnetlink: &mut Ctnetlink, each: impl FnMut(&[u8])) -> Result<(), ConntrackError> {
+    let listed = ctnetlink.exchange(GET, NLM_F_DUMP, &[], each);
+    listed.map_err(ConntrackError::during("list the connections that the kernel tracks"))
+}
+
+/// A connection to the kernel.
+struct Ctnetlink {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Ctnetlink {
+    fn open() -> Result<Self, ConntrackError> {
+        let connect = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = connect().map_err(ConntrackError::during("open a netlink socket for conntrack"))?;
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
+    }
+
+    /// Sends a request and hands on the payload of each answer, to the end of a dump or the acknowledgement.
+    fn exchange(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        attributes: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let length = HEADER + GENERIC.len() + attributes.len();
+        let mut request = Vec::with_capacity(length);
+        request.extend((length as u32).to_ne_bytes());
+        request.extend(kind.to_ne_bytes());
+        request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        // Sequence number and port: one request is under way at a time, and its answer is read to the end.
+        request.extend([0; 8]);
+        request.extend(GENERIC);
+        request.extend(attributes);
+        self.socket.send(&request, 0)?;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            for message in messages(&self.buffer) {
+                let message = message?;
+                match message.header.message_type {
+                    NLMSG_DONE | NLMSG_ERROR => return result(message.payload),
+                    _ => each(message.payload),
                 }
-            }
-            // Messages begin at multiples of four.
-            match rest.get(length.next_multiple_of(4)..) {
-                Some(next) if length > 0 && !next.is_empty() => rest = next,
-                _ => break,
             }
         }
     }
 }
 
-/// The error number that an error message begins with, negative.
-fn refusal(payload: &[u8]) -> io::Error {
-    payload.first_chunk().map_or_else(
-        || io::ErrorKind::InvalidData.into(),
-        |code| io::Error::from_raw_os_error(-i32::from_ne_bytes(*code)),
-    )
+/// The error number that the end of an answer begins with, negative.
+fn result(payload: &[u8]) -> io::Result<()> {
+    match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+        None => Err(io::ErrorKind::InvalidData.into()),
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+fn connection(payload: &[u8]) -> Option<Connection> {
+    let direction = |kind| {
+        let found = attributes(payload.get(GENERIC.len()..)?).find(|attribute| attribute.kind() == kind)?;
+        tuple(found.value())
+    };
+    Some(Connection { original: direction(TUPLE_ORIG)?, reply: direction(TUPLE_REPLY)? })
+}
+
+/// The attributes of a connection by which it is deleted; by its identity as well, so that a new one between the same
+/// ports is not meant.
+fn identity(payload: &[u8]) -> Vec<u8> {
+    let mut request = Vec::new();
+    for attribute in attributes(payload.get(GENERIC.len()..).unwrap_or_default()) {
+        if [TUPLE_ORIG, ID, ZONE].contains(&attribute.kind()) {
+            let length = usize::from(attribute.length());
+            request.extend(attribute.into_inner().get(..length).unwrap_or_default());
+            request.resize(request.len().next_multiple_of(4), 0);
+        }
+    }
+    request
 }
 
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
     NlasIterator::new(bytes).filter_map(Result::ok)
-}
-
-fn tuples(bytes: &[u8], each: &mut impl FnMut(Tuple)) {
-    for attribute in attributes(bytes).filter(|attribute| TUPLES.contains(&attribute.kind())) {
-        if let Some(tuple) = tuple(attribute.value()) {
-            each(tuple);
-        }
-    }
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
@@ -129,8 +222,7 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
                 (TUPLE_PROTO, PROTO_SRC_PORT) => tuple.src_port = short(value),
                 (TUPLE_PROTO, PROTO_DST_PORT) => tuple.dst_port = short(value),
                 (TUPLE_PROTO, PROTO_ICMP_ID) => {
-                    tuple.src_port = short(value);
-                    tuple.dst_port = tuple.src_port;
+                    (tuple.src_port, tuple.dst_port) = (short(value), short(value));
                 }
                 _ => {}
             }
@@ -194,5 +286,28 @@ mod tests {
     #[test]
     fn a_namespace_that_tracks_nothing_has_none() {
         in_fresh_netns(|| list(|tuple| panic!("{tuple:?}")).unwrap());
+    }
+
+    #[test]
+    fn connections_of_udp_that_are_picked_out_are_forgotten_and_no_others() {
+        in_fresh_netns(|| {
+            ip("link set lo up");
+            run("nft add table ip t");
+            run("nft add chain ip t out { type nat hook output priority -100 ; }");
+            run("nft add rule ip t out udp dport 53 dnat to 127.0.0.2:5353");
+            let socket = UdpSocket::bind("127.0.0.1:7000").unwrap();
+            for port in [53, 54, 55] {
+                // Nobody listens: the refusal of one is the error of the next.
+                while socket.send_to(b"x", ("127.0.0.1", port)).is_err() {}
+            }
+            let count = || run("conntrack -L -p udp").lines().count();
+            assert_eq!((forget_udp(|_| false).unwrap(), count()), (0, 3));
+            let translated = |connection: &Connection| {
+                let answers = (connection.reply.src, connection.reply.src_port);
+                connection.original.dst_port == 53 && answers == ([127, 0, 0, 2].into(), 5353)
+            };
+            assert_eq!((forget_udp(translated).unwrap(), count()), (1, 2));
+            assert_eq!(forget_udp(translated).unwrap(), 0);
+        });
     }
 }

@@ -2,22 +2,29 @@
 //!
 //! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
 //!   Service have sources that keep them apart from others and that other nodes believe;
+//! * [`ports`] – our own table `ip overlay-ports`: ports of the node lead to pods;
 //! * [`foreign`] – accepts in foreign chains that would drop what is forwarded for pods.
 //!
 //! [`own`] lists and removes the tables that are ours as a whole.
 //!
 //! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
-//! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
+//! no packet meets half of it. Called by the agent, [`ports`] also by the CNI plugin; runs in the network namespace of the
+//! calling thread.
 
 pub mod foreign;
 pub mod own;
+pub mod ports;
 pub mod source_nat;
 
 use std::{
-    io::{self, Write as _},
-    process::{Command, Stdio},
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Seek as _, Write as _},
+    path::Path,
+    process::Command,
 };
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 
 /// Our table, in family `ip`.
@@ -64,6 +71,10 @@ pub enum NftError {
     },
 }
 
+/// Where programs of the system are, where there is no `PATH`: a runtime may start a plugin with no environment but the
+/// specification's.
+const SYSTEM_DIRS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+
 /// Runs a program with `input`, and returns its output.
 fn run(
     program: &'static str,
@@ -76,18 +87,21 @@ fn run(
         io::ErrorKind::NotFound => NftError::Missing { program, package },
         _ => NftError::Run { program, action: action.to_owned(), cause },
     };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // nft reads all of a script before it writes anything: no deadlock. A child that ends early says why itself.
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(input.as_bytes());
+    // A file, not a pipe: the program finds all of it, also when this process is killed, and never takes a part of a
+    // script for the whole.
+    let mut file = File::from(memfd_create(c"nft", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.into()))?);
+    file.write_all(input.as_bytes()).and_then(|()| file.rewind()).map_err(failed)?;
+    let start = |path: &Path| Command::new(path).args(arguments).stdin(file.try_clone()?).output();
+    let absent = |cause: &io::Error| cause.kind() == io::ErrorKind::NotFound;
+    let mut output = start(Path::new(program));
+    if std::env::var_os("PATH").is_none() {
+        for dir in SYSTEM_DIRS.iter().map(Path::new) {
+            if output.as_ref().is_err_and(absent) {
+                output = start(&dir.join(program));
+            }
+        }
     }
-    let output = child.wait_with_output().map_err(failed)?;
+    let output = output.map_err(failed)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let message = stderr.lines().next().unwrap_or("nothing").trim().to_owned();
@@ -118,6 +132,14 @@ fn json(commands: &[Value], action: &str) -> Result<Vec<Value>, NftError> {
         }
     }
     Ok(objects)
+}
+
+/// What a rule of a table carries to tell which text the table was made from. Need not be the same in another build: a
+/// different one costs one replacement.
+fn digest(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("overlay {:016x}", hasher.finish())
 }
 
 impl NftError {

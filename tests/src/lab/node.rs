@@ -220,7 +220,7 @@ impl Node {
         serde_json::from_str(&out.stdout).ok()
     }
 
-    /// What `overlay <what> -o json` prints: `nodes`, `endpoints`, `links`.
+    /// What `overlay <what> -o json` prints: `nodes`, `endpoints`, `ports`, `links`.
     #[track_caller]
     pub fn show(&self, what: &str) -> Value {
         let text = exec::must(&mut self.overlay(&[what, "-o", "json"]), "");

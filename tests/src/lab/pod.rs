@@ -69,9 +69,27 @@ impl Node {
     /// As [`Node::add_pod`]; a refusal of the plugin is the caller's.
     #[track_caller]
     pub fn try_add_pod(&self, lab: &Lab, name: &str) -> Result<Pod, CniError> {
+        self.try_add_pod_with(lab, name, &Value::Null)
+    }
+
+    /// As [`Node::add_pod`], with host ports: `[{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]`.
+    #[track_caller]
+    pub fn add_pod_with_ports(&self, lab: &Lab, name: &str, mappings: &Value) -> Pod {
+        match self.try_add_pod_with(lab, name, &json!({ "portMappings": mappings })) {
+            Ok(pod) => pod,
+            Err(error) => panic!("cannot add pod {name} on {}: {error}", self.name()),
+        }
+    }
+
+    /// As [`Node::try_add_pod`], with a `runtimeConfig`; null is none.
+    #[track_caller]
+    pub fn try_add_pod_with(&self, lab: &Lab, name: &str, runtime_config: &Value) -> Result<Pod, CniError> {
         // The runtime has lo up before the first plugin (CNI's own `loopback`).
         let namespace = lab.namespace(&format!("{}-{name}", self.name()));
-        let call = self.cni_call("ADD", &namespace, name);
+        let mut call = self.cni_call("ADD", &namespace, name);
+        if !runtime_config.is_null() {
+            call.conf["runtimeConfig"] = runtime_config.clone();
+        }
         let result = self.cni(&call)?;
         let bad =
             || CniError { code: -1, message: format!("no IPv4 address in the result of ADD: {result}") };

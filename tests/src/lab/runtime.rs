@@ -202,7 +202,7 @@ pub fn conflist(name: &str, version: &str, plugins: &[Value]) -> Value {
 
 /// The plugin under test, for the datapath pinned at `pins`, as an element of a list.
 pub fn plugin(pins: &Path) -> Value {
-    json!({ "type": "overlay", "pins": pins })
+    json!({ "type": "overlay", "pins": pins, "capabilities": { "portMappings": true } })
 }
 
 #[track_caller]

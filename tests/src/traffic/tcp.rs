@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::{Pattern, STEP_LIMIT, Seen};
+use super::{Pattern, STEP_LIMIT, Seen, bound};
 use crate::lab::Namespace;
 
 /// How long a bulk transfer may take; a lab moves a GiB in seconds, even in a debug build.
@@ -61,7 +61,8 @@ pub fn connect(
     listen: SocketAddr,
     mut dial: SocketAddr,
 ) -> Result<(TcpStream, TcpStream)> {
-    let listener = server.run(|| TcpListener::bind(listen)).with_context(|| format!("listen on {listen}"))?;
+    let listener =
+        server.run(|| bound(|| TcpListener::bind(listen))).with_context(|| format!("listen on {listen}"))?;
     // accept(2) honours SO_RCVTIMEO, see socket(7).
     setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis().try_into()?))?;
     if dial.port() == 0 {

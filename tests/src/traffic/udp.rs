@@ -12,7 +12,7 @@ use nix::sys::socket::{
     sockopt::{RcvBufForce, UdpGsoSegment},
 };
 
-use super::{Pattern, STEP_LIMIT, Seen};
+use super::{Pattern, STEP_LIMIT, Seen, bound};
 use crate::lab::Namespace;
 
 /// Size of one datagram of a burst, in bytes: what QUIC starts with.
@@ -62,7 +62,7 @@ pub fn exchange_through(
 
 /// A socket of `namespace` bound to `at`, with a read time-out.
 pub fn bind(namespace: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
-    let socket = namespace.run(|| UdpSocket::bind(at)).with_context(|| format!("bind udp {at}"))?;
+    let socket = namespace.run(|| bound(|| UdpSocket::bind(at))).with_context(|| format!("bind udp {at}"))?;
     socket.set_read_timeout(Some(STEP_LIMIT))?;
     Ok(socket)
 }

@@ -104,6 +104,7 @@ impl Bed {
             "qdiscs": exec::must(tc.args(["qdisc", "show"]), ""),
             "nft": exec::must(nft.args(["list", "ruleset"]), ""),
             "endpoints": self.node.show("endpoints"),
+            "ports": self.node.show("ports"),
             "pins": pins(self.node.pins()),
         })
     }

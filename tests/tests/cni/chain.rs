@@ -110,7 +110,7 @@ fn without_timers(value: &mut Value) {
 }
 
 #[test]
-fn a_port_of_the_node_leads_to_a_pod() {
+fn a_port_of_the_node_leads_to_a_pod_by_portmap_as_well() {
     let bed = Bed::start();
     let pod = bed.sandbox("p");
     let before = ours(&bed);
@@ -122,9 +122,16 @@ fn a_port_of_the_node_leads_to_a_pod() {
         let result = chain.add();
         chain.check(&result);
         let listen: SocketAddr = format!("{}:80", address(&result)).parse().unwrap();
-        let dial: SocketAddr = format!("{NODE}:8080").parse().unwrap();
-        let seen = tcp::exchange_through(&bed.beside, &pod, listen, dial).unwrap();
+        let dial = |address: &str| format!("{address}:8080").parse::<SocketAddr>().unwrap();
+        let seen = tcp::exchange_through(&bed.beside, &pod, listen, dial(NODE)).unwrap();
         assert!(seen.same_address(), "{seen:?}");
+        let node = bed.node.namespace();
+        for (client, address) in [(node, NODE), (node, "127.0.0.1"), (&pod, NODE)] {
+            tcp::exchange_through(client, &pod, listen, dial(address))
+                .unwrap_or_else(|error| panic!("{} to {address}: {error:#}", client.name()));
+        }
+        // The runtime has told overlay of no port.
+        assert_eq!(bed.node.show("ports"), json!([]));
         chain.del(&result);
         expect_same(&ours(&bed), &before, version);
     }

@@ -40,7 +40,10 @@ fn what_is_installed_is_a_plugin_that_works_and_leaves_with_its_last_pod() {
     assert!(out.status.success(), "{}", out.stderr);
     assert_eq!(fs::read(&binary).unwrap(), fs::read(overlay_binary()).unwrap());
     let list: Value = serde_json::from_slice(&fs::read(places.list()).unwrap()).unwrap();
-    assert_eq!(list["plugins"], json!([{"type": "overlay", "pins": bed.node.pins()}]));
+    assert_eq!(
+        list["plugins"],
+        json!([{"type": "overlay", "pins": bed.node.pins(), "capabilities": {"portMappings": true}}])
+    );
 
     // By its name in the directory of plugins, without arguments.
     let mut version = Command::new(&binary);

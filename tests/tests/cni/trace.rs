@@ -119,6 +119,13 @@ fn step_at(thread: Pid) -> Option<String> {
         libc::SYS_fork | libc::SYS_vfork => Some("fork".to_owned()),
         // Threads are no step; processes have no CLONE_THREAD.
         libc::SYS_clone => (entry.args[0] & libc::CLONE_THREAD as u64 == 0).then(|| "fork".to_owned()),
+        // The flags are the first field of `struct clone_args`.
+        libc::SYS_clone3 => {
+            let flags = ptrace::read(thread, entry.args[0] as ptrace::AddressType).ok()?;
+            (flags & i64::from(libc::CLONE_THREAD) == 0).then(|| "fork".to_owned())
+        }
+        // What a child does is not traced: it is somewhere between its start and its end when its parent is killed.
+        libc::SYS_wait4 | libc::SYS_waitid => Some("wait".to_owned()),
         _ => None,
     }
 }

@@ -43,9 +43,14 @@ pub(super) fn compose(install: &Install, pins: &Pins) -> anyhow::Result<String> 
     if pins.root() != Pins::default().root() {
         own["pins"] = json!(pins.root());
     }
-    // So that overlay hears of a limit, and leaves the plugin its place.
-    if install.chain.contains(&Chained::Bandwidth) {
-        own["capabilities"] = json!({"bandwidth": true});
+    // Host ports are ours, unless another plugin is to make them; of a limit overlay hears to leave that plugin its place.
+    for (capability, declared) in [
+        ("portMappings", !install.chain.contains(&Chained::Portmap)),
+        ("bandwidth", install.chain.contains(&Chained::Bandwidth)),
+    ] {
+        if declared {
+            own["capabilities"][capability] = json!(true);
+        }
     }
     let mut plugins = vec![own];
     plugins.extend(install.chain.iter().map(|plugin| match plugin {

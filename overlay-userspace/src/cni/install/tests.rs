@@ -86,7 +86,7 @@ fn binary_and_list_are_put_in_place_and_nothing_else() {
     assert_eq!(fs::metadata(dirs.bin("overlay")).unwrap().mode() & 0o7777, 0o755);
     assert_eq!(fs::metadata(dirs.conf("10-overlay.conflist")).unwrap().mode() & 0o7777, 0o644);
     let versions = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-    let expected = json!({"cniVersion": "1.0.0", "cniVersions": versions, "name": "overlay", "plugins": [{"type": "overlay"}]});
+    let expected = json!({"cniVersion": "1.0.0", "cniVersions": versions, "name": "overlay", "plugins": [{"type": "overlay", "capabilities": {"portMappings": true}}]});
     assert_eq!(dirs.list(), expected);
 }
 

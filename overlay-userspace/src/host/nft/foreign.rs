@@ -15,7 +15,7 @@ use std::{collections::HashSet, fmt};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, json, own::PORTS_TABLE, run};
+use super::{NftError, TABLE, json, ports, run};
 
 mod fate;
 mod legacy;
@@ -306,7 +306,7 @@ fn base_chains() -> Result<Vec<Chain>, NftError> {
             hook: text(&chain["hook"]),
             drops_by_policy: chain["policy"] == "drop",
         })
-        .filter(|chain| chain.table != TABLE && chain.table != PORTS_TABLE)
+        .filter(|chain| chain.table != TABLE && chain.table != ports::TABLE)
         .collect())
 }
 

@@ -2,10 +2,7 @@
 
 use serde_json::json;
 
-use super::{NftError, TABLE, json};
-
-/// The table of host ports.
-pub(super) const PORTS_TABLE: &str = "overlay-ports";
+use super::{NftError, TABLE, json, ports};
 
 /// The names of those that are there, in family `ip`.
 pub fn tables() -> Result<Vec<&'static str>, NftError> {
@@ -13,7 +10,7 @@ pub fn tables() -> Result<Vec<&'static str>, NftError> {
     let objects = json(&[json!({ "list": { "chains": null } })], "list chains")?;
     let chains: Vec<_> = objects.iter().filter_map(|object| object.get("chain")).collect();
     let there = |name: &str| chains.iter().any(|chain| chain["family"] == "ip" && chain["table"] == name);
-    Ok([TABLE, PORTS_TABLE].into_iter().filter(|name| there(name)).collect())
+    Ok([TABLE, ports::TABLE].into_iter().filter(|name| there(name)).collect())
 }
 
 /// Removes one; false when there was none.
@@ -38,7 +35,7 @@ mod tests {
                 run(&format!("nft add table {table}"));
                 run(&format!("nft add chain {table} c"));
             }
-            assert_eq!(tables().unwrap(), [TABLE, PORTS_TABLE]);
+            assert_eq!(tables().unwrap(), [TABLE, ports::TABLE]);
             for table in tables().unwrap() {
                 assert!(remove(table).unwrap());
                 assert!(!remove(table).unwrap());

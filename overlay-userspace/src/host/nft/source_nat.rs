@@ -19,14 +19,13 @@
 use std::{
     collections::BTreeSet,
     fmt::{Display, Write as _},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::Ipv4Addr,
 };
 
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, apply, json, own};
+use super::{NftError, TABLE, apply, digest, json, own};
 
 /// Source ports of Service flows between pods: below the range from which Linux picks ports for sockets that are not
 /// bound to one (`net.ipv4.ip_local_port_range`, 32768 to 60999 by default).
@@ -170,13 +169,6 @@ fn body(nat: &SourceNat) -> String {
 fn list(items: impl IntoIterator<Item = impl Display>) -> String {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     items.join(", ")
-}
-
-/// Need not be the same in another build: a different one costs one replacement.
-fn digest(text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("overlay {:016x}", hasher.finish())
 }
 
 /// Loads the table if what is loaded differs; true when it did.

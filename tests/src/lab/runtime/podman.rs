@@ -20,6 +20,12 @@ impl<'a> Podman<'a> {
     /// Starts a container with the server of [`Container`] on these networks: the first is its `eth0`, the next `eth1`.
     #[track_caller]
     pub fn run(&self, name: &str, networks: &[&str]) -> Container {
+        self.run_with(name, networks, &[])
+    }
+
+    /// As [`Podman::run`], with more options of `podman run`.
+    #[track_caller]
+    pub fn run_with(&self, name: &str, networks: &[&str], options: &[&str]) -> Container {
         // podman would name the devices in any order.
         let devices = (0..).map(|index| format!("eth{index}"));
         let networks = networks.iter().zip(devices);
@@ -27,6 +33,7 @@ impl<'a> Podman<'a> {
             networks.map(|(name, dev)| format!("--network={name}:interface_name={dev}")).collect();
         let mut arguments = vec!["run", "--detach", "--cgroups=disabled", "--cap-add=NET_RAW"];
         arguments.extend(networks.iter().map(String::as_str));
+        arguments.extend(options);
         arguments.extend(["--name", name, "--rootfs", ROOTFS]);
         arguments.extend(SERVER);
         self.must(&arguments);
