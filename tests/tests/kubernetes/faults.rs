@@ -39,9 +39,12 @@ fn a_heartbeat_is_no_change() {
     assert_eq!(before.lines().len(), 1, "{:?}", before.lines());
 }
 
+/// What it is called, what befalls the next requests, and what makes the agent send some.
+type Step<'a> = (&'a str, &'a [Fault], &'a dyn Fn(&Bed));
+
 /// Each fault comes with a change that nobody tells the agent of while it lasts: a node more, and one less.
 #[track_caller]
-fn survives(bed: &Bed, steps: &[(&str, &[Fault], &dyn Fn(&Bed))]) {
+fn survives(bed: &Bed, steps: &[Step<'_>]) {
     bed.api.put(peer("n9", 9));
     for ((what, faults, cause), number) in steps.iter().zip(10..) {
         bed.api.faults(faults);
