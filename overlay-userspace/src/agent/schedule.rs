@@ -35,6 +35,9 @@ pub(super) struct Schedule {
     streak: u32,
     /// Passes that failed since one did not.
     failures: usize,
+    /// The pass that is under way, and what the last one took that looked at everything.
+    began: Option<(Instant, Scope)>,
+    took: Duration,
 }
 
 impl Schedule {
@@ -49,6 +52,14 @@ impl Schedule {
     }
 
     fn patience(&self, scope: Scope) -> Duration {
+        match scope {
+            // With thousands of nodes such a pass takes a second: not one for each that comes in a row.
+            Scope::Everything => self.settle(scope).max((self.took * 2).min(CALM * 2)),
+            Scope::Pods | Scope::Network => self.settle(scope),
+        }
+    }
+
+    fn settle(&self, scope: Scope) -> Duration {
         let settle = match scope {
             Scope::Pods => SETTLE_PODS,
             Scope::Network => SETTLE,
@@ -74,6 +85,7 @@ impl Schedule {
         tokio::time::sleep_until(at).await;
         self.due = None;
         self.begun(Instant::now());
+        self.began = Some((Instant::now(), scope));
         scope
     }
 
@@ -85,11 +97,19 @@ impl Schedule {
 
     /// The pass that was due has done all that it should.
     pub(super) fn succeeded(&mut self) {
+        self.ended();
         self.failures = 0;
+    }
+
+    fn ended(&mut self) {
+        if let Some((began, Scope::Everything)) = self.began.take() {
+            self.took = began.elapsed();
+        }
     }
 
     /// It has not: asks for another one.
     pub(super) fn failed(&mut self) {
+        self.ended();
         let wait = RETRY.get(self.failures).copied().unwrap_or(RESYNC);
         self.failures = self.failures.saturating_add(1);
         self.at(Instant::now() + wait, Scope::Everything);
@@ -139,6 +159,17 @@ mod tests {
             schedule.succeeded();
             assert_eq!(schedule.patience(Scope::Everything), SETTLE_EVERYTHING);
         });
+    }
+
+    #[test]
+    fn passes_that_take_long_become_rare() {
+        let mut schedule = Schedule { took: Duration::from_millis(20), ..Schedule::default() };
+        assert_eq!(schedule.patience(Scope::Everything), SETTLE_EVERYTHING);
+        schedule.took = Duration::from_millis(700);
+        assert_eq!(schedule.patience(Scope::Everything), Duration::from_millis(1400));
+        assert_eq!(schedule.patience(Scope::Network), SETTLE);
+        schedule.took = Duration::from_mins(1);
+        assert_eq!(schedule.patience(Scope::Everything), CALM * 2);
     }
 
     #[test]
