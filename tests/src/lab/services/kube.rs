@@ -15,7 +15,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{External, NAMESPACE, ProxyNode, SERVICE_RANGE, Service};
+use super::{External, NAMESPACE, ProxyNode, SERVICE_RANGE, Service, stale};
 use crate::lab::runtime::{Daemon, append, record};
 use crate::lab::{Lab, Namespace, exec, sweep, within};
 
@@ -195,7 +195,8 @@ impl ControlPlane {
         let wanted = translations(now);
         for node in nodes {
             within(SYNC_LIMIT, &format!("kube-proxy of {} follows: {wanted:?}", node.name), || {
-                written_translations(&node.namespace) == wanted
+                // It deletes conntrack entries after it has written the rules.
+                written_translations(&node.namespace) == wanted && stale::is_forgotten(node, before, now)
             });
         }
     }
