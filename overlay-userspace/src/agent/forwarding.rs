@@ -4,6 +4,11 @@
 //! by any device of the node (kubelet asks for the same); switching it changes the devices' own settings, and a device
 //! made while it is on begins with it. What others switch off later, on one device or on all, is switched on again.
 //!
+//! Redirects are off where packets turn round: a node port's packet that came by the tunnel and leaves by it again, a pod
+//! that calls itself by a Service. The advice would be wrong, and it uses up what the kernel allows itself of ICMP errors
+//! for that address, so that a real one is not sent. The kernel sends them where `all` or the device says so; other
+//! devices keep their own setting.
+//!
 //! Nothing else is set: strict reverse path filtering (`rp_filter = 1`) passes all that this node gets, because each
 //! source is answered by the device that it comes in by; without a bridge, `bridge-nf-call-iptables` has no say.
 
@@ -26,6 +31,17 @@ pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>) -> anyhow::
     Ok(result?)
 }
 
+/// Turns redirects off for the device that leads into the tunnel. That of a pod is set when it is made.
+pub(super) fn without_redirects(anchor: &str) -> anyhow::Result<()> {
+    for device in ["all", anchor] {
+        let path = sysctl::interface(Family::Ipv4, device, "send_redirects");
+        if sysctl::ensure(&path, "0")? {
+            info!("set {path} = 0");
+        }
+    }
+    Ok(())
+}
+
 fn switch_on(path: &str) -> Result<(), sysctl::SysctlError> {
     if sysctl::ensure(path, "1")? {
         info!("set {path} = 1");
@@ -37,6 +53,18 @@ fn switch_on(path: &str) -> Result<(), sysctl::SysctlError> {
 mod tests {
     use super::*;
     use crate::host::netns::testing::{in_fresh_netns, ip};
+
+    #[test]
+    fn redirects_are_off_for_the_anchor_and_up_to_other_devices() {
+        in_fresh_netns(|| {
+            ip("link add overlay.1 up type veth peer name d1");
+            without_redirects("overlay.1").unwrap();
+            let read = |device: &str| {
+                sysctl::get(&sysctl::interface(Family::Ipv4, device, "send_redirects")).unwrap()
+            };
+            assert_eq!(["all", "overlay.1", "d1"].map(read), ["0", "0", "1"]);
+        });
+    }
 
     #[test]
     fn what_is_off_is_switched_on_and_the_rest_left_alone() {

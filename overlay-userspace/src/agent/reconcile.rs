@@ -214,6 +214,9 @@ impl Reconciler {
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
         pass.step(forwarding::ensure(devices.map(String::as_str)))?;
         if let Some(anchor) = &anchor {
+            pass.step(forwarding::without_redirects(&anchor.name))?;
+        }
+        if let Some(anchor) = &anchor {
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }

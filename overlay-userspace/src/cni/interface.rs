@@ -115,7 +115,7 @@ fn await_carrier(netlink: &mut Netlink, device: &str) -> anyhow::Result<()> {
 /// Settings of the host side device. `rp_filter` stays as the node has it: the kernel takes the larger of `all` and
 /// the device's, and the route to the pod satisfies either.
 fn configure(device: &str) -> Result<(), SysctlError> {
-    for (setting, value) in [("forwarding", "1"), ("proxy_arp", "0")] {
+    for (setting, value) in [("forwarding", "1"), ("proxy_arp", "0"), ("send_redirects", "0")] {
         sysctl::ensure(&sysctl::interface(Family::Ipv4, device, setting), value)?;
     }
     without_ipv6(device)?;

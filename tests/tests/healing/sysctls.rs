@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use overlay_tests::lab::{Namespace, Node, exec};
+use overlay_tests::lab::{Namespace, Node, exec, within};
 use overlay_tests::traffic::{tcp, udp};
 
-use crate::bed::{Bed, SOON, WORLD, expect_idle};
+use crate::bed::{Bed, PERIOD, SOON, WORLD, expect_idle};
 
 fn conf(device: &str, setting: &str) -> String {
     format!("net/ipv4/conf/{device}/{setting}")
@@ -24,6 +24,13 @@ fn forwarding_of_each_device_comes_back() {
             || host.read_sysctl(&path) == "1",
             &format!("set {path} = 1"),
         );
+    }
+    for device in ["all", "overlay.1"] {
+        let path = conf(device, "send_redirects");
+        let log = bed.a.log_mark();
+        host.sysctl(&path, "1");
+        within(PERIOD, &path, || host.read_sysctl(&path) == "0");
+        log.wait_for(&format!("set {path} = 0"), SOON);
     }
     expect_idle(&bed.a);
 }
