@@ -42,7 +42,6 @@ impl PacketFilter {
             anchor: Anchor::name_of(network.vni),
             masquerade: network.masquerade.then(|| Masquerade {
                 nodes: nodes.nodes().iter().filter_map(address).collect(),
-                to_nodes: network.masquerade_to_nodes,
                 never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
                 port: network.port,
             }),

@@ -47,10 +47,9 @@ pub struct SourceNat {
 /// What is to be masqueraded, and what not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
-    /// Addresses of all nodes.
+    /// Addresses of all nodes. What pods send there leaves by the anchor, with their own address; the set is needed
+    /// only to keep it out of `never`.
     pub nodes: BTreeSet<Ipv4Addr>,
-    /// What pods send to nodes is masqueraded like what they send to the world.
-    pub to_nodes: bool,
     /// Destinations that see the pods' own addresses; of no effect on `nodes`, which do not take them off the
     /// underlay.
     pub never: Vec<Ipv4Net>,
@@ -66,8 +65,10 @@ struct Chain {
 }
 
 impl SourceNat {
+    /// The elements of the set of nodes, where there is one: thousands that come and go are not to be written for nothing.
     fn nodes(&self) -> Option<&BTreeSet<Ipv4Addr>> {
-        self.masquerade.as_ref().map(|masquerade| &masquerade.nodes)
+        let masquerade = self.masquerade.as_ref().filter(|masquerade| !masquerade.never.is_empty());
+        masquerade.map(|masquerade| &masquerade.nodes)
     }
 
     /// All chains of the table; the last rule of the last one gets the digest.
@@ -101,15 +102,13 @@ impl SourceNat {
 
 impl Masquerade {
     fn rules(&self, nat: &SourceNat) -> Vec<String> {
-        let Self { to_nodes, never, port, .. } = self;
+        let Self { never, port, .. } = self;
         let SourceNat { subnets, cluster, anchor, .. } = nat;
         let mut rules = Vec::new();
         rules.push(format!("{}return", unless_from(subnets)));
         rules.push(format!("ip daddr {} return", cluster.trunc()));
-        if !to_nodes {
-            // On another way than the tunnel's a node drops a pod's address, and so does the underlay.
-            rules.push(format!("ip daddr @nodes oifname \"{anchor}\" return"));
-        }
+        // Only into the tunnel: on another way a node drops a pod's address, and so does the underlay.
+        rules.push(format!("oifname \"{anchor}\" return"));
         rules.push("ip daddr 224.0.0.0/4 return".to_owned());
         rules.push(format!("udp dport {port} return comment \"tunnel\""));
         if !never.is_empty() {

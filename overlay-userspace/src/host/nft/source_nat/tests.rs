@@ -10,7 +10,6 @@ fn example() -> SourceNat {
         anchor: "overlay.1".into(),
         masquerade: Some(Masquerade {
             nodes: ["192.168.50.2", "192.168.50.1"].map(|node| node.parse().unwrap()).into(),
-            to_nodes: false,
             never: vec![],
             port: 8472,
         }),
@@ -46,7 +45,7 @@ table ip overlay {
 		type nat hook postrouting priority srcnat; policy accept;
 		ip saddr != { 10.244.1.0/24 } return
 		ip daddr 10.244.0.0/16 return
-		ip daddr @nodes oifname "overlay.1" return
+		oifname "overlay.1" return
 		ip daddr 224.0.0.0/4 return
 		udp dport 8472 return comment "tunnel"
 		ip daddr != @nodes ip daddr { 192.168.0.0/16 } return
@@ -61,9 +60,7 @@ table ip overlay {
 "#;
     assert_eq!(render(&nat), expected.replace("DIGEST", &digest(&body(&nat))));
     let default = render(&example());
-    assert!(!default.contains("192.168.0.0"), "{default}");
-    let to_nodes = render(&with(|masquerade| masquerade.to_nodes = true));
-    assert!(!to_nodes.contains("ip daddr @nodes oifname"), "{to_nodes}");
+    assert!(!default.contains("192.168."), "{default}");
 }
 
 #[test]
@@ -92,14 +89,18 @@ fn digest_follows_every_input() {
         SourceNat { cluster: "10.0.0.0/8".parse().unwrap(), ..base.clone() },
         SourceNat { anchor: "overlay.7".into(), ..base.clone() },
         SourceNat { masquerade: None, ..base.clone() },
-        with(|masquerade| masquerade.nodes = BTreeSet::new()),
         with(|masquerade| masquerade.port = 4789),
-        with(|masquerade| masquerade.to_nodes = true),
         with(|masquerade| masquerade.never = nets(["192.0.2.0/24"])),
     ];
     for variant in variants {
         assert_ne!(digest(&body(&variant)), digest(&body(&base)), "{variant:?}");
     }
+    let never = |masquerade: &mut Masquerade| masquerade.never = nets(["192.168.0.0/16"]);
+    let fewer = |masquerade: &mut Masquerade| {
+        never(masquerade);
+        masquerade.nodes.pop_last();
+    };
+    assert_ne!(digest(&body(&with(never))), digest(&body(&with(fewer))));
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn destinations_never_masqueraded_may_overlap() {
 #[test]
 fn loaded_once_and_replaced_only_when_the_input_changes() {
     in_fresh_netns(|| {
-        let mut wanted = example();
+        let mut wanted = with(|masquerade| masquerade.never = nets(["192.168.0.0/16"]));
         assert!(ensure(&wanted).unwrap());
         let handles = run("nft -a list table ip overlay");
         assert!(!ensure(&wanted).unwrap());
@@ -134,7 +135,7 @@ fn loaded_once_and_replaced_only_when_the_input_changes() {
 #[test]
 fn tampering_of_any_kind_is_repaired() {
     in_fresh_netns(|| {
-        let wanted = example();
+        let wanted = with(|masquerade| masquerade.never = nets(["192.168.0.0/16"]));
         ensure(&wanted).unwrap();
         let good = listing();
         for tampering in [
@@ -155,9 +156,24 @@ fn tampering_of_any_kind_is_repaired() {
 }
 
 #[test]
+fn nodes_that_come_and_go_change_nothing_without_destinations_never_masqueraded() {
+    in_fresh_netns(|| {
+        assert!(ensure(&example()).unwrap());
+        assert!(!ensure(&with(|masquerade| masquerade.nodes.clear())).unwrap());
+        let never = with(|masquerade| masquerade.never = nets(["192.168.0.0/16"]));
+        assert!(ensure(&never).unwrap());
+        assert!(ensure(&SourceNat { masquerade: None, ..never }).unwrap());
+    });
+}
+
+#[test]
 fn nodes_and_subnets_may_be_none_or_several() {
     in_fresh_netns(|| {
-        let none = SourceNat { subnets: vec![], ..with(|masquerade| masquerade.nodes = BTreeSet::new()) };
+        let none = with(|masquerade| {
+            masquerade.nodes.clear();
+            masquerade.never = nets(["192.168.0.0/16"]);
+        });
+        let none = SourceNat { subnets: vec![], ..none };
         assert!(ensure(&none).unwrap());
         assert!(!ensure(&none).unwrap());
         let several = SourceNat { subnets: nets(["10.244.1.0/24", "10.244.7.0/24"]), ..none };
