@@ -37,13 +37,14 @@ pub const fn icmp(message_type: u8) -> Icmp {
 /// The key of a packet that begins its transport header with these bytes, as it is.
 #[inline(always)]
 pub const fn of_packet(ip: &Ipv4Hdr, transport: Transport) -> FlowKey {
-    let [a, b, c, d, e, f, ..] = transport;
+    let [s0, s1, d0, d1, rest @ ..] = transport;
+    let [i0, i1, ..] = rest;
     let (src_port, dst_port) = match ip.proto {
         PROTO_TCP | PROTO_UDP | PROTO_SCTP | PROTO_UDPLITE => {
-            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+            (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]))
         }
         // An echo and its reply have the same identifier; other messages have none there, which does not matter.
-        PROTO_ICMP => (u16::from_be_bytes([e, f]), u16::from_be_bytes([e, f])),
+        PROTO_ICMP => (u16::from_be_bytes([i0, i1]), u16::from_be_bytes([i0, i1])),
         _ => (0, 0),
     };
     FlowKey {
@@ -140,15 +141,13 @@ mod tests {
             let ip = header(proto, src, dst);
             let key = of_packet(&ip, transport);
             prop_assert_eq!(reversed(reversed(key)), key);
-            let [a, b, c, d, rest @ ..] = transport;
+            let [s0, s1, d0, d1, rest @ ..] = transport;
             let back = header(proto, dst, src);
-            let answer = match proto {
-                PROTO_ICMP => transport,
-                _ => {
-                    let mut answer = [c, d, a, b, 0, 0, 0, 0];
-                    answer[4..].copy_from_slice(&rest);
-                    answer
-                }
+            let answer = if proto == PROTO_ICMP {
+                transport
+            } else {
+                let [r0, r1, r2, r3] = rest;
+                [d0, d1, s0, s1, r0, r1, r2, r3]
             };
             prop_assert_eq!(of_packet(&back, answer), reversed(key));
         }

@@ -6,14 +6,11 @@
 //!
 //! Start-up is all or nothing: what a failed first start has made is taken back.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{Level, info, log};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior},
@@ -29,7 +26,9 @@ use crate::{
 mod anchor;
 mod filter;
 mod flows;
+mod forwarding;
 mod local;
+pub(crate) mod lock;
 mod news;
 mod node_routes;
 mod nodes;
@@ -39,6 +38,7 @@ mod schedule;
 mod undo;
 mod wire;
 
+pub(crate) use anchor::is_anchor;
 use reconcile::{Reconciler, Scope};
 use schedule::{RESYNC, Schedule};
 use undo::Before;
@@ -173,12 +173,12 @@ type Locks = [Flock<File>; 2];
 /// The first pass. When it fails, what it has made is taken back.
 fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
     let pins = &options.pins;
-    let namespace = lock(Path::new("/proc/thread-self/ns/net"))?.ok_or_else(|| {
+    let namespace = lock::namespace()?.ok_or_else(|| {
         anyhow!("another overlay agent is running in this network namespace: stop it first")
     })?;
     let before = Before::read(pins)?;
     pins.create()?;
-    let Some(root) = lock(pins.root())? else {
+    let Some(root) = lock::pins(pins)? else {
         bail!("another overlay agent is running with the pins in {}: stop it first", pins.root().display());
     };
     match reconciler.run(Scope::Everything) {
@@ -188,16 +188,5 @@ fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Lock
             reconciler.take_back_filter();
             Err(error)
         }
-    }
-}
-
-/// An exclusive lock; `None` when somebody holds it. Two agents on one node, or on the same pins, would undo each other's
-/// work. Held as long as the agent lives; the kernel releases it with the process, however that ends.
-fn lock(path: &Path) -> anyhow::Result<Option<Flock<File>>> {
-    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Some(lock)),
-        Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
-        Err((_, e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{agent, cni, config, datapath::pins::Pins};
 
+mod cleanup;
 mod install;
 mod show;
 
@@ -36,10 +37,14 @@ enum Command {
     Nodes(OutputArgs),
     /// List the pods of this node and who holds which address
     Endpoints(OutputArgs),
+    /// List the flows that return through the node's stack, because a Service may have translated them
+    Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
     Links(OutputArgs),
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
+    /// Remove every trace of overlay from this node
+    Cleanup(cleanup::Cleanup),
 }
 
 #[derive(Debug, Args)]
@@ -93,8 +98,10 @@ pub fn main() -> ExitCode {
         Command::Status(args) => show::status(&pins, args.output),
         Command::Nodes(args) => show::nodes(&pins, args.output),
         Command::Endpoints(args) => show::endpoints(&pins, args.output),
+        Command::Flows(args) => show::flows(&pins, args.output),
         Command::Links(args) => show::links(&pins, args.output),
         Command::Monitor(args) => show::monitor(&pins, args.output),
+        Command::Cleanup(cleanup) => cleanup.run(&pins),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,6 +35,11 @@ pub(super) struct Anchor {
 /// Devices of ours, whatever their VNI.
 const PREFIX: &str = "overlay.";
 
+/// Whether a device is an anchor device, of whichever VNI.
+pub(crate) fn is_anchor(link: &Link) -> bool {
+    link.name.starts_with(PREFIX) && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata)
+}
+
 impl Anchor {
     /// The name of the anchor device of this VNI: with its number, which for the largest ones has to be hexadecimal to
     /// fit the kernel's 15 characters.
@@ -50,9 +55,7 @@ impl Anchor {
     pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
         let name = self.name();
         for link in netlink.links()? {
-            let ours = link.name.starts_with(PREFIX)
-                && link.vxlan.as_ref().is_some_and(|vxlan| vxlan.collect_metadata);
-            if ours && link.name != name {
+            if is_anchor(&link) && link.name != name {
                 info!("removing {}: the VNI is {} now", link.name, self.vni);
                 netlink.delete_link(&link.name)?;
             }
@@ -174,16 +177,6 @@ impl Anchor {
             );
         anyhow!("UDP port {port} is taken by {holder}: free it, or set network.port on all nodes")
     }
-}
-
-/// Lets the node forward, in general and from the anchor.
-pub(super) fn forwarding(device: &str) -> anyhow::Result<()> {
-    for path in ["net/ipv4/ip_forward".to_owned(), sysctl::interface(Family::Ipv4, device, "forwarding")] {
-        if sysctl::ensure(&path, "1")? {
-            info!("set {path} = 1");
-        }
-    }
-    Ok(())
 }
 
 /// Keeps IPv6 off a device that carries IPv4 only.

@@ -11,7 +11,7 @@ use crate::{
     cluster::NodeSpec,
     config::Config,
     host::nft::{
-        TABLE, forward,
+        TABLE, foreign,
         source_nat::{self, Masquerade, SourceNat},
     },
 };
@@ -19,8 +19,8 @@ use crate::{
 /// What the agent knows of the packet filter between passes.
 #[derive(Default)]
 pub(super) struct PacketFilter {
-    /// Foreign chains that hold accepts of ours, by table and name.
-    chains: HashSet<(String, String)>,
+    /// Foreign chains that decide what is dropped, by table and name.
+    examined: HashSet<(String, String)>,
     warned: HashSet<String>,
     /// This agent has written the table, or an accept.
     made: bool,
@@ -51,12 +51,12 @@ impl PacketFilter {
             self.made = true;
             info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
         }
-        let found = forward::ensure(network.cidr)?;
+        let found = foreign::ensure(network.cidr, network.port)?;
         for chain in found.chains.iter().filter(|chain| chain.changed) {
             self.made = true;
             warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
         }
-        self.chains = found.chains.into_iter().map(|chain| (chain.table, chain.chain)).collect();
+        self.examined = found.examined;
         for warning in found.warnings {
             if self.warned.insert(warning.clone()) {
                 warn!("{warning}");
@@ -67,8 +67,8 @@ impl PacketFilter {
 
     /// May a change there have broken what [`PacketFilter::ensure`] keeps? Others change their own chains all the time.
     pub(super) fn concerns(&self, table: &str, chain: Option<&str>, base: bool) -> bool {
-        let held = |chain: &str| self.chains.contains(&(table.to_owned(), chain.to_owned()));
-        table == TABLE || base || chain.is_some_and(held)
+        let examined = |chain: &str| self.examined.contains(&(table.to_owned(), chain.to_owned()));
+        table == TABLE || base || chain.is_some_and(examined)
     }
 
     /// After a start that failed: removes what this agent has written.
@@ -76,7 +76,7 @@ impl PacketFilter {
         if !std::mem::take(&mut self.made) {
             return;
         }
-        for result in [source_nat::remove().map(drop), forward::remove().map(drop)] {
+        for result in [source_nat::remove().map(drop), foreign::remove().map(drop)] {
             if let Err(e) = result {
                 warn!("take back the packet filter rules: {e}");
             }
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn only_what_may_have_been_broken_is_looked_at() {
-        let chains = [("filter".to_owned(), "FORWARD".to_owned())].into();
-        let filter = PacketFilter { chains, ..PacketFilter::default() };
+        let examined = [("filter".to_owned(), "FORWARD".to_owned())].into();
+        let filter = PacketFilter { examined, ..PacketFilter::default() };
         assert!(filter.concerns("overlay", Some("postrouting"), false));
         assert!(filter.concerns("overlay", None, false));
         assert!(filter.concerns("filter", Some("FORWARD"), false));

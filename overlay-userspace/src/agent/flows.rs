@@ -74,8 +74,14 @@ impl Growth {
         }
     }
 
-    /// Copies what the old table has. Once before the programs change over, and once after: those that still ran have
-    /// recorded in the old one.
+    /// Copies once more, what programs that still ran have recorded in the old table; and lets go of that.
+    pub(super) fn end(self, pins: &Pins) -> Result<(), DatapathError> {
+        self.copy(pins)?;
+        info!("flows of the stack: all programs use the new table");
+        Ok(())
+    }
+
+    /// Copies what the old table has, before the programs change over.
     pub(super) fn copy(&self, pins: &Pins) -> Result<(), DatapathError> {
         StackFlows::open(pins)?.adopt(&self.before)
     }

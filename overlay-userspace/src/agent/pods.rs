@@ -28,6 +28,8 @@ pub(super) struct Pods {
     missing: HashMap<Addr, bool>,
     /// Pods that are said to be outside of the subnet.
     outside: HashSet<Addr>,
+    /// Names of the pods' devices, at the last look.
+    devices: Vec<String>,
 }
 
 /// What pods are compared with.
@@ -82,6 +84,7 @@ impl Pods {
         self.verified.retain(|addr, _| held.contains(addr));
         self.missing.retain(|addr, _| held.contains(addr));
         self.outside.retain(|addr| held.contains(addr) && !subnet.contains(&addr.to_ip()));
+        self.devices.clear();
         let mut failed = Vec::new();
         for (addr, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.ifindex != 0) {
             let ip = addr.to_ip();
@@ -96,6 +99,7 @@ impl Pods {
                 continue;
             };
             self.missing.remove(addr);
+            self.devices.push(link.name.clone());
             let route = pod_route(ip, link.index, subnet);
             let routed = actual.routes.get(&route.dst) == Some(&route);
             if link.up && routed && self.verified.get(addr) == Some(&link.index) {
@@ -111,6 +115,11 @@ impl Pods {
             }
         }
         Ok(failed)
+    }
+
+    /// The names of the pods' devices that were there at the last look.
+    pub(super) fn devices(&self) -> &[String] {
+        &self.devices
     }
 
     fn miss(&mut self, addr: Addr) {

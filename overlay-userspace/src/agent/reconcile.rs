@@ -17,10 +17,10 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     Options,
-    anchor::{Anchor, forwarding, reconcile_routes},
+    anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
-    local,
+    forwarding, local,
     news::news,
     node_routes,
     nodes::{self, Difference},
@@ -196,11 +196,13 @@ impl Reconciler {
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
         if let Some(growth) = self.growth.take() {
-            pass.step(growth.copy(&self.pins).map_err(Into::into))?;
+            pass.step(growth.end(&self.pins).map_err(Into::into))?;
         }
         pass.step(self.remove_nodes(&stale))?;
+        let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
+        let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
+        pass.step(forwarding::ensure(devices.map(String::as_str)))?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding(&anchor.name))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }

@@ -108,7 +108,13 @@ fn file_name(text: &str) -> Result<String, String> {
 pub(super) fn run(action: &Action, pins: &Pins) -> anyhow::Result<()> {
     match action {
         Action::Install(install) => install.run(pins),
-        Action::Uninstall(uninstall) => uninstall.run(pins),
+        Action::Uninstall(uninstall) => {
+            let force = uninstall.force;
+            uninstall.places.uninstall(|| attached(pins), force, &mut |path| {
+                remove(path)?;
+                print(&format!("removed {}", path.display()))
+            })
+        }
     }
 }
 
@@ -145,19 +151,31 @@ impl Install {
     }
 }
 
-impl Uninstall {
-    fn run(&self, pins: &Pins) -> anyhow::Result<()> {
-        let Places { bin_dir, conf_dir, name } = &self.places;
+impl Places {
+    /// Has what `install` has put there removed by `remove`: all of it, or the configuration alone while pods are
+    /// `attached` and nobody uses `force`.
+    pub(super) fn uninstall(
+        &self,
+        attached: impl FnOnce() -> anyhow::Result<usize>,
+        force: bool,
+        remove: &mut dyn FnMut(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let Self { bin_dir, conf_dir, name } = self;
         // First: from now on the runtime adds no pod.
         let path = conf_dir.join(name);
+        let mut gone = None;
         match fs::read(&path) {
-            Ok(present) if conflist::is_ours(&present) => remove(&path)?,
+            Ok(present) if conflist::is_ours(&present) => {
+                remove(&path)?;
+                gone = Some(name);
+            }
             Ok(_) => leave(&path, "it is not a configuration of overlay")?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         }
         let mut needed = false;
-        for other in conflist::others(conf_dir)? {
+        // Where nothing is really removed it is there still.
+        for other in conflist::others(conf_dir)?.filter(|other| Some(other) != gone) {
             let path = conf_dir.join(other);
             if other_uses_us(&path) {
                 needed = true;
@@ -175,8 +193,8 @@ impl Uninstall {
         if needed {
             return leave(&binary, "another configuration uses it");
         }
-        let attached = attached(pins)?;
-        if attached > 0 && !self.force {
+        let attached = attached()?;
+        if attached > 0 && !force {
             leave(&binary, "the runtime needs it to delete pods")?;
             bail!("{attached} pods are attached: drain the node and repeat, or add --force");
         }
@@ -185,7 +203,7 @@ impl Uninstall {
 }
 
 /// How many pods are on the node.
-fn attached(pins: &Pins) -> anyhow::Result<usize> {
+pub(super) fn attached(pins: &Pins) -> anyhow::Result<usize> {
     match Endpoints::open(pins).and_then(|endpoints| endpoints.entries()) {
         Ok(entries) => Ok(entries.len()),
         Err(DatapathError::NotPinned { .. }) => Ok(0),
@@ -214,11 +232,10 @@ fn leave(path: &Path, why: &str) -> anyhow::Result<()> {
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {
-    fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
-    print(&format!("removed {}", path.display()))
+    fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
 }
 
-fn print(line: &str) -> anyhow::Result<()> {
+pub(super) fn print(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("print")
 }
 

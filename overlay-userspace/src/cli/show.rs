@@ -24,6 +24,10 @@ use crate::{
     },
 };
 
+mod flows;
+
+pub(super) use flows::flows;
+
 /// Rows of text under a heading, columns as wide as their widest cell.
 fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.len()).collect();
@@ -64,6 +68,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
     let pods = Endpoints::open(pins)?.entries()?.len();
     let subnet = local.subnet[FAMILY_V4];
     let subnet = format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len);
+    let pressure = flows::Pressure::read(pins)?;
     let paths = tables::paths(pins)?;
     let drops = tables::drops(pins)?;
     let attach = match AttachMode::from_index(local.attach_mode) {
@@ -92,6 +97,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
             "peers": peers,
             "endpoints": pods,
             "pins": pins.root(),
+            "stack_flows": pressure.json(),
             "paths": counters(paths.into_iter().map(|(p, c)| (p.name(), c)).collect()),
             "drops": counters(drops.into_iter().map(|(r, c)| (r.name(), c)).collect()),
         }));
@@ -106,6 +112,7 @@ pub(super) fn status(pins: &Pins, output: Output) -> anyhow::Result<()> {
             format!("{pods} in {subnet}, gateway {}, MTU {}", local.gateway[FAMILY_V4].to_ip(), local.mtu),
         ),
         ("peers", peers.to_string()),
+        ("flows", pressure.text()),
         ("attached", format!("{by}, pins in {}", pins.root().display())),
     ];
     table(&["", ""], &facts.map(|(key, value)| vec![key.to_owned(), value]))?;

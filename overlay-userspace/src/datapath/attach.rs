@@ -252,6 +252,16 @@ impl Programs {
     }
 }
 
+/// Whether a link, by index, has filters of ours: programs that are attached by clsact.
+pub fn has_filters(netlink: &mut Netlink, index: u32) -> Result<bool, DatapathError> {
+    Ok(!clsact::directions(netlink, index)?.is_empty())
+}
+
+/// Removes the filters of ours of a link, and its clsact qdisc if nobody else's are left.
+pub fn remove_filters(netlink: &mut Netlink, index: u32) -> Result<(), DatapathError> {
+    clsact::clear(netlink, index)
+}
+
 /// The link of one program on one device, as a person wants to see it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LinkInfo {

@@ -84,8 +84,13 @@ impl StackFlows {
     pub fn record(&mut self, key: &FlowKey, flow: Flow) -> Result<(), DatapathError> {
         self.map
             .insert(key, flow, 0)
-            .and_then(|()| self.switch.set(0, 1, 0))
-            .map_err(|e| DatapathError::new(format!("record a flow in {NAME}"), e))
+            .map_err(|e| DatapathError::new(format!("record a flow in {NAME}"), e))?;
+        self.switch(true)
+    }
+
+    /// Tells the programs whether there is anything to look up. [`StackFlows::record`] says so by itself.
+    pub fn switch(&mut self, on: bool) -> Result<(), DatapathError> {
+        self.switch.set(0, u32::from(on), 0).map_err(|e| DatapathError::new(format!("write {SWITCH}"), e))
     }
 
     /// Removes an entry; missing is fine.

@@ -129,7 +129,8 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
                 (TUPLE_PROTO, PROTO_SRC_PORT) => tuple.src_port = short(value),
                 (TUPLE_PROTO, PROTO_DST_PORT) => tuple.dst_port = short(value),
                 (TUPLE_PROTO, PROTO_ICMP_ID) => {
-                    (tuple.src_port, tuple.dst_port) = (short(value), short(value))
+                    tuple.src_port = short(value);
+                    tuple.dst_port = tuple.src_port;
                 }
                 _ => {}
             }

@@ -2,12 +2,15 @@
 //!
 //! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
 //!   Service have sources that keep them apart from others and that other nodes believe;
-//! * [`forward`] – accepts in foreign chains whose policy would drop what is forwarded for pods.
+//! * [`foreign`] – accepts in foreign chains that would drop what is forwarded for pods.
+//!
+//! [`own`] lists and removes the tables that are ours as a whole.
 //!
 //! Nothing else of anybody's rules is read or written. Every change is one transaction (`nft -f`), so that
 //! no packet meets half of it. Called by the agent; runs in the network namespace of the calling thread.
 
-pub mod forward;
+pub mod foreign;
+pub mod own;
 pub mod source_nat;
 
 use std::{
@@ -104,18 +107,17 @@ fn apply(script: &str, action: &str) -> Result<(), NftError> {
 fn json(commands: &[Value], action: &str) -> Result<Vec<Value>, NftError> {
     let input = serde_json::json!({ "nftables": commands }).to_string();
     let output = run("nft", "nftables", &["-j", "-f", "-"], &input, action)?;
-    // Commands that only change print nothing.
-    if output.trim().is_empty() {
-        return Ok(Vec::new());
-    }
     let unexpected = |detail: String| NftError::Output { action: action.to_owned(), detail };
-    match serde_json::from_str::<Value>(&output) {
-        Ok(mut document) => match document["nftables"].take() {
-            Value::Array(objects) => Ok(objects),
-            _ => Err(unexpected("no list of objects".into())),
-        },
-        Err(error) => Err(unexpected(error.to_string())),
+    let mut objects = Vec::new();
+    // A document for each listing command; commands that only change print nothing.
+    for document in serde_json::Deserializer::from_str(&output).into_iter::<Value>() {
+        match document.map(|mut document| document["nftables"].take()) {
+            Ok(Value::Array(listed)) => objects.extend(listed),
+            Ok(_) => return Err(unexpected("no list of objects".into())),
+            Err(error) => return Err(unexpected(error.to_string())),
+        }
     }
+    Ok(objects)
 }
 
 impl NftError {

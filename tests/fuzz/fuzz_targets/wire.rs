@@ -6,9 +6,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use overlay_common::wire::{
-    checksum, ecn, ipv4,
-    vxlan::{Encap, MAX_INNER_LEN, TUNNEL_LEN, Tunnel, Vtep},
+use overlay_common::{
+    flow,
+    wire::{
+        checksum, ecn, ipv4,
+        vxlan::{Encap, MAX_INNER_LEN, TUNNEL_LEN, Tunnel, Vtep},
+    },
 };
 
 /// Bytes of an input before the packet.
@@ -34,6 +37,7 @@ fuzz_target!(|input: &[u8]| {
     encapsulation(packet, &vtep);
     congestion(packet[15], packet[INNER + 1]);
     header_changes(packet, packet[0]);
+    flows(packet);
 });
 
 fn tunnel(packet: &[u8; TUNNEL_LEN]) -> Tunnel {
@@ -147,4 +151,31 @@ fn is_valid(header: &[u8]) -> bool {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum == 0xffff
+}
+
+/// The inner packet's flow, with what follows the outer UDP header in the place of its transport header: ports where the
+/// protocol has them, the identifier of an echo, and the way back to the same flow.
+fn flows(packet: &[u8; TUNNEL_LEN]) {
+    let ip = tunnel(packet).inner;
+    let transport: [u8; 8] = packet[42..50].try_into().unwrap();
+    let key = flow::of_packet(&ip, transport);
+    let (first, second, third) = (word(packet, 42), word(packet, 44), word(packet, 46));
+    let ports = match packet[INNER + 9] {
+        6 | 17 | 132 | 136 => (first, second),
+        1 => (third, third),
+        _ => (0, 0),
+    };
+    assert_eq!((key.src_port, key.dst_port, key.protocol), (ports.0, ports.1, packet[INNER + 9]));
+    assert_eq!(key.src.v4_bytes(), packet[INNER + 12..INNER + 16]);
+    assert_eq!(key.dst.v4_bytes(), packet[INNER + 16..INNER + 20]);
+    let back = flow::reversed(key);
+    assert_eq!(
+        (back.src, back.dst, back.src_port, back.dst_port),
+        (key.dst, key.src, key.dst_port, key.src_port)
+    );
+    assert_eq!(flow::reversed(back), key);
+    // A pair of addresses is never taken for a flow of them.
+    let pair = flow::of_fragment(ip.src_addr, ip.dst_addr);
+    assert_ne!(pair, key);
+    assert_eq!((pair.src, pair.dst), (key.src, key.dst));
 }

@@ -1,8 +1,8 @@
 //! What others do to forwarding and to the packet filter.
 
-use overlay_tests::lab::{Namespace, exec};
+use overlay_tests::lab::{Namespace, exec, within};
 
-use crate::bed::{Bed, SOON, expect_idle};
+use crate::bed::{Bed, PERIOD, SOON, expect_idle};
 
 fn run(host: &Namespace, line: &str) -> String {
     let mut words = line.split_whitespace();
@@ -99,5 +99,65 @@ fn a_new_chain_that_drops_gets_accepts() {
     println!("new chain: healed within {} ms", healed.as_millis());
     bed.expect_traffic();
     run(host, "nft delete table inet firewall");
+    expect_idle(&bed.a);
+}
+
+/// The skeleton of firewalld's table: the policy accepts, a rule at the end rejects the rest.
+const FIREWALLD: &str = "table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname lo accept
+        jump filter_FORWARD_POLICIES
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FORWARD_POLICIES { }
+}
+";
+
+/// Also after a reload, which flushes all chains and fills them again in one transaction.
+#[test]
+fn a_reject_at_the_end_of_a_chain_that_accepts_is_passed_by() {
+    let bed = Bed::start();
+    let host = bed.a.namespace();
+    for script in [FIREWALLD.to_owned(), format!("flush table inet firewalld\n{FIREWALLD}")] {
+        let log = bed.a.log_mark();
+        exec::must(host.command("nft").args(["-f", "-"]), &script);
+        log.wait_for("chain inet firewalld filter_FORWARD drops what is forwarded", SOON);
+        bed.expect_traffic();
+        expect_idle(&bed.a);
+    }
+    let log = bed.a.log_mark();
+    run(host, "nft flush chain inet firewalld filter_FORWARD");
+    run(host, "nft add rule inet firewalld filter_FORWARD_POLICIES drop");
+    run(host, "nft add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES");
+    log.wait_for("chain inet firewalld filter_FORWARD drops what is forwarded", SOON);
+    bed.expect_traffic();
+}
+
+/// The kernel does not report changes of legacy iptables: the periodic look has to find them.
+#[test]
+fn legacy_iptables_that_drop_get_accepts() {
+    let bed = Bed::start();
+    let host = bed.a.namespace();
+    let policy = exec::output(host.command("iptables-legacy").args(["-P", "FORWARD", "DROP"]), b"", SOON);
+    if !policy.is_ok_and(|output| output.status.success()) {
+        // A kernel without CONFIG_NETFILTER_XTABLES_LEGACY has nothing that drops.
+        return;
+    }
+    run(host, "iptables-legacy -N DOCKER-USER");
+    let accepts = "-A FORWARD -s 10.244.0.0/16 -m comment --comment overlay -j ACCEPT\n\
+                   -A FORWARD -d 10.244.0.0/16 -m comment --comment overlay -j ACCEPT\n";
+    let whole =
+        || run(host, "iptables-legacy -S FORWARD").starts_with(&format!("-P FORWARD DROP\n{accepts}"));
+    within(PERIOD, "accepts", whole);
+    bed.expect_traffic();
+    let breaking = || {
+        run(host, "iptables-legacy -I FORWARD -j DOCKER-USER");
+    };
+    let said = "chain legacy iptables filter FORWARD drops what is forwarded";
+    bed.heals(PERIOD, "a rule on top", breaking, whole, said);
+    assert!(run(host, "iptables-legacy -S FORWARD").ends_with("-A FORWARD -j DOCKER-USER\n"));
     expect_idle(&bed.a);
 }

@@ -87,6 +87,26 @@ pub(super) fn present(netlink: &mut Netlink, device: Device<'_>, hook: Hook) -> 
     Ok(filters.iter().any(|filter| filter.key == KEY))
 }
 
+/// The directions in which a link has a filter of ours.
+pub(super) fn directions(netlink: &mut Netlink, index: u32) -> Result<Vec<Direction>, DatapathError> {
+    let mut found = Vec::new();
+    for direction in [Direction::Ingress, Direction::Egress] {
+        if netlink.bpf_filters(index, direction)?.iter().any(|filter| filter.key == KEY) {
+            found.push(direction);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes our filters of a link, and the qdisc if nobody else's are left.
+pub(super) fn clear(netlink: &mut Netlink, index: u32) -> Result<(), DatapathError> {
+    for direction in directions(netlink, index)? {
+        netlink.delete_bpf_filter(index, direction, KEY)?;
+    }
+    netlink.delete_unused_clsact(index)?;
+    Ok(())
+}
+
 /// Removes our filter; missing is fine.
 pub(super) fn detach(netlink: &mut Netlink, device: Device<'_>, hook: Hook) -> Result<(), DatapathError> {
     netlink.delete_bpf_filter(device.ifindex, direction(hook), KEY)?;

@@ -56,6 +56,28 @@ impl Netlink {
         }
     }
 
+    /// Removes the clsact qdisc of a link if it has no filter, of whatever kind; `false` when it has, or is none.
+    pub fn delete_unused_clsact(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if !self.filters(index, direction)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        let mut message = message(index, TcHandle::CLSACT);
+        // The kernel refuses where it is an ingress qdisc.
+        message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+        match self.execute(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
+            Ok(()) => Ok(true),
+            Err(failure) if [Errno::ENOENT, Errno::EINVAL, Errno::ENODEV].iter().any(|e| failure.is(*e)) => {
+                Ok(false)
+            }
+            Err(failure) => {
+                let device = self.device(index);
+                Err(failure.during(format!("remove the clsact qdisc of link {device}")))
+            }
+        }
+    }
+
     /// Runs a program on all packets of one direction, in direct action mode; atomically in place of the one at `key`.
     pub fn replace_bpf_filter(
         &mut self,
@@ -99,16 +121,24 @@ impl Netlink {
 
     /// The BPF filters of one direction, of whomever.
     pub fn bpf_filters(&mut self, index: u32, direction: Direction) -> Result<Vec<BpfFilter>, NetlinkError> {
-        let parent = parent(direction);
-        let replies = match self.dump(&RouteNetlinkMessage::GetTrafficFilter(message(index, parent))) {
-            Ok(replies) => replies,
-            Err(failure) if failure.is(Errno::ENODEV) => Vec::new(),
+        let replies = self.filters(index, direction)?;
+        Ok(replies.into_iter().filter_map(|reply| into_filter(reply, index, parent(direction))).collect())
+    }
+
+    /// The filters of one direction, of whatever kind.
+    fn filters(
+        &mut self,
+        index: u32,
+        direction: Direction,
+    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        match self.dump(&RouteNetlinkMessage::GetTrafficFilter(message(index, parent(direction)))) {
+            Ok(replies) => Ok(replies),
+            Err(failure) if failure.is(Errno::ENODEV) => Ok(Vec::new()),
             Err(failure) => {
                 let device = self.device(index);
-                return Err(failure.during(format!("list the filters of link {device}")));
+                Err(failure.during(format!("list the filters of link {device}")))
             }
-        };
-        Ok(replies.into_iter().filter_map(|reply| into_filter(reply, index, parent)).collect())
+        }
     }
 }
 
@@ -182,6 +212,26 @@ mod tests {
                 assert!(netlink.bpf_filters(index, direction).unwrap().is_empty());
                 assert!(!netlink.delete_bpf_filter(index, direction, KEY).unwrap());
             }
+        });
+    }
+
+    #[test]
+    fn a_clsact_qdisc_goes_only_when_nobody_filters_by_it() {
+        in_fresh_netns(|| {
+            ip("link add d0 type veth peer name d0p");
+            let mut netlink = Netlink::open().unwrap();
+            let index = netlink.link("d0").unwrap().unwrap().index;
+            assert!(!netlink.delete_unused_clsact(index).unwrap());
+            run("tc qdisc add dev d0 clsact");
+            let filter = ["filter", "add", "dev", "d0", "egress", "bpf", "bytecode", "1,6 0 0 0"];
+            assert!(std::process::Command::new("tc").args(filter).status().unwrap().success());
+            assert!(!netlink.delete_unused_clsact(index).unwrap());
+            run("tc filter del dev d0 egress");
+            assert!(netlink.delete_unused_clsact(index).unwrap());
+            assert!(!run("tc qdisc show dev d0").contains("clsact"));
+            run("tc qdisc add dev d0 ingress");
+            assert!(!netlink.delete_unused_clsact(index).unwrap());
+            assert!(run("tc qdisc show dev d0").contains("ingress"));
         });
     }
 

@@ -7,7 +7,7 @@
 //!   the one that was called. It comes after `srcnat`, where those masquerade what they want to: theirs wins, because
 //!   a connection's source is translated once. Packets whose destination nobody translated are not touched there.
 //!   - A pod's packet to a pod keeps its address and gets a source port that no kernel picks by itself
-//!     ([`SERVICE_PORTS`]). So one pod's flow to a backend by way of a Service, and one to the same port of the same
+//!     (`SERVICE_PORTS`). So one pod's flow to a backend by way of a Service, and one to the same port of the same
 //!     backend directly, are always two 5-tuples.
 //!   - What came from another node's pod and leaves through the tunnel again gets the gateway address, because a peer
 //!     believes an inner source only from the node that it belongs to.
@@ -26,7 +26,7 @@ use std::{
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, apply, json};
+use super::{NftError, TABLE, apply, json, own};
 
 /// Source ports of Service flows between pods: below the range from which Linux picks ports for sockets that are not
 /// bound to one (`net.ipv4.ip_local_port_range`, 32768 to 60999 by default).
@@ -190,17 +190,7 @@ pub fn ensure(nat: &SourceNat) -> Result<bool, NftError> {
 
 /// Removes the table; false when there was none.
 pub fn remove() -> Result<bool, NftError> {
-    let table = json!({ "delete": { "table": { "family": "ip", "name": TABLE } } });
-    match json(&[table], "remove the table of translated sources") {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_absent() => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether the table is there.
-pub fn is_loaded() -> Result<bool, NftError> {
-    Ok(loaded()?.is_some())
+    own::remove(TABLE)
 }
 
 /// What tells an untouched table from a changed one.

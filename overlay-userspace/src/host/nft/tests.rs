@@ -302,9 +302,9 @@ fn dockers_policy_stops_pods_until_the_chain_is_opened() {
         sh("iptables-nft -P FORWARD DROP");
         assert_eq!(wires.source_seen("198.51.100.1:9000"), None);
         let cluster = "10.244.0.0/16".parse().unwrap();
-        forward::ensure(cluster).unwrap();
+        foreign::ensure(cluster, 8472).unwrap();
         assert!(wires.source_seen("198.51.100.1:9000").is_some());
-        forward::remove().unwrap();
+        foreign::remove().unwrap();
         assert_eq!(wires.source_seen("198.51.100.1:9000"), None);
     });
 }

@@ -1,0 +1,59 @@
+//! Forwarding: what makes the kernel pass on what the programs leave to it, between pods, the tunnel and the underlay.
+//!
+//! The kernel asks the device that a packet comes in by. `ip_forward` is on as well, because a node port may be called
+//! by any device of the node (kubelet asks for the same); switching it changes the devices' own settings, and a device
+//! made while it is on begins with it. What others switch off later, on one device or on all, is switched on again.
+//!
+//! Nothing else is set: strict reverse path filtering (`rp_filter = 1`) passes all that this node gets, because each
+//! source is answered by the device that it comes in by; without a bridge, `bridge-nf-call-iptables` has no say.
+
+use std::io;
+
+use log::info;
+
+use crate::host::sysctl::{self, Family};
+
+/// Switches it on in general and on devices; one that is gone needs nothing. Looks at all before it fails.
+pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+    // First: it writes the settings of all devices.
+    let mut result = switch_on("net/ipv4/ip_forward");
+    for device in devices {
+        match switch_on(&sysctl::interface(Family::Ipv4, device, "forwarding")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => result = result.and(other),
+        }
+    }
+    Ok(result?)
+}
+
+fn switch_on(path: &str) -> Result<(), sysctl::SysctlError> {
+    if sysctl::ensure(path, "1")? {
+        info!("set {path} = 1");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::netns::testing::{in_fresh_netns, ip};
+
+    #[test]
+    fn what_is_off_is_switched_on_and_the_rest_left_alone() {
+        in_fresh_netns(|| {
+            sysctl::set("net/ipv4/ip_forward", "1").unwrap();
+            ip("link add d0 up type veth peer name d1");
+            let path = |device: &str| sysctl::interface(Family::Ipv4, device, "forwarding");
+            for device in ["d0", "d1"] {
+                sysctl::set(&path(device), "0").unwrap();
+            }
+            ensure(["gone", "d0"]).unwrap();
+            assert_eq!(sysctl::get(&path("d0")).unwrap(), "1");
+            assert_eq!(sysctl::get(&path("d1")).unwrap(), "0");
+            sysctl::set("net/ipv4/ip_forward", "0").unwrap();
+            ensure(["d0"]).unwrap();
+            assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap(), "1");
+            assert_eq!(sysctl::get(&path("d0")).unwrap(), "1");
+        });
+    }
+}
