@@ -146,7 +146,7 @@ pub(super) fn remove(suite: &Suite<'_>, keep: bool) -> Result<()> {
         let node = name(&node);
         // A terminated container may hold its locks a moment longer than its pod exists.
         thread::sleep(Duration::from_secs(1));
-        suite.cluster.on_node(node, &["/opt/cni/bin/overlay", "cleanup"])?;
+        suite.cluster.on_node(node, &["/opt/cni/bin/overlay", "cleanup", "--pods"])?;
         let left = suite.cluster.on_node(node, &["sh", "-c", LEFT])?;
         ensure!(left.trim().is_empty(), "{node}: cleanup has left {}", left.trim());
     }
