@@ -1,10 +1,11 @@
 //! The agent: brings this node into the state that the configuration and the list of nodes describe, and keeps it there.
 //!
 //! It is not on the path of any packet. Everything it makes stays when it ends, however it ends; a new one finds it,
-//! compares and changes only what differs. It reconciles at start, when the file changes, when the kernel reports a
-//! change of links, addresses or routes, and periodically.
+//! compares and changes only what differs. It reconciles at start, when the file or the nodes change, when the kernel
+//! reports a change of links, addresses or routes, and periodically.
 //!
-//! Start-up is all or nothing: what a failed first start has made is taken back.
+//! Start-up is all or nothing: what a failed first start has made is taken back. With the `file` source that is the end of
+//! the agent; with `kubernetes` it waits and tries again, because what is missing there comes by itself.
 
 use std::{fs::File, path::PathBuf};
 
@@ -18,29 +19,34 @@ use tokio::{
 
 use crate::{
     cluster::file::Watch,
-    config::Config,
+    config::{Overrides, Settings},
     datapath::{kernel, pins::Pins},
     host::monitor::Monitor,
 };
 
 mod anchor;
 mod filter;
+mod flannel;
 mod flows;
 mod forwarding;
+mod health;
+mod life;
 mod local;
 pub(crate) mod lock;
 mod news;
 mod node_routes;
 mod nodes;
 mod pods;
+mod recall;
 mod reconcile;
 mod schedule;
 mod undo;
 mod wire;
 
 pub(crate) use anchor::is_anchor;
+use life::Life;
 use reconcile::{Reconciler, Scope};
-use schedule::{RESYNC, Schedule};
+use schedule::RESYNC;
 use undo::Before;
 
 /// What the command line decides.
@@ -48,8 +54,8 @@ use undo::Before;
 pub struct Options {
     /// The configuration file.
     pub config: PathBuf,
-    /// This node's name, instead of the file's.
-    pub node: Option<String>,
+    /// What it says in place of the file.
+    pub overrides: Overrides,
     /// Where to pin.
     pub pins: Pins,
     /// Level of the programs' own log, 0 (off) to 5 (trace).
@@ -57,8 +63,8 @@ pub struct Options {
 }
 
 impl Options {
-    fn load(&self) -> Result<Config, crate::config::ConfigError> {
-        Config::load(&self.config, self.node.as_deref())
+    fn load(&self) -> Result<Settings, crate::config::ConfigError> {
+        Settings::load(&self.config, &self.overrides)
     }
 }
 
@@ -78,35 +84,27 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     // Subscribed before the first look at the state, so that nothing that changes in between is missed.
     let file = Watch::new(&options.config);
     // Where there is no file, this says so better than the watch.
-    let config = options.load()?;
+    let settings = options.load()?;
     let mut file = file?;
     let mut monitor = Monitor::open()?;
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
 
-    let mut trouble = Trouble::new(Level::Warn);
     let mut bad_file = Trouble::new(Level::Error);
-    let mut schedule = Schedule::default();
-    let node = config.node.clone();
-    let mut reconciler = Reconciler::new(options, config);
-    let (_locks, problems) = start(options, &mut reconciler)?;
-    info!("node {node} is ready; pins are in {}", options.pins.root().display());
-    settle(&mut schedule, &mut trouble, Ok(problems));
-
+    let mut life = Life::begin(options, settings).await?;
     let mut tick = tokio::time::interval_at(Instant::now() + RESYNC, RESYNC);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        life.turn();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             changed = file.changed() => {
                 changed.context("watch the configuration file")?;
                 match options.load() {
-                    Ok(config) => {
+                    Ok(settings) => {
                         bad_file.over();
-                        if reconciler.set_config(config) {
-                            schedule.now(Scope::Everything);
-                        }
+                        life.set(settings);
                     }
                     Err(error) => {
                         bad_file.is(format!("{error}; the configuration read before stays in force"));
@@ -115,32 +113,22 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
             }
             change = monitor.changed() => {
                 let change = change.context("watch the network of the node")?;
-                if let Some(scope) = reconciler.concerns(&change) {
-                    schedule.event(scope);
+                if let Some(scope) = life.concerns(&change) {
+                    life.schedule.event(scope);
                 }
             }
-            () = reconciler.program_log() => {}
             _ = tick.tick() => {
                 file.renew();
-                schedule.now(Scope::Everything);
+                life.schedule.now(Scope::Everything);
             }
-            scope = schedule.due() => settle(&mut schedule, &mut trouble, reconciler.run(scope)),
+            () = life::nodes_changed(&mut life.source) => life.schedule.event(Scope::Everything),
+            () = life::sleep_until(life.patience) => life.recall(),
+            () = life::program_log(&mut life.running) => {}
+            scope = life.schedule.due() => life.pass(scope),
         }
     }
     info!("stopping; pods keep their network");
     Ok(())
-}
-
-/// Notes how a pass went.
-fn settle(schedule: &mut Schedule, trouble: &mut Trouble, result: anyhow::Result<Vec<anyhow::Error>>) {
-    let problems = result.unwrap_or_else(|error| vec![error]);
-    if problems.is_empty() {
-        schedule.succeeded();
-        trouble.over();
-    } else {
-        schedule.failed();
-        trouble.is(problems.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("; "));
-    }
 }
 
 /// Says what is wrong once, however often it is met, and when it is over.
@@ -154,11 +142,14 @@ impl Trouble {
         Self { level, what: None }
     }
 
-    fn is(&mut self, what: String) {
-        if self.what.as_ref() != Some(&what) {
+    /// Whether that is news.
+    fn is(&mut self, what: String) -> bool {
+        let news = self.what.as_ref() != Some(&what);
+        if news {
             log!(self.level, "{what}");
             self.what = Some(what);
         }
+        news
     }
 
     fn over(&mut self) {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -9,10 +10,15 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{agent, cni, config, datapath::pins::Pins, host::bpffs};
+use crate::{
+    agent,
+    cni::{self, install},
+    config::{self, Overrides, SourceKind},
+    datapath::pins::Pins,
+    host::bpffs,
+};
 
 mod cleanup;
-mod install;
 mod show;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
@@ -68,6 +74,16 @@ struct AgentArgs {
     /// This node's name [default: `node` of the file, or the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node: Option<String>,
+    /// Where the list of nodes comes from [default: `source` of the file, or file]
+    #[arg(long, env = "OVERLAY_SOURCE", value_name = "SOURCE")]
+    source: Option<SourceKind>,
+    /// Answer probes (/healthz, /readyz) on this address [default: `agent.health` of the file, or nowhere]
+    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
+    health: Option<SocketAddr>,
+    /// Install the CNI plugin once the network is there [default: `cni.install` of the file, or false]
+    #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          require_equals = true)]
+    install_cni: Option<bool>,
     /// What to log
     #[arg(long, env = "OVERLAY_LOG", value_name = "LEVEL", default_value = "info")]
     log: log::LevelFilter,
@@ -127,7 +143,20 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let AgentArgs { config, node, log, program_log } = args;
-    env_logger::Builder::new().filter_level(log).format_target(false).format_timestamp_millis().init();
-    agent::run(&agent::Options { config, node, pins, program_log: program_log as u8 })
+    let AgentArgs { config, node, source, health, install_cni, log, program_log } = args;
+    let mut logger = env_logger::Builder::new();
+    logger.filter_level(log).format_target(false).format_timestamp_millis();
+    if log < log::LevelFilter::Debug {
+        // The client of the API warns of every attempt, with all of what it got; the agent says what matters of it.
+        for module in ["kube_client", "kube_runtime", "tower", "hyper", "hyper_util"] {
+            logger.filter_module(module, log::LevelFilter::Off);
+        }
+    }
+    logger.init();
+    agent::run(&agent::Options {
+        config,
+        overrides: Overrides { node, source, health, install_cni },
+        pins,
+        program_log: program_log as u8,
+    })
 }

@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 pub mod file;
+pub mod kubernetes;
 
 /// A node as its source describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,12 +159,26 @@ impl Snapshot {
         Err(SnapshotError::TooManyEntries { needed, max, shortest, longest })
     }
 
+    /// Gives the nodes of this list the names that `other` has for their addresses.
+    pub(crate) fn name_after(&mut self, other: &Self) {
+        let names: HashMap<IpAddr, &str> =
+            other.nodes.iter().map(|node| (node.address, node.name.as_str())).collect();
+        for node in &mut self.nodes {
+            if let Some(name) = names.get(&node.address) {
+                (*name).clone_into(&mut node.name);
+            }
+        }
+        let own = self.own().address;
+        self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        self.own = self.nodes.iter().position(|node| node.address == own).unwrap_or(self.own);
+    }
+
     /// This node.
     pub fn own(&self) -> &NodeSpec {
         &self.nodes[self.own]
     }
 
-    /// All nodes, by name.
+    /// All nodes, sorted by name as their source has it.
     pub fn nodes(&self) -> &[NodeSpec] {
         &self.nodes
     }
@@ -179,7 +194,8 @@ impl Snapshot {
     }
 }
 
-fn check(node: &NodeSpec, cidr: IpNet) -> Result<(), SnapshotError> {
+/// What can be wrong with a node by itself.
+pub(crate) fn check(node: &NodeSpec, cidr: IpNet) -> Result<(), SnapshotError> {
     let NodeSpec { name, address, subnet, .. } = node;
     if name.is_empty() {
         return Err(SnapshotError::EmptyName);

@@ -9,6 +9,7 @@
 //! - `owner`: who holds an address, and its device's name
 //! - `interface`, `sandbox`: the two sides of a pod's veth pair
 //! - `add`, `check`, `del`, `gc`, `status`: the verbs
+//! - `install`: the plugin where runtimes look for it
 //!
 //! The plugin needs what is pinned and nothing else: no agent, no file, no lock, and it loads no object. Calls for
 //! different containers run in parallel; runtimes keep those for one container in order. Standard output carries one JSON
@@ -27,6 +28,7 @@ mod del;
 mod env;
 mod failure;
 mod gc;
+pub(crate) mod install;
 mod interface;
 mod lease;
 mod local;

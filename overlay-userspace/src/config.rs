@@ -1,12 +1,13 @@
-//! The configuration file, `/etc/overlay/overlay.toml`: how this node's network is set up, and, for the `file` source,
-//! the nodes of the cluster.
+//! The configuration file, `/etc/overlay/overlay.toml`: how this node's network is set up, where the list of nodes comes
+//! from, and, for the `file` source, the nodes themselves.
 //!
-//! Parsing and validation in one place: a [`Config`] that exists is consistent. Unknown keys are errors, so that a typo
+//! Parsing and validation in one place: [`Settings`] that exist are consistent, and so is a [`Config`], which is settings
+//! with a list of nodes. Unknown keys are errors, so that a typo
 //! does not silently leave a default in force.
 
 use std::{
     fmt, fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +15,11 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::cluster::{NodeSpec, Snapshot, SnapshotError};
+
+mod tables;
+
+use tables::AgentTable;
+pub use tables::{Cni, Kubernetes, Source, SourceKind};
 
 /// Where the configuration is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/overlay/overlay.toml";
@@ -126,7 +132,14 @@ const fn default_true() -> bool {
 #[serde(deny_unknown_fields)]
 struct File {
     node: Option<String>,
+    #[serde(default)]
+    source: SourceKind,
     network: Network,
+    kubernetes: Option<Kubernetes>,
+    #[serde(default)]
+    agent: AgentTable,
+    #[serde(default)]
+    cni: Cni,
     #[serde(default)]
     nodes: Vec<FileNode>,
 }
@@ -140,7 +153,35 @@ struct FileNode {
     vtep_mac: Option<String>,
 }
 
-/// A valid configuration.
+/// What the command line and the environment say in place of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// This node's name.
+    pub node: Option<String>,
+    /// Where the list of nodes comes from.
+    pub source: Option<SourceKind>,
+    /// Where the agent answers probes.
+    pub health: Option<SocketAddr>,
+    /// Whether the agent installs the CNI plugin.
+    pub install_cni: Option<bool>,
+}
+
+/// A valid file: how the node is set up, and where the list of nodes comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// This node's name.
+    pub node: String,
+    /// The network.
+    pub network: Network,
+    /// Where the list of nodes comes from.
+    pub source: Source,
+    /// Where the agent answers probes; nowhere when `None`.
+    pub health: Option<SocketAddr>,
+    /// What the agent installs.
+    pub cni: Cni,
+}
+
+/// What a node is to be like: the settings with a list of nodes, whatever source it is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// This node's name.
@@ -151,39 +192,72 @@ pub struct Config {
     pub nodes: Snapshot,
 }
 
-impl Config {
-    /// Reads and validates a file. `node` overrides the name in the file, which overrides the host name.
-    pub fn load(path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
+impl Settings {
+    /// Reads and validates a file. Without a name anywhere, the node has the host's.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let text =
             fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-        Self::parse(&text, path, node)
+        Self::parse(&text, path, overrides)
     }
 
-    /// As [`Config::load`], from the text of a file; `path` is for messages.
-    pub fn parse(text: &str, path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
+    /// As [`Settings::load`], from the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text)
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), message: on_one_line(text, &e) })?;
         let invalid = |message: String| ConfigError::Invalid { path: path.to_owned(), message };
-        let node = match node.map(str::to_owned).or(file.node) {
+        let node = match overrides.node.clone().or(file.node) {
             Some(node) => node,
             None => host_name()
                 .map_err(|e| invalid(format!("no `node` given, and the host name is unknown: {e}")))?,
         };
         check_network(&file.network).map_err(invalid)?;
-        let mut nodes = Vec::new();
-        for FileNode { name, address, subnet, vtep_mac } in file.nodes {
-            let vtep_mac = match vtep_mac {
-                None => None,
-                Some(text) => Some(parse_mac(&text).ok_or_else(|| {
-                    invalid(format!("node {name}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01"))
-                })?),
-            };
-            nodes.push(NodeSpec { name, address, subnet, vtep_mac });
-        }
-        let nodes = Snapshot::new(nodes, &node, file.network.cidr)
-            .map_err(|cause| ConfigError::Nodes { path: path.to_owned(), cause })?;
-        Ok(Self { node, network: file.network, nodes })
+        let mut cni = file.cni;
+        cni.install = overrides.install_cni.unwrap_or(cni.install);
+        cni.check().map_err(invalid)?;
+        let source = match overrides.source.unwrap_or(file.source) {
+            SourceKind::Kubernetes if !file.nodes.is_empty() => {
+                return Err(invalid(
+                    "[[nodes]] and source = \"kubernetes\": the nodes come from one of them, remove the other".into(),
+                ));
+            }
+            SourceKind::Kubernetes => {
+                let kubernetes = file.kubernetes.unwrap_or_default();
+                kubernetes.check().map_err(invalid)?;
+                Source::Kubernetes(kubernetes)
+            }
+            SourceKind::File if file.kubernetes.is_some() => {
+                return Err(invalid("the table [kubernetes] needs source = \"kubernetes\"".into()));
+            }
+            SourceKind::File => {
+                let nodes = file_nodes(file.nodes).map_err(invalid)?;
+                let nodes = Snapshot::new(nodes, &node, file.network.cidr)
+                    .map_err(|cause| ConfigError::Nodes { path: path.to_owned(), cause })?;
+                Source::File(nodes)
+            }
+        };
+        let health = overrides.health.or(file.agent.health);
+        Ok(Self { node, network: file.network, source, health, cni })
     }
+
+    /// What the node is to be like with these nodes.
+    pub fn with(&self, nodes: Snapshot) -> Config {
+        Config { node: self.node.clone(), network: self.network.clone(), nodes }
+    }
+}
+
+fn file_nodes(nodes: Vec<FileNode>) -> Result<Vec<NodeSpec>, String> {
+    let spec = |FileNode { name, address, subnet, vtep_mac }| {
+        let vtep_mac = match vtep_mac {
+            None => None,
+            Some(text) => Some(parse_mac(&text).ok_or_else(|| {
+                format!(
+                    "node {name}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01"
+                )
+            })?),
+        };
+        Ok(NodeSpec { name, address, subnet, vtep_mac })
+    };
+    nodes.into_iter().map(spec).collect()
 }
 
 /// What is wrong with the text, where. The error's own display draws the place on several lines.
@@ -254,7 +328,8 @@ fn check_network(network: &Network) -> Result<(), String> {
     Ok(())
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
+/// A unicast MAC address in the usual form, `02:00:00:00:00:01`.
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
@@ -268,104 +343,17 @@ fn host_name() -> Result<String, nix::Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-        node = "n1"
-        [network]
-        cidr = "10.244.0.0/16"
-        [[nodes]]
-        name = "n1"
-        address = "192.0.2.1"
-        subnet = "10.244.1.0/24"
-        [[nodes]]
-        name = "n2"
-        address = "192.0.2.2"
-        subnet = "10.244.2.0/24"
-        vtep_mac = "02:aa:00:00:00:01"
-    "#;
-
-    fn parse(text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, Path::new("overlay.toml"), None)
-    }
-
-    #[track_caller]
-    fn refused(text: &str, wanted: &str) {
-        let message = parse(text).unwrap_err().to_string();
-        assert!(message.starts_with("overlay.toml: "), "{message}");
-        assert!(message.contains(wanted), "{message:?} does not say {wanted:?}");
-        assert_eq!(message.lines().count(), 1, "{message}");
-    }
-
-    #[test]
-    fn a_small_file_gets_the_documented_defaults() {
-        let config = parse(GOOD).unwrap();
-        assert_eq!(config.node, "n1");
-        let Network {
-            cidr,
-            vni,
-            port,
-            mtu,
-            interface,
-            masquerade,
-            no_masquerade,
-            masquerade_to_nodes,
-            attach,
-            stack_flows,
-        } = config.network;
-        assert_eq!(
-            (cidr.to_string().as_str(), vni, port, mtu, interface),
-            ("10.244.0.0/16", 1, 8472, None, None)
-        );
-        assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
-        assert_eq!((attach, stack_flows), (Attach::Auto, None));
-        assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
-    }
-
-    #[test]
-    fn the_name_given_by_the_caller_wins() {
-        assert_eq!(Config::parse(GOOD, Path::new("x"), Some("n2")).unwrap().node, "n2");
-    }
-
-    #[test]
-    fn mistakes_are_named_with_their_place() {
-        refused("node = ", "line 1, column 8: ");
-        refused("\nnode = \"n1", "line 2, column ");
-        refused("[network]\ncidr = 7\n", "line 2, column 8: ");
-        refused(&GOOD.replace("vtep_mac", "vtep-mac"), "unknown field `vtep-mac`");
-        refused(&GOOD.replace("[network]", "[network]\nmtu = \"x\""), "mtu");
-        refused(&GOOD.replace("10.244.0.0/16", "10.244.1.0/16"), "write 10.244.0.0/16");
-        refused(&GOOD.replace("10.244.0.0/16", "fd00::/48"), "IPv4 only");
-        refused(&GOOD.replace("[network]", "[network]\nvni = 16777216"), "16777215");
-        refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
-        refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
-        refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
-        refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
-        let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
-        refused(
-            &never("192.168.1.0/16"),
-            "network.no_masquerade 192.168.1.0/16 has host bits set: write 192.168.0.0/16",
-        );
-        refused(&never("fd00::/48"), "network.no_masquerade fd00::/48: this version carries IPv4 only");
-        refused(&never("0.0.0.0/0"), "write masquerade = false instead");
-        refused(&never("192.168.0.0"), "no_masquerade");
-        let nodes_only =
-            GOOD.replace("[network]", "[network]\nmasquerade = false\nmasquerade_to_nodes = true");
-        refused(&nodes_only, "masquerade_to_nodes needs network.masquerade");
-        refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
-        refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
-        refused(&GOOD.replace("\"n1\"\n        [network]", "\"nx\"\n        [network]"), "nx");
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error =
-            anyhow::Error::from(Config::load(Path::new("/nonexistent/overlay.toml"), None).unwrap_err());
-        assert_eq!(
-            format!("{error:#}"),
-            "read /nonexistent/overlay.toml: No such file or directory (os error 2); \
-             write it, or name another file with --config"
-        );
+impl Config {
+    /// The configuration in a file that lists its nodes.
+    pub(crate) fn parse(text: &str, path: &Path, node: Option<&str>) -> Result<Self, ConfigError> {
+        let overrides = Overrides { node: node.map(str::to_owned), ..Overrides::default() };
+        let settings = Settings::parse(text, path, &overrides)?;
+        match &settings.source {
+            Source::File(nodes) => Ok(settings.with(nodes.clone())),
+            Source::Kubernetes(_) => unreachable!("the file lists its nodes"),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

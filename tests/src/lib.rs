@@ -18,6 +18,7 @@
     reason = "a test API: a lab that cannot be built has no caller who could go on; see the crate documentation"
 )]
 
+pub mod api;
 pub mod lab;
 pub mod proof;
 pub mod report;

@@ -28,6 +28,7 @@ use super::{
     wire::Wire,
 };
 use crate::{
+    cluster::Snapshot,
     cni::is_pod_device,
     config::{Attach, Config},
     datapath::{
@@ -126,6 +127,16 @@ impl Reconciler {
         }
         self.config = config;
         true
+    }
+
+    /// The nodes that were taken over last.
+    pub(super) fn nodes(&self) -> &Snapshot {
+        &self.config.nodes
+    }
+
+    /// Gives nodes that are known by their addresses only the names that a source has for them.
+    pub(super) fn name_nodes(&mut self, nodes: &Snapshot) {
+        self.config.nodes.name_after(nodes);
     }
 
     /// What has to be looked at because of a change, if it may have broken something that this agent keeps.

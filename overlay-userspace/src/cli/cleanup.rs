@@ -13,10 +13,12 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Args;
 use nix::fcntl::Flock;
 
-use super::install::{self, Places, print};
 use crate::{
     agent::{is_anchor, lock},
-    cni::is_pod_device,
+    cni::{
+        install::{self, Places, print},
+        is_pod_device,
+    },
     datapath::{
         attach, kernel,
         pins::{self, Pins},

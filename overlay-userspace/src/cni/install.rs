@@ -4,6 +4,8 @@
 //! Invariant: a runtime sees the old or the new state of a file, never a part, and the list only when the binary that it
 //! names is in place. Runtimes watch the directory of lists and read whatever ends in `.conf`, `.conflist` or `.json`, so
 //! what is not whole yet has another name. Files of others are neither changed nor removed.
+//!
+//! Called by the command line, and by the agent where `cni.install` says so.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,10 +16,13 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use serde::Deserialize;
 
 use crate::datapath::{DatapathError, pins::Pins, tables::Endpoints};
 
 mod conflist;
+
+pub(crate) use conflist::VERSIONS;
 
 /// What runtimes look for, by `type`.
 const BINARY: &str = "overlay";
@@ -27,7 +32,7 @@ const SELF: &str = "/proc/self/exe";
 
 /// What `overlay cni` does when it is not called as a plugin.
 #[derive(Debug, Subcommand)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Put the plugin and its network configuration where container runtimes look for them
     Install(Install),
     /// Remove what `install` has put there
@@ -35,7 +40,7 @@ pub(super) enum Action {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Places {
+pub(crate) struct Places {
     /// Where the runtime looks for plugins
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     bin_dir: PathBuf,
@@ -48,7 +53,7 @@ pub(super) struct Places {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Install {
+pub(crate) struct Install {
     #[command(flatten)]
     places: Places,
     /// The newest CNI version to use [default: the newest that all plugins of the list speak]
@@ -60,7 +65,7 @@ pub(super) struct Install {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Uninstall {
+pub(crate) struct Uninstall {
     #[command(flatten)]
     places: Places,
     /// Remove the plugin although pods are attached: the runtime will not be able to delete them
@@ -69,8 +74,9 @@ pub(super) struct Uninstall {
 }
 
 /// A plugin that can follow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Chained {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Chained {
     /// Ports of the node that lead to a pod
     Portmap,
     /// Limits of what a pod sends and receives
@@ -93,7 +99,7 @@ impl Chained {
 }
 
 /// A name that runtimes read, in no other directory.
-fn file_name(text: &str) -> Result<String, String> {
+pub(crate) fn file_name(text: &str) -> Result<String, String> {
     let path = Path::new(text);
     if path.file_name() != Some(path.as_os_str()) || text.starts_with('.') {
         return Err("is not the name of a file".to_owned());
@@ -105,7 +111,7 @@ fn file_name(text: &str) -> Result<String, String> {
 }
 
 /// Does it.
-pub(super) fn run(action: &Action, pins: &Pins) -> anyhow::Result<()> {
+pub(crate) fn run(action: &Action, pins: &Pins) -> anyhow::Result<()> {
     match action {
         Action::Install(install) => install.run(pins),
         Action::Uninstall(uninstall) => {
@@ -118,8 +124,38 @@ pub(super) fn run(action: &Action, pins: &Pins) -> anyhow::Result<()> {
     }
 }
 
+/// What an installation has done.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    binary: (Put, PathBuf),
+    list: (Put, PathBuf),
+    /// Configurations of others that come before the list, so that runtimes take those.
+    pub(crate) earlier: Vec<PathBuf>,
+}
+
+impl Installed {
+    /// What has been written.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Path> {
+        let both = [&self.binary, &self.list];
+        both.into_iter().filter(|(put, _)| *put == Put::Written).map(|(_, path)| path.as_path())
+    }
+}
+
 impl Install {
-    fn run(&self, pins: &Pins) -> anyhow::Result<()> {
+    /// An installation as the `[cni]` table describes it.
+    pub(crate) fn new(bin: &Path, conf: &Path, name: &str, version: Option<&str>, chain: &[Chained]) -> Self {
+        let places = Places { bin_dir: bin.to_owned(), conf_dir: conf.to_owned(), name: name.to_owned() };
+        Self { places, cni_version: version.map(str::to_owned), chain: chain.to_vec() }
+    }
+
+    /// Whether both files are there, whatever is in them.
+    pub(crate) fn is_there(&self) -> bool {
+        let Places { bin_dir, conf_dir, name } = &self.places;
+        bin_dir.join(BINARY).exists() && conf_dir.join(name).exists()
+    }
+
+    /// Puts both files in place where they differ, the list last.
+    pub(crate) fn apply(&self, pins: &Pins) -> anyhow::Result<Installed> {
         let Places { bin_dir, conf_dir, name } = &self.places;
         // All that can be refused is refused before anything is written.
         let list = conflist::compose(self, pins)?;
@@ -127,7 +163,7 @@ impl Install {
         if let Ok(present) = fs::read(&path) {
             ensure!(
                 conflist::is_ours(&present),
-                "{} is not a configuration of overlay: choose another --name, or remove it",
+                "{} is not a configuration of overlay: choose another name, or remove it",
                 path.display()
             );
         }
@@ -137,14 +173,25 @@ impl Install {
 
         let binary = bin_dir.join(BINARY);
         let source = || File::open(SELF).context("open the running binary");
-        say(put(&binary, 0o755, source)?, &binary)?;
+        let put_binary = put(&binary, 0o755, source)?;
         // Last: from now on the runtime calls the plugin.
-        say(put(&path, 0o644, || Ok(list.as_bytes()))?, &path)?;
-        for earlier in conflist::others(conf_dir)?.filter(|other| other.as_str() < name.as_str()) {
+        let put_list = put(&path, 0o644, || Ok(list.as_bytes()))?;
+        let earlier = conflist::others(conf_dir)?.filter(|other| other.as_str() < name.as_str());
+        let earlier = earlier.map(|name| conf_dir.join(name)).collect();
+        Ok(Installed { binary: (put_binary, binary), list: (put_list, path), earlier })
+    }
+
+    fn run(&self, pins: &Pins) -> anyhow::Result<()> {
+        let Installed { binary, list, earlier } = self.apply(pins)?;
+        for (put, path) in [binary, list] {
+            say(put, &path)?;
+        }
+        for earlier in earlier {
             eprintln!(
-                "overlay: warning: {} comes before {name}, so that the runtime takes that one: remove it, or choose an \
+                "overlay: warning: {} comes before {}, so that the runtime takes that one: remove it, or choose an \
                  earlier --name",
-                conf_dir.join(earlier).display()
+                earlier.display(),
+                self.places.name
             );
         }
         Ok(())
@@ -154,7 +201,7 @@ impl Install {
 impl Places {
     /// Has what `install` has put there removed by `remove`: all of it, or the configuration alone while pods are
     /// `attached` and nobody uses `force`.
-    pub(super) fn uninstall(
+    pub(crate) fn uninstall(
         &self,
         attached: impl FnOnce() -> anyhow::Result<usize>,
         force: bool,
@@ -203,7 +250,7 @@ impl Places {
 }
 
 /// How many pods are on the node.
-pub(super) fn attached(pins: &Pins) -> anyhow::Result<usize> {
+pub(crate) fn attached(pins: &Pins) -> anyhow::Result<usize> {
     match Endpoints::open(pins).and_then(|endpoints| endpoints.entries()) {
         Ok(entries) => Ok(entries.len()),
         Err(DatapathError::NotPinned { .. }) => Ok(0),
@@ -235,7 +282,7 @@ fn remove(path: &Path) -> anyhow::Result<()> {
     fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
 }
 
-pub(super) fn print(line: &str) -> anyhow::Result<()> {
+pub(crate) fn print(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("print")
 }
 

@@ -13,7 +13,7 @@ use super::{BINARY, Chained, Install};
 use crate::datapath::pins::Pins;
 
 /// What overlay speaks, oldest first.
-pub(super) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What runtimes read that know no list of versions: all that are in use.
 const COMMON: &str = "1.0.0";

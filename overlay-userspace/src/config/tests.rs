@@ -1,0 +1,178 @@
+use super::*;
+
+const GOOD: &str = r#"
+    node = "n1"
+    [network]
+    cidr = "10.244.0.0/16"
+    [[nodes]]
+    name = "n1"
+    address = "192.0.2.1"
+    subnet = "10.244.1.0/24"
+    [[nodes]]
+    name = "n2"
+    address = "192.0.2.2"
+    subnet = "10.244.2.0/24"
+    vtep_mac = "02:aa:00:00:00:01"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("overlay.toml"), None)
+}
+
+#[track_caller]
+fn refused(text: &str, wanted: &str) {
+    let message = parse(text).unwrap_err().to_string();
+    assert!(message.starts_with("overlay.toml: "), "{message}");
+    assert!(message.contains(wanted), "{message:?} does not say {wanted:?}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn a_small_file_gets_the_documented_defaults() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.node, "n1");
+    let Network {
+        cidr,
+        vni,
+        port,
+        mtu,
+        interface,
+        masquerade,
+        no_masquerade,
+        masquerade_to_nodes,
+        attach,
+        stack_flows,
+    } = config.network;
+    assert_eq!(
+        (cidr.to_string().as_str(), vni, port, mtu, interface),
+        ("10.244.0.0/16", 1, 8472, None, None)
+    );
+    assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
+    assert_eq!((attach, stack_flows), (Attach::Auto, None));
+    assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
+}
+
+#[test]
+fn the_name_given_by_the_caller_wins() {
+    assert_eq!(Config::parse(GOOD, Path::new("x"), Some("n2")).unwrap().node, "n2");
+}
+
+#[test]
+fn mistakes_are_named_with_their_place() {
+    refused("node = ", "line 1, column 8: ");
+    refused("\nnode = \"n1", "line 2, column ");
+    refused("[network]\ncidr = 7\n", "line 2, column 8: ");
+    refused(&GOOD.replace("vtep_mac", "vtep-mac"), "unknown field `vtep-mac`");
+    refused(&GOOD.replace("[network]", "[network]\nmtu = \"x\""), "mtu");
+    refused(&GOOD.replace("10.244.0.0/16", "10.244.1.0/16"), "write 10.244.0.0/16");
+    refused(&GOOD.replace("10.244.0.0/16", "fd00::/48"), "IPv4 only");
+    refused(&GOOD.replace("[network]", "[network]\nvni = 16777216"), "16777215");
+    refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
+    refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
+    refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
+    refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
+    let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
+    refused(
+        &never("192.168.1.0/16"),
+        "network.no_masquerade 192.168.1.0/16 has host bits set: write 192.168.0.0/16",
+    );
+    refused(&never("fd00::/48"), "network.no_masquerade fd00::/48: this version carries IPv4 only");
+    refused(&never("0.0.0.0/0"), "write masquerade = false instead");
+    refused(&never("192.168.0.0"), "no_masquerade");
+    let nodes_only = GOOD.replace("[network]", "[network]\nmasquerade = false\nmasquerade_to_nodes = true");
+    refused(&nodes_only, "masquerade_to_nodes needs network.masquerade");
+    refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
+    refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
+    refused(&GOOD.replace("\"n1\"\n    [network]", "\"nx\"\n    [network]"), "nx");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = anyhow::Error::from(
+        Settings::load(Path::new("/nonexistent/overlay.toml"), &Overrides::default()).unwrap_err(),
+    );
+    assert_eq!(
+        format!("{error:#}"),
+        "read /nonexistent/overlay.toml: No such file or directory (os error 2); \
+         write it, or name another file with --config"
+    );
+}
+
+const KUBERNETES: &str = r#"
+    source = "kubernetes"
+    node = "n1"
+    [network]
+    cidr = "10.244.0.0/16"
+"#;
+
+fn settings(text: &str) -> Result<Settings, ConfigError> {
+    Settings::parse(text, Path::new("overlay.toml"), &Overrides::default())
+}
+
+#[test]
+fn a_file_for_kubernetes_needs_no_more_than_the_range() {
+    let settings = settings(KUBERNETES).unwrap();
+    assert_eq!(settings.source, Source::Kubernetes(Kubernetes::default()));
+    assert_eq!((settings.health, settings.cni.install), (None, false));
+    assert_eq!(settings.cni.bin, Path::new("/opt/cni/bin"));
+    assert_eq!(settings.cni.conf, Path::new("/etc/cni/net.d"));
+}
+
+#[test]
+fn the_tables_beside_the_network_are_read() {
+    let text = format!(
+        "{KUBERNETES}\n[kubernetes]\nkubeconfig = \"/k\"\napi_server = \"https://192.0.2.10:6443\"\n\
+         network_available = true\n[agent]\nhealth = \"127.0.0.1:9879\"\n[cni]\ninstall = true\nbin = \"/b\"\n\
+         conf = \"/c\"\nname = \"05-x.conflist\"\nversion = \"1.0.0\"\nchain = [\"bandwidth\"]\n"
+    );
+    let settings = settings(&text).unwrap();
+    let Source::Kubernetes(Kubernetes { kubeconfig, api_server, network_available }) = settings.source else {
+        panic!("{:?}", settings.source)
+    };
+    assert_eq!((kubeconfig, network_available), (Some("/k".into()), true));
+    assert_eq!(api_server.as_deref(), Some("https://192.0.2.10:6443"));
+    assert_eq!(settings.health, Some("127.0.0.1:9879".parse().unwrap()));
+    assert!(settings.cni.install);
+    assert_eq!((settings.cni.bin, settings.cni.conf), ("/b".into(), "/c".into()));
+    assert_eq!(
+        (settings.cni.name.as_str(), settings.cni.version.as_deref()),
+        ("05-x.conflist", Some("1.0.0"))
+    );
+    assert_eq!(settings.cni.chain.len(), 1);
+}
+
+#[test]
+fn what_the_command_line_says_wins() {
+    let overrides = Overrides {
+        node: Some("n2".into()),
+        source: Some(SourceKind::Kubernetes),
+        health: Some("127.0.0.1:1".parse().unwrap()),
+        install_cni: Some(true),
+    };
+    let text = "[network]\ncidr = \"10.244.0.0/16\"\n[agent]\nhealth = \"127.0.0.1:2\"\n";
+    let settings = Settings::parse(text, Path::new("x"), &overrides).unwrap();
+    assert_eq!(settings.node, "n2");
+    assert!(matches!(settings.source, Source::Kubernetes(_)));
+    assert_eq!(settings.health, overrides.health);
+    assert!(settings.cni.install);
+}
+
+#[test]
+fn mistakes_in_the_other_tables_are_named() {
+    let with = |more: &str| format!("{KUBERNETES}\n{more}");
+    let refused = |text: String, wanted: &str| {
+        let message = settings(&text).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message:?} does not say {wanted:?}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    };
+    refused(GOOD.replace("[network]", "source = \"kubernetes\"\n[network]"), "[[nodes]] and source");
+    refused(GOOD.replace("[network]", "source = \"etcd\"\n[network]"), "unknown variant `etcd`");
+    refused(format!("{GOOD}\n[kubernetes]\n"), "needs source = \"kubernetes\"");
+    refused(with("[kubernetes]\napi_server = \"192.0.2.10:6443\""), "https://192.0.2.10:6443");
+    refused(with("[kubernetes]\ntoken = \"x\""), "unknown field `token`");
+    refused(with("[agent]\nhealth = \"9879\""), "health");
+    refused(with("[cni]\nbin = \"opt\""), "cni.bin \"opt\" is not an absolute path");
+    refused(with("[cni]\nname = \"a.conf\""), "cni.name \"a.conf\" has to end in .conflist");
+    refused(with("[cni]\nversion = \"0.2.0\""), "cni.version \"0.2.0\" is none of 0.3.1, ");
+    refused(with("[cni]\nchain = [\"nothing\"]"), "unknown variant `nothing`");
+}
