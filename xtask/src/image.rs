@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Add bpftool, ip, tc and a shell, and what is installed of tcpdump, ss and ethtool
     #[arg(long)]
     debug: bool,
+    /// Write the image's file tree to this directory instead, as the Containerfile does
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["output", "tag"])]
+    rootfs: Option<PathBuf>,
     /// Name and tag of the image [default: what deploy/ uses, with -debug after it for the debug image]
     #[arg(long, value_name = "REF")]
     tag: Option<String>,
@@ -69,22 +72,30 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         .output
         .clone()
         .unwrap_or_else(|| workspace.target().join("images").join(format!("overlay{suffix}.tar")));
+    if let Some(dir) = &options.rootfs {
+        return tree(&binary, options.debug)?.into_iter().try_for_each(|layer| layer.write_to(dir));
+    }
     overlay(&binary, &reference, options.debug, &output)
 }
 
-/// Writes the image of overlay, whose binary is `binary`.
-pub(crate) fn overlay(binary: &Path, reference: &str, debug: bool, output: &Path) -> Result<()> {
+/// The layers: what changes with every build is on top, so that the rest is stored and moved once.
+fn tree(binary: &Path, debug: bool) -> Result<[RootFs; 2]> {
     let (mut base, mut top) = (RootFs::default(), RootFs::default());
     drive(&mut base)?;
     if debug {
         tools(&mut base)?;
     }
     top.executable("/overlay", static_binary(binary)?)?;
+    Ok([base, top])
+}
+
+/// Writes the image of overlay, whose binary is `binary`.
+pub(crate) fn overlay(binary: &Path, reference: &str, debug: bool, output: &Path) -> Result<()> {
+    let [base, top] = tree(binary, debug)?;
     write(
         &Image {
             reference,
             architecture: architecture()?,
-            // What changes with every build is on top, so that the rest is stored and moved once.
             layers: &[&base, &top],
             config: json!({
                 "Entrypoint": ["/overlay"],

@@ -1,6 +1,6 @@
 //! `probe`: what runs in the pods of the end-to-end tests.
 //!
-//! * `probe serve [PORT]` answers on TCP and UDP, and tells whoever asks which address it saw;
+//! * `probe serve [IP PORT]` answers on TCP and UDP, and tells whoever asks which address it saw;
 //! * `probe ask [--within SECONDS] TARGET…` asks each target (`tcp:IP:PORT`, `udp:IP:PORT`, `ping:IP`) once, or until it answers, and
 //!   prints one JSON object a line;
 //! * `probe stream IP PORT` talks TCP, UDP and ping to a `serve` without end, and prints each second what it has counted.
@@ -17,7 +17,7 @@ use std::{env, io, net::Ipv4Addr, process::ExitCode, time::Duration};
 /// Where `serve` listens unless told otherwise.
 const PORT: u16 = 7000;
 
-const USAGE: &str = "usage: probe serve [PORT] | ask [--within SECONDS] TARGET… | stream IP PORT";
+const USAGE: &str = "usage: probe serve [IP PORT] | ask [--within SECONDS] TARGET… | stream IP PORT";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -33,8 +33,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> io::Result<ExitCode> {
     match arguments {
-        ["serve"] => serve::run(PORT),
-        ["serve", port] => serve::run(number(port)?),
+        ["serve"] => serve::run(Ipv4Addr::UNSPECIFIED, PORT),
+        ["serve", address, port] => serve::run(number(address)?, number(port)?),
         ["ask", "--within", seconds, targets @ ..] => {
             Ok(ask::run(targets, Some(Duration::from_secs(number(seconds)?))))
         }

@@ -7,11 +7,11 @@ use std::{
     thread,
 };
 
-/// Serves until killed.
-pub(crate) fn run(port: u16) -> io::Result<ExitCode> {
-    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    println!("listening on port {port}");
+/// Serves until killed, at one address or at all.
+pub(crate) fn run(address: Ipv4Addr, port: u16) -> io::Result<ExitCode> {
+    let udp = UdpSocket::bind((address, port))?;
+    let tcp = TcpListener::bind((address, port))?;
+    println!("listening on {address}:{port}");
     thread::spawn(move || datagrams(&udp));
     for connection in tcp.incoming() {
         // One that is gone before it is accepted is nobody's loss.

@@ -17,6 +17,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
+use overlay_userspace::config::{Overrides, Settings, Source};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -165,20 +166,21 @@ fn every_object_agrees_with_the_openapi_description() {
     }
 }
 
-/// The agent's own opinion of the configuration.
 #[test]
 fn the_configuration_is_one_that_the_agent_takes() {
     for values in [values(), everything()] {
         let map = yaml(&render("configmap.yaml", &values));
         let text = map["data"]["overlay.toml"].as_str().unwrap();
-        let table: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert_eq!(table["network"]["cidr"].as_str(), values["podCidr"].as_str());
-        agent_takes(text);
+        let overrides = Overrides { node: Some("n1".to_owned()), ..Overrides::default() };
+        let settings = Settings::parse(text, Path::new("overlay.toml"), &overrides).unwrap();
+        assert_eq!(settings.network.cidr.to_string(), values["podCidr"]);
+        assert!(matches!(settings.source, Source::Kubernetes(_)), "{text}");
+        assert_eq!(
+            settings.health.unwrap().port().to_string(),
+            values["overlay"]["healthz"]["port"].to_string()
+        );
+        assert_eq!(Value::Bool(!settings.cni.install), values["overlay"]["skipCNIConfigInstallation"]);
     }
-}
-
-fn agent_takes(text: &str) {
-    assert!(text.contains("source = \"kubernetes\""), "{text}");
 }
 
 /// Keys that the templates use without a default in values.yaml fail to render; here the other way round.

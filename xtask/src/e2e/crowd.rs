@@ -1,6 +1,7 @@
 //! Thousands of Node objects: the map has them all, and what that costs the agent.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 use super::{
     SYSTEM, Suite,
     cluster::wait,
-    fresh::{agents, agents_ready, name, overlay},
+    fresh::{agents, agents_ready, name},
+    members::{NodeMap, identity},
 };
 
 /// On the Node objects that no machine stands behind.
@@ -94,38 +96,30 @@ fn node(number: usize) -> Result<Value> {
     }))
 }
 
-/// What is missing for every agent's map to have the subnets that the API server has.
+/// What is missing for every agent's map to have the nodes that the API server has, and no other.
 fn complete(suite: &Suite<'_>) -> Result<Option<String>> {
-    let subnets = |value: &Value| -> Vec<String> {
-        let mut all: Vec<_> = value.as_array().into_iter().flatten().filter_map(subnet).collect();
-        all.sort();
-        all.dedup();
-        all
-    };
     let nodes = suite.cluster.list(&["nodes"])?;
-    let mut wanted: Vec<_> =
-        nodes.iter().filter_map(|node| Some((name(node), node["spec"]["podCIDR"].as_str()?))).collect();
-    wanted.sort_by_key(|(_, subnet)| *subnet);
+    let wanted: BTreeSet<_> = nodes.iter().filter_map(|node| identity(node).ok()).collect();
     for (of, agent) in agents(suite)? {
-        let found = subnets(&overlay(suite, &agent, "nodes")?);
-        let wanted: Vec<&str> =
-            wanted.iter().filter(|(node, _)| *node != of).map(|(_, subnet)| *subnet).collect();
-        // The own subnet may be among them or not.
-        let own =
-            nodes.iter().find(|node| name(node) == of).and_then(|node| node["spec"]["podCIDR"].as_str());
-        let found: Vec<&str> =
-            found.iter().map(String::as_str).filter(|subnet| Some(*subnet) != own).collect();
-        if found != wanted {
-            return Ok(Some(format!("{of} has {} subnets, the API server {}", found.len(), wanted.len())));
+        let map = NodeMap::read(suite, &agent)?;
+        if map.subnets != wanted {
+            let (more, less) =
+                (map.subnets.difference(&wanted).count(), wanted.difference(&map.subnets).count());
+            return Ok(Some(format!(
+                "{of} has {more} subnets too many, and lacks {less} of {}",
+                wanted.len()
+            )));
+        }
+        let hosts: BTreeSet<_> = wanted.iter().map(|(_, address)| address.clone()).collect();
+        if map.hosts != hosts {
+            return Ok(Some(format!(
+                "{of} has {} node addresses, the API server {}",
+                map.hosts.len(),
+                hosts.len()
+            )));
         }
     }
     Ok(None)
-}
-
-/// The subnet of an entry, where it is one of a subnet.
-fn subnet(entry: &Value) -> Option<String> {
-    let subnet = entry["subnet"].as_str()?;
-    (!subnet.ends_with("/32")).then(|| subnet.to_owned())
 }
 
 /// What a process has used.

@@ -1,6 +1,9 @@
 //! A node comes: how long until its pods and the old ones reach each other. It goes: nothing of it stays anywhere.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -57,8 +60,8 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
     let time = wait("the removed node in nobody's map", Duration::from_mins(1), || {
         let (subnet, address) = identity(&node)?;
         for (of, agent) in agents(suite)?.iter().filter(|(of, _)| of != new) {
-            let text = overlay(suite, agent, "nodes")?.to_string();
-            if text.contains(&subnet) || text.contains(&format!("\"{address}")) {
+            let map = NodeMap::read(suite, agent)?;
+            if map.hosts.contains(&address) || map.subnets.iter().any(|(known, _)| *known == subnet) {
                 return Ok(Some(format!("{of} still has it")));
             }
         }
@@ -71,8 +74,39 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What a node's map says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NodeMap {
+    /// Subnets and the nodes that they are at.
+    pub(super) subnets: BTreeSet<(String, String)>,
+    /// Addresses of nodes.
+    pub(super) hosts: BTreeSet<String>,
+}
+
+impl NodeMap {
+    /// That of the node of an agent.
+    pub(super) fn read(suite: &Suite<'_>, agent: &Value) -> Result<Self> {
+        Self::parse(&overlay(suite, agent, "nodes")?)
+    }
+
+    fn parse(entries: &Value) -> Result<Self> {
+        let mut map = Self { subnets: BTreeSet::new(), hosts: BTreeSet::new() };
+        for entry in entries.as_array().context("overlay nodes prints no list")? {
+            let text = |key: &str| {
+                entry[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {entry}"))
+            };
+            if entry["host"] == true {
+                map.hosts.insert(text("address")?);
+            } else {
+                map.subnets.insert((format!("{}/{}", text("address")?, entry["prefix_len"]), text("vtep")?));
+            }
+        }
+        Ok(map)
+    }
+}
+
 /// Subnet and address of a node.
-fn identity(node: &Value) -> Result<(String, String)> {
+pub(super) fn identity(node: &Value) -> Result<(String, String)> {
     let subnet = node["spec"]["podCIDR"].as_str().context("the node has no podCIDR")?;
     let addresses = node["status"]["addresses"].as_array();
     let internal = addresses.and_then(|all| all.iter().find(|address| address["type"] == "InternalIP"));
@@ -82,10 +116,10 @@ fn identity(node: &Value) -> Result<(String, String)> {
 
 /// Who does not have the node in its map.
 fn missing(suite: &Suite<'_>, node: &Value) -> Result<Option<String>> {
-    let (subnet, _) = identity(node)?;
+    let wanted = identity(node)?;
     for (of, agent) in agents(suite)?.iter().filter(|(of, _)| of != name(node)) {
-        if !overlay(suite, agent, "nodes")?.to_string().contains(&subnet) {
-            return Ok(Some(format!("{of} lacks {subnet}")));
+        if !NodeMap::read(suite, agent)?.subnets.contains(&wanted) {
+            return Ok(Some(format!("{of} lacks {wanted:?}")));
         }
     }
     Ok(None)
@@ -115,4 +149,29 @@ fn first_packet(suite: &Suite<'_>, node: &Value, pod: &Pod) -> Result<()> {
     let created = node["metadata"]["creationTimestamp"].as_str().context("the node has no age")?;
     eprintln!("by the API server's clock: Node object {created}, its pod ready {ready}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn subnets_and_nodes_are_told_apart_in_a_map() {
+        let entries = json!([
+            { "address": "10.244.1.0", "prefix_len": 24, "vtep": "192.0.2.1", "host": false },
+            { "address": "192.0.2.1", "prefix_len": 32, "vtep": "192.0.2.1", "host": true },
+        ]);
+        let map = NodeMap::parse(&entries).unwrap();
+        let node = json!({
+            "spec": { "podCIDR": "10.244.1.0/24" },
+            "status": { "addresses": [
+                { "type": "Hostname", "address": "n1" }, { "type": "InternalIP", "address": "192.0.2.1" },
+            ] },
+        });
+        assert_eq!(map.subnets, BTreeSet::from([identity(&node).unwrap()]));
+        assert_eq!(map.hosts, BTreeSet::from(["192.0.2.1".to_owned()]));
+        assert!(NodeMap::parse(&json!([{ "address": "10.244.1.0" }])).is_err());
+    }
 }

@@ -56,8 +56,12 @@ pub(super) fn probes(suite: &Suite<'_>) -> Result<Vec<Pod>> {
     namespace(suite)?;
     let sets = [("probe-a", false), ("probe-b", false), ("probe-host", true)].map(|(name, host)| {
         let port = if host { HOST_PORT } else { PORT };
-        let mut template = template(name, &["serve", &port.to_string()]);
+        // At one address: a UDP socket for all would answer pods from the address that the route to them names, which is the
+        // gateway's where a node is concerned, unless it looks where a packet came to (IP_PKTINFO).
+        let mut template = template(name, &["serve", "$(ADDRESS)", &port.to_string()]);
         template["spec"]["hostNetwork"] = host.into();
+        template["spec"]["containers"][0]["env"] =
+            json!([{ "name": "ADDRESS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } }]);
         // The kubelet asks: from the node to the pod.
         template["spec"]["containers"][0]["readinessProbe"] =
             json!({ "tcpSocket": { "port": port }, "periodSeconds": 1, "timeoutSeconds": 5 });

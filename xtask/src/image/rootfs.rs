@@ -5,7 +5,8 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    io,
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Component, Path, PathBuf},
 };
 
@@ -66,6 +67,24 @@ impl RootFs {
     /// Whether something is at an absolute path.
     pub(crate) fn contains(&self, path: &str) -> bool {
         self.0.contains_key(Path::new(path.trim_start_matches('/')))
+    }
+
+    /// Writes the tree below a directory, which is made.
+    pub(crate) fn write_to(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        for (path, node) in &self.0 {
+            let path = dir.join(path);
+            match node {
+                Node::Directory => fs::create_dir_all(&path),
+                Node::Link(target) => symlink(target, &path),
+                Node::File { executable, content } => fs::write(&path, content).and_then(|()| {
+                    let mode = if *executable { 0o755 } else { 0o644 };
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                }),
+            }
+            .with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The layer: an uncompressed tar archive.
@@ -165,6 +184,20 @@ mod tests {
     #[test]
     fn the_order_of_insertion_does_not_show() {
         assert_eq!(tree(&[0, 1, 2]).layer().unwrap(), tree(&[2, 1, 0]).layer().unwrap());
+    }
+
+    #[test]
+    fn the_tree_can_be_written_to_a_directory() {
+        let dir = std::env::temp_dir().join(format!("overlay-rootfs-{}", std::process::id()));
+        let written = tree(&[0, 1, 2]).write_to(&dir);
+        let program = fs::metadata(dir.join("overlay")).map(|metadata| metadata.permissions().mode() & 0o777);
+        let link = fs::read_link(dir.join("lib"));
+        let protocols = fs::read_to_string(dir.join("etc/protocols"));
+        fs::remove_dir_all(&dir).unwrap();
+        written.unwrap();
+        assert_eq!(program.unwrap(), 0o755);
+        assert_eq!(link.unwrap(), Path::new("usr/lib"));
+        assert_eq!(protocols.unwrap(), "tcp 6 TCP\n");
     }
 
     #[test]
