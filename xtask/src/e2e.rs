@@ -218,7 +218,11 @@ fn build_images(workspace: &Workspace, options: &Options) -> Result<Images> {
     let [binary, probe] = workspace.build_static(["overlay", "probe"], &object)?;
     let dir = workspace.target().join("images");
     let images = Images {
-        overlay: options.image.clone().unwrap_or_else(|| dir.join("overlay.tar")),
+        // The command that loads it may work in another directory.
+        overlay: match &options.image {
+            Some(image) => std::path::absolute(image).with_context(|| format!("find {}", image.display()))?,
+            None => dir.join("overlay.tar"),
+        },
         probe: dir.join("probe.tar"),
         upgrade: (dir.join("overlay-upgrade.tar"), format!("{}-upgrade", image::REFERENCE)),
     };

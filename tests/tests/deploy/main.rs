@@ -4,6 +4,13 @@
 //! With `OVERLAY_WRITE_MANIFESTS=1` the manifests are written instead of compared. With `OVERLAY_OPENAPI=FILE` objects are also held against
 //! that OpenAPI description (`api/openapi-spec/swagger.json` of a Kubernetes release, or `kubectl get --raw /openapi/v2`).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::expect_used,
+    reason = "tests panic, to keep the line number"
+)]
+
 mod openapi;
 mod template;
 

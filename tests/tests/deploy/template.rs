@@ -138,7 +138,7 @@ fn call(name: &str, values: &[Value]) -> Result<Value, String> {
         }
         ("nindent", [Value::Number(width), Value::String(text)]) => {
             let pad = " ".repeat(width.as_u64().and_then(|width| usize::try_from(width).ok()).unwrap_or(0));
-            text.lines().map(|line| format!("\n{pad}{line}")).collect()
+            text.lines().flat_map(|line| ["\n", pad.as_str(), line]).collect()
         }
         _ => return Err(format!("{name} of {values:?} is not known here")),
     };
