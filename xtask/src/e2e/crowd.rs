@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     SYSTEM, Suite,
     cluster::wait,
-    fresh::{agents, agents_ready, name},
+    fresh::{self, agents, agents_ready, name},
     members::{NodeMap, identity},
 };
 
@@ -38,19 +38,16 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
 }
 
 fn measure(suite: &Suite<'_>, count: usize) -> Result<()> {
+    let subnets = Subnets::new(&suite.options.pod_cidr, &fresh::nodes(suite)?, count)?;
     for first in (0..count).step_by(BATCH) {
-        let items: Vec<_> = (first..count.min(first + BATCH)).map(node).collect::<Result<_>>()?;
+        let items: Vec<_> =
+            (first..count.min(first + BATCH)).map(|number| subnets.node(number)).collect::<Result<_>>()?;
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
         suite.cluster.kubectl_with(&["create", "-f", "-"], &list.to_string())?;
     }
-    wait("a podCIDR for every node", LIMIT, || {
-        let nodes = suite.cluster.list(&["nodes"])?;
-        let lacking = nodes.iter().filter(|node| node["spec"]["podCIDR"].is_null()).count();
-        Ok((lacking > 0).then(|| format!("{lacking} of {} lack one", nodes.len())))
-    })?;
     let time = wait("maps equal to the API", LIMIT, || complete(suite))?;
     eprintln!(
-        "{count} Node objects more: maps equal to the API {:.1} s after the last podCIDR",
+        "{count} Node objects more: maps equal to the API {:.1} s after the last was made",
         time.as_secs_f64()
     );
 
@@ -83,17 +80,45 @@ fn measure(suite: &Suite<'_>, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// A Node object that nothing runs on; the controller manager gives it a podCIDR. Its address is of the range for benchmarks
-/// (RFC 2544).
-fn node(number: usize) -> Result<Value> {
-    let number = u32::try_from(number).context("number nodes")?;
-    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + number);
-    Ok(json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": format!("crowd-{number}"), "labels": { LABEL: "1" } },
-        "spec": { "unschedulable": true },
-        "status": { "addresses": [{ "type": "InternalIP", "address": IpAddr::from(address).to_string() }] },
-    }))
+/// The upper end of the pods' range, whose lower end the controller manager gives to nodes of its own.
+struct Subnets {
+    /// Behind the last address of the range.
+    end: u32,
+    prefix: u8,
+}
+
+impl Subnets {
+    /// Of the length that the cluster's nodes have.
+    fn new(range: &str, nodes: &[Value], count: usize) -> Result<Self> {
+        let parse = |range: &str| -> Option<(u32, u8)> {
+            let (address, prefix) = range.split_once('/')?;
+            let prefix = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix))?;
+            Some((address.parse::<Ipv4Addr>().ok()?.into(), prefix))
+        };
+        let (start, length) = parse(range).with_context(|| format!("read --pod-cidr {range}"))?;
+        let node = nodes.first().and_then(|node| node["spec"]["podCIDR"].as_str());
+        let (_, prefix) = node.and_then(parse).context("find the IPv4 podCIDR of a node")?;
+        let room = 1_usize << prefix.saturating_sub(length);
+        ensure!(
+            room >= count + 2 * nodes.len(),
+            "{range} has {room} subnets, too few for {count} nodes more: take a larger one, or less with --crowd"
+        );
+        Ok(Self { end: start.wrapping_add(1 << (32 - length)), prefix })
+    }
+
+    /// A Node object that nothing runs on. Its address is of the range for benchmarks (RFC 2544).
+    fn node(&self, number: usize) -> Result<Value> {
+        let number = u32::try_from(number).context("number nodes")?;
+        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + number);
+        let subnet = Ipv4Addr::from(self.end.wrapping_sub((number + 1) << (32 - self.prefix)));
+        let subnet = format!("{subnet}/{}", self.prefix);
+        Ok(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": format!("crowd-{number}"), "labels": { LABEL: "1" } },
+            "spec": { "unschedulable": true, "podCIDR": subnet, "podCIDRs": [subnet] },
+            "status": { "addresses": [{ "type": "InternalIP", "address": address.to_string() }] },
+        }))
+    }
 }
 
 /// What is missing for every agent's map to have the nodes that the API server has, and no other.
@@ -164,10 +189,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_of_the_crowd_have_addresses_of_their_own() {
-        let address = |number| node(number).unwrap()["status"]["addresses"][0]["address"].clone();
-        assert_eq!(address(0), "198.18.0.1");
-        assert_eq!(address(4999), "198.18.19.136");
+    fn nodes_of_the_crowd_have_addresses_and_subnets_of_their_own() {
+        let nodes = [json!({ "spec": { "podCIDR": "10.128.0.0/24" } })];
+        let subnets = Subnets::new("10.128.0.0/10", &nodes, 5000).unwrap();
+        let of = |number| {
+            let node = subnets.node(number).unwrap();
+            (node["status"]["addresses"][0]["address"].clone(), node["spec"]["podCIDR"].clone())
+        };
+        assert_eq!(of(0), (json!("198.18.0.1"), json!("10.191.255.0/24")));
+        assert_eq!(of(4999), (json!("198.18.19.136"), json!("10.172.120.0/24")));
+        let error = Subnets::new("10.244.0.0/16", &nodes, 5000).err().unwrap().to_string();
+        assert!(error.contains("has 256 subnets"), "{error}");
     }
 
     #[test]
