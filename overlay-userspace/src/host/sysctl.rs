@@ -30,7 +30,9 @@ impl SysctlError {
 
     fn remedy(&self) -> &'static str {
         match self.cause.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => "; mount /proc/sys writable (a privileged container does), or name another in OVERLAY_PROC_SYS",
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "; mount /proc/sys writable (a privileged container does), or name another in OVERLAY_PROC_SYS"
+            }
             io::ErrorKind::PermissionDenied => "; needs root in the network namespace's user namespace",
             _ => "",
         }
