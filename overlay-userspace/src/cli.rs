@@ -1,12 +1,13 @@
 //! The command line of the `overlay` binary: clap and wiring, nothing else. The work is in the library.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     cni::{self, install},
     config::{self, Overrides, SourceKind},
     datapath::pins::Pins,
+    host::bpffs,
 };
 
 mod cleanup;
@@ -48,6 +50,12 @@ enum Command {
     Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
     Links(OutputArgs),
+    /// Mount the file system of the pins, where the node has none
+    Bpffs {
+        /// Where
+        #[arg(default_value = "/sys/fs/bpf")]
+        dir: PathBuf,
+    },
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
     /// Remove every trace of overlay from this node
@@ -119,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Flows(args) => show::flows(&pins, args.output),
         Command::Links(args) => show::links(&pins, args.output),
         Command::Monitor(args) => show::monitor(&pins, args.output),
+        Command::Bpffs { dir } => mount(&dir),
         Command::Cleanup(cleanup) => cleanup.run(&pins),
     };
     match result {
@@ -128,6 +137,12 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn mount(dir: &Path) -> anyhow::Result<()> {
+    let mounted = bpffs::ensure(dir).with_context(|| format!("mount a bpffs at {}", dir.display()))?;
+    writeln!(io::stdout(), "{} {}", if mounted { "mounted" } else { "there is a bpffs at" }, dir.display())?;
+    Ok(())
 }
 
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The node's own network: everything the agent and the CNI plugin read from or write to the kernel
 //! outside of BPF.
 //!
+//! * [`bpffs`] – the file system of the pins;
 //! * [`netlink`] – links, addresses, routes and neighbours, synchronously;
 //! * [`conntrack`] – connections that the kernel tracks;
 //! * [`monitor`] – a stream of what changed, so that the agent reconciles on events;
@@ -12,6 +13,7 @@
 //! Nothing here knows the desired state: callers bring it. Every operation is idempotent or says whether
 //! it changed something, and acts on the network namespace of the calling thread.
 
+pub mod bpffs;
 pub mod conntrack;
 pub mod monitor;
 pub mod netlink;

@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::{
@@ -102,7 +102,7 @@ fn build(workspace: &Workspace, object: &Path) -> Result<PathBuf> {
     command.args(["build", "--quiet", "--release", "--target", "host-tuple", "--manifest-path"]);
     command.arg(manifest(workspace)).arg("--target-dir").arg(&dir);
     execute(&mut command).context("build the fuzz targets")?;
-    let host = host(workspace)?;
+    let host = workspace.host()?;
     Ok(dir.join(host).join("release"))
 }
 
@@ -157,17 +157,6 @@ fn prefixed(prefix: &str, path: &Path) -> OsString {
     let mut argument = OsString::from(prefix);
     argument.push(path);
     argument
-}
-
-/// The target triple of the compiler itself.
-fn host(workspace: &Workspace) -> Result<String> {
-    let mut command = workspace.cargo();
-    let output = command.arg("-vV").output().context("start cargo -vV")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().find_map(|line| line.strip_prefix("host: ")) {
-        Some(host) => Ok(host.to_owned()),
-        None => bail!("cargo -vV does not name the host"),
-    }
 }
 
 /// The number of inputs that libFuzzer says it has run.

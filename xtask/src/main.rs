@@ -6,8 +6,10 @@
 //!
 //! xtask depends on little so that it compiles in seconds: it is the first thing built on a new machine.
 
+mod e2e;
 mod ebpf;
 mod fuzz;
+mod image;
 mod lint;
 mod object;
 mod report;
@@ -49,6 +51,10 @@ enum Verb {
     },
     /// Run the agent on this node, or a three-node cluster with --lab
     Run(run::Options),
+    /// Make the container image, as an archive for ctr, podman, docker and kind
+    Image(image::Options),
+    /// Try overlay in a real cluster, from kubectl apply to nodes that come and go
+    E2e(Box<e2e::Options>),
     /// Check formatting, source rules, clippy and documentation
     Lint,
     /// Lint, build, unit tests, packet tables, namespace tests and a little fuzzing
@@ -81,6 +87,8 @@ fn run(options: Options) -> Result<()> {
             Ok(())
         }
         Verb::Run(options) => run::run(&workspace, &options),
+        Verb::Image(options) => image::run(&workspace, &options),
+        Verb::E2e(options) => e2e::run(&workspace, &options),
         Verb::Lint => lint::run(&workspace),
         Verb::Test(options) => test::run(&workspace, &options),
         Verb::Fuzz(options) => fuzz::run(&workspace, &options),

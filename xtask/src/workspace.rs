@@ -15,6 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use crate::toolchain;
+
 /// Environment variable that names the eBPF object for overlay-userspace/build.rs and for tests.
 pub(crate) const OBJECT_VARIABLE: &str = "OVERLAY_BPF_OBJECT";
 
@@ -85,29 +87,81 @@ impl Workspace {
         object: &Path,
     ) -> Result<[PathBuf; N]> {
         let mut command = self.host_cargo(object);
-        command.args(["build", "--message-format=json-render-diagnostics"]);
+        command.arg("build");
         if profile == Profile::Release {
             command.arg("--release");
         }
-        for binary in binaries {
-            command.args(["--bin", binary]);
-        }
-        let output = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("start {}", line(&command)))?;
-        if !output.status.success() {
-            bail!("{} failed", line(&command));
-        }
-        let built = executables(&String::from_utf8_lossy(&output.stdout));
-        let mut paths = [const { PathBuf::new() }; N];
-        for (path, binary) in paths.iter_mut().zip(binaries) {
-            let built = built.iter().find(|built| built.file_name() == Some(OsStr::new(binary)));
-            path.clone_from(built.with_context(|| format!("find the binary {binary} in what cargo built"))?);
-        }
-        Ok(paths)
+        build(command, binaries)
     }
+
+    /// Builds binaries that need nothing of the system that they run on but its kernel: no shared library, no
+    /// loader, no path of this machine inside. For musl, where that target is installed, else glibc.
+    pub(crate) fn build_static<const N: usize>(
+        &self,
+        binaries: [&str; N],
+        object: &Path,
+    ) -> Result<[PathBuf; N]> {
+        let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+        let flags = [
+            "-Ctarget-feature=+crt-static".to_owned(),
+            remap(&self.root, "/overlay"),
+            remap(&toolchain::cargo_home(), "/cargo"),
+        ];
+        let mut command = self.host_cargo(object);
+        for variable in ["CARGO_BUILD_TARGET", "RUSTFLAGS"] {
+            command.env_remove(variable);
+        }
+        command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        // With a target named, the flags are not for build scripts and macros, which must be dynamic.
+        command.args(["build", "--profile", "image", "--target", &self.static_target()?]);
+        build(command, binaries)
+    }
+
+    /// The host's musl target where its standard library is installed, else the host itself.
+    fn static_target(&self) -> Result<String> {
+        let host = self.host()?;
+        let musl = host.replace("-gnu", "-musl");
+        let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        rustc.current_dir(&self.root).args(["--print", "target-libdir", "--target", &musl]);
+        let output =
+            rustc.stderr(Stdio::null()).output().with_context(|| format!("start {}", line(&rustc)))?;
+        let installed =
+            output.status.success() && Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir();
+        Ok(if installed { musl } else { host })
+    }
+
+    /// The triple of the machine that cargo runs on.
+    pub(crate) fn host(&self) -> Result<String> {
+        let output = self.cargo().arg("-vV").output().context("start cargo -vV")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        match text.lines().find_map(|line| line.strip_prefix("host: ")) {
+            Some(host) => Ok(host.to_owned()),
+            None => bail!("cargo -vV does not name the host"),
+        }
+    }
+}
+
+/// Runs a `cargo build` of binaries of the default members and returns their paths in the same order.
+fn build<const N: usize>(mut command: Command, binaries: [&str; N]) -> Result<[PathBuf; N]> {
+    command.arg("--message-format=json-render-diagnostics");
+    for binary in binaries {
+        command.args(["--bin", binary]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", line(&command)))?;
+    if !output.status.success() {
+        bail!("{} failed", line(&command));
+    }
+    let built = executables(&String::from_utf8_lossy(&output.stdout));
+    let mut paths = [const { PathBuf::new() }; N];
+    for (path, binary) in paths.iter_mut().zip(binaries) {
+        let built = built.iter().find(|built| built.file_name() == Some(OsStr::new(binary)));
+        path.clone_from(built.with_context(|| format!("find the binary {binary} in what cargo built"))?);
+    }
+    Ok(paths)
 }
 
 /// Runs a command with its output on standard error; fails when it does.

@@ -3,8 +3,15 @@
 //! Paths are given with slashes, as below `/proc/sys`: `net/ipv4/ip_forward`. That spares the dotted form's
 //! ambiguity for interfaces with a dot in their name (`overlay.1`, `eth0.100`); see [`interface`]. Settings
 //! below `net` are those of the calling thread's network namespace.
+//!
+//! The environment variable `OVERLAY_PROC_SYS` names another directory: a container that is not privileged has its own
+//! `/proc/sys` read-only, and may be given the node's beside it.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 /// A setting that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +30,9 @@ impl SysctlError {
 
     fn remedy(&self) -> &'static str {
         match self.cause.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => "; mount /proc/sys writable (a privileged container does)",
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "; mount /proc/sys writable (a privileged container does), or name another in OVERLAY_PROC_SYS"
+            }
             io::ErrorKind::PermissionDenied => "; needs root in the network namespace's user namespace",
             _ => "",
         }
@@ -82,7 +91,12 @@ fn file(path: &str) -> io::Result<PathBuf> {
     if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path below /proc/sys"));
     }
-    Ok(PathBuf::from("/proc/sys").join(path))
+    Ok(root().join(path))
+}
+
+fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| env::var_os("OVERLAY_PROC_SYS").unwrap_or_else(|| "/proc/sys".into()).into())
 }
 
 #[cfg(test)]

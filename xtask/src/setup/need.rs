@@ -21,12 +21,14 @@ pub(crate) enum Part {
     Test,
     /// Build and run the fuzz targets.
     Fuzz,
+    /// Make container images, which take programs from this machine.
+    Image,
 }
 
 impl Part {
     /// Everything a developer needs.
     pub(crate) const ALL: &'static [Self] =
-        &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab, Self::Test, Self::Fuzz];
+        &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab, Self::Test, Self::Fuzz, Self::Image];
 }
 
 /// A program (its name, or its path where that is fixed) and the Debian packages that hold it: the first that the release has is taken.
@@ -46,9 +48,10 @@ const fn program(name: &'static str, packages: &'static [&'static str], parts: &
 /// Order as printed.
 const PROGRAMS: &[Program] = &[
     Program { with: &["libc6-dev"], ..program("cc", &["gcc"], &[Part::Host]) },
-    program("nft", &["nftables"], &[Part::Agent, Part::Lab]),
+    program("nft", &["nftables"], &[Part::Agent, Part::Lab, Part::Image]),
     program("ip", &["iproute2"], &[Part::Lab]),
     program("iptables", &["iptables"], &[Part::Lab]),
+    program("iptables-legacy", &["iptables"], &[Part::Image]),
     program("ethtool", &["ethtool"], &[Part::Lab]),
     program("sysctl", &["procps"], &[Part::Lab]),
     program("ping", &["iputils-ping"], &[Part::Lab]),
