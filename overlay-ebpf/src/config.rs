@@ -53,6 +53,9 @@ static STACK_FLOWS_ON: Global<u8> = Global::new(1);
 /// 1 where what pods send to nodes is the stack's, which masquerades it.
 #[unsafe(no_mangle)]
 static NODES_MASQUERADED: Global<u8> = Global::new(0);
+/// Flags of `bpf_fib_lookup`: `BPF_FIB_LOOKUP_DIRECT` where the main table alone says where packets go.
+#[unsafe(no_mangle)]
+static FIB_FLAGS: Global<u32> = Global::new(0);
 /// Further flags of `bpf_skb_adjust_room` on decapsulation, where the kernel has them.
 #[unsafe(no_mangle)]
 static DECAP_FLAGS: Global<u64> = Global::new(0);
@@ -106,6 +109,11 @@ pub(crate) fn anchor_mac() -> [u8; 6] {
 #[inline(always)]
 pub(crate) fn plain_pods() -> bool {
     PLAIN_PODS.load() != 0
+}
+
+#[inline(always)]
+pub(crate) fn fib_flags() -> u32 {
+    FIB_FLAGS.load()
 }
 
 #[inline(always)]

@@ -119,7 +119,7 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
             packet::skb(ctx).cast(),
             core::ptr::from_mut(fib).cast(),
             size_of::<FibLookup>() as i32,
-            0,
+            config::fib_flags(),
         )
     } as u32;
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH

@@ -143,7 +143,9 @@ impl Reconciler {
     pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
             Change::Link { name, .. } if is_pod_device(name) => Some(Scope::Pods),
-            Change::Link { .. } | Change::Address { .. } | Change::Forwarding => Some(Scope::Network),
+            Change::Link { .. } | Change::Address { .. } | Change::Forwarding | Change::Rule => {
+                Some(Scope::Network)
+            }
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
@@ -190,7 +192,7 @@ impl Reconciler {
             self.filter.ensure(&self.config)?;
         }
         let stale = if let Some(anchor) = &anchor {
-            pass.step(self.load_programs(anchor, scope))?.unwrap_or_default()
+            pass.step(self.load_programs(&mut netlink, anchor, scope))?.unwrap_or_default()
         } else {
             // The programs stay as they are, and so does what they look up.
             pass.step(self.fill_nodes())?;
@@ -280,8 +282,20 @@ impl Reconciler {
     }
 
     /// Fills `NODES` and (re)loads the programs where their constants changed. Returns the keys to remove afterwards.
-    fn load_programs(&mut self, anchor: &Link, scope: Scope) -> anyhow::Result<Vec<Addr>> {
-        let constants = self.constants(anchor)?;
+    fn load_programs(
+        &mut self,
+        netlink: &mut Netlink,
+        anchor: &Link,
+        scope: Scope,
+    ) -> anyhow::Result<Vec<Addr>> {
+        let main_table_only = !netlink.has_foreign_rules()?;
+        let constants = Constants { main_table_only, ..self.constants(anchor)? };
+        if let Some(before) = &self.loaded
+            && before.main_table_only != main_table_only
+        {
+            let by = if main_table_only { "the main table alone" } else { "policy rules" };
+            info!("the way of tunnel packets is a matter of {by} now");
+        }
         let lost =
             if scope == Scope::Everything { self.pinned.iter().find(|pin| !pin.exists()) } else { None };
         if let Some(lost) = lost {
@@ -369,6 +383,7 @@ impl Reconciler {
             stack_flows: network.stack_flows != Some(0),
             flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
             nodes_masqueraded: network.masquerade_to_nodes,
+            main_table_only: false,
             log_level: self.program_log_level,
         })
     }

@@ -70,6 +70,7 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
             plain_pods: false,
             stack_flows: true,
             flow_entries: 1024,
+            main_table_only: false,
             nodes_masqueraded: false,
             log_level: 0,
         };

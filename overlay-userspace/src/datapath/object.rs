@@ -48,6 +48,8 @@ pub struct Constants {
     pub stack_flows: bool,
     /// Entries of their table, where it is not pinned yet.
     pub flow_entries: u32,
+    /// The main table alone says where tunnel packets go: policy rules need not be asked.
+    pub main_table_only: bool,
     /// What pods send to nodes is the stack's, which masquerades it.
     pub nodes_masqueraded: bool,
     /// Level of the programs' own diagnostics; 0 is off and costs nothing.
@@ -75,6 +77,9 @@ struct Layout {
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
 const NO_PREALLOC: u32 = 1;
+
+/// `BPF_FIB_LOOKUP_DIRECT` (Linux 4.18): the main table without policy rules.
+const FIB_LOOKUP_DIRECT: u32 = 1;
 
 /// Entries of a map that may have any number of them.
 const ANY: usize = 0;
@@ -163,6 +168,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         plain_pods,
         stack_flows,
         flow_entries,
+        main_table_only,
         nodes_masqueraded,
         log_level,
     } = constants;
@@ -176,6 +182,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         ("NODE_MASK4", raw(mask(*node_prefix))),
         ("VTEP4", address(*vtep)),
         ("ANCHOR_IFINDEX", *anchor_ifindex),
+        ("FIB_FLAGS", if *main_table_only { FIB_LOOKUP_DIRECT } else { 0 }),
     ];
     let decap_flags = kernel::decap_l4_udp_flag();
     let [plain_pods, stack_flows, nodes_masqueraded] =

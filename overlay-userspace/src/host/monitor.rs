@@ -1,4 +1,4 @@
-//! A stream of changes to links, addresses, routes, forwarding and nftables of the namespace, for the agent's reconcile
+//! A stream of changes to links, addresses, routes, policy rules, forwarding and nftables of the namespace, for the agent's reconcile
 //! loop.
 //!
 //! Invariants: what is reported is a reason to look, never the state itself; the stream does not end on lost
@@ -37,13 +37,14 @@ const NETCONF_HEADER: usize = 4;
 /// `NETCONFA_FORWARDING` (linux/netconf.h).
 const NETCONFA_FORWARDING: u16 = 2;
 
-const GROUPS: [u32; 6] = [
+const GROUPS: [u32; 7] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV6_ROUTE,
     libc::RTNLGRP_IPV4_NETCONF,
+    libc::RTNLGRP_IPV4_RULE,
 ];
 
 /// Something changed in the namespace, by whomever, this process included.
@@ -77,6 +78,8 @@ pub enum Change {
         /// It was deleted.
         gone: bool,
     },
+    /// A policy rule of IPv4 was written or deleted.
+    Rule,
     /// IPv4 forwarding was switched on or off, on a link or on all.
     Forwarding,
     /// nftables were changed in a way that may matter to a packet filter; what is in other chains is not told apart.
@@ -220,6 +223,7 @@ fn read(message: &RawMessage<'_>) -> Result<Option<Change>, DecodeError> {
         libc::RTM_NEWNETCONF => {
             attribute(payload, NETCONF_HEADER, NETCONFA_FORWARDING).map(|_| Change::Forwarding)
         }
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Change::Rule),
         _ => None,
     })
 }
@@ -258,6 +262,17 @@ mod tests {
             changes.push(change.unwrap());
         }
         changes
+    }
+
+    #[test]
+    fn policy_rules_are_reported_as_they_come_and_go() {
+        in_runtime(async || {
+            let mut monitor = Monitor::open().unwrap();
+            ip("rule add from 10.0.0.0/8 table 100");
+            assert_eq!(drain(&mut monitor).await, [Change::Rule]);
+            ip("rule del from 10.0.0.0/8 table 100");
+            assert_eq!(drain(&mut monitor).await, [Change::Rule]);
+        });
     }
 
     fn net(text: &str) -> IpNet {

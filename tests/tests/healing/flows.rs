@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use overlay_common::maps::{Flow, FlowKey};
 use overlay_tests::lab::{Network, Node, exec, within};
-use overlay_tests::traffic::{tcp, udp};
+use overlay_tests::traffic::{ping, tcp, udp};
 use overlay_userspace::datapath::{flows::StackFlows, pins::Pins};
 
 use crate::bed::{Bed, PERIOD, SOON, any_port};
@@ -136,6 +136,24 @@ fn switched_off_nothing_is_recorded() {
     udp::exchange_through(client, server, any_port(bed.pod_b.addr()), dial).unwrap_err();
     assert_eq!(bed.a.show("flows").as_array().unwrap().len(), recorded);
     bed.expect_traffic();
+}
+
+/// Where nobody has rules but the agent, programs ask the main table alone. Somebody's rules count all the same.
+#[test]
+fn policy_rules_of_others_lead_tunnel_packets() {
+    let bed = Bed::start();
+    let host = bed.a.namespace();
+    host.ip("route add prohibit 192.0.2.2 table 200");
+    for rule in ["to 192.0.2.2 table 200", "from 192.0.2.1 table 200"] {
+        let log = bed.a.log_mark();
+        host.ip(&format!("rule add {rule}"));
+        log.wait_for("the way of tunnel packets is a matter of policy rules now", SOON);
+        within(SOON, rule, || ping::ping(bed.pod_a.namespace(), bed.pod_b.addr().into()).is_err());
+        host.ip(&format!("rule del {rule}"));
+        log.wait_for("the way of tunnel packets is a matter of the main table alone now", SOON);
+        within(SOON, "as before", || ping::ping(bed.pod_a.namespace(), bed.pod_b.addr().into()).is_ok());
+        bed.expect_traffic();
+    }
 }
 
 #[test]

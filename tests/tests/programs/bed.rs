@@ -287,6 +287,7 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
         plain_pods: false,
         stack_flows: true,
         flow_entries: 4096,
+        main_table_only: true,
         nodes_masqueraded: false,
         log_level: 0,
     }

@@ -36,6 +36,32 @@ fn rule(from: Ipv4Net, table: u32) -> RuleMessage {
     rule
 }
 
+/// Priority and table of the rules that a namespace begins with: local, main, default (`fib_default_rules_init`,
+/// net/ipv4/fib_rules.c).
+const DEFAULT_RULES: [(u32, u32); 3] = [(0, 255), (32_766, 254), (32_767, 253)];
+
+/// Priority and table of a rule that leads every packet to a table, `None` for one that asks anything.
+fn default_rule(rule: &RuleMessage) -> Option<(u32, u32)> {
+    let mut found = (0, u32::from(rule.header.table));
+    if (rule.header.src_len, rule.header.dst_len, rule.header.tos) != (0, 0, 0)
+        || rule.header.action != RuleAction::ToTable
+    {
+        return None;
+    }
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(priority) => found.0 = *priority,
+            RuleAttribute::Table(table) => found.1 = *table,
+            // Who made it, and that nothing is suppressed.
+            RuleAttribute::Protocol(_)
+            | RuleAttribute::SuppressPrefixLen(u32::MAX)
+            | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
 impl Netlink {
     /// Makes what is sent from `from` look into `table` before the main one. One that exists is fine.
     pub fn add_source_rule(
@@ -79,6 +105,28 @@ impl Netlink {
             source.zip(table)
         };
         Ok(replies.into_iter().filter_map(read).collect())
+    }
+
+    /// Are there other rules than those that every namespace begins with, and ours? Then the main table alone does not say
+    /// where a packet goes.
+    pub fn has_foreign_rules(&mut self) -> Result<bool, NetlinkError> {
+        let mut request = RuleMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let replies = self
+            .dump(&RouteNetlinkMessage::GetRule(request))
+            .map_err(|failure| failure.during("list rules".into()))?;
+        let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
+        let mut defaults = Vec::new();
+        for reply in replies {
+            let RouteNetlinkMessage::NewRule(rule) = reply else { continue };
+            if rule.attributes.contains(&ours) {
+                continue;
+            }
+            let Some(default) = default_rule(&rule) else { return Ok(true) };
+            defaults.push(default);
+        }
+        // One that is missing changes the way of a packet, too.
+        Ok(defaults != DEFAULT_RULES)
     }
 
     /// Deletes a rule of ours; missing is fine.
@@ -133,6 +181,29 @@ impl Netlink {
 mod tests {
     use super::*;
     use crate::host::netns::testing::{in_fresh_netns, ip, run};
+
+    #[test]
+    fn only_rules_of_others_are_foreign() {
+        in_fresh_netns(|| {
+            let mut netlink = Netlink::open().unwrap();
+            assert!(!netlink.has_foreign_rules().unwrap());
+            netlink.add_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
+            assert!(!netlink.has_foreign_rules().unwrap());
+            for rule in [
+                "from 192.0.2.1 table 100",
+                "fwmark 5 table 100",
+                "to 192.0.2.1 prohibit",
+                "iif lo table 100",
+            ] {
+                ip(&format!("rule add {rule}"));
+                assert!(netlink.has_foreign_rules().unwrap(), "{rule}");
+                ip(&format!("rule del {rule}"));
+                assert!(!netlink.has_foreign_rules().unwrap(), "{rule}");
+            }
+            ip("rule del from all table default");
+            assert!(netlink.has_foreign_rules().unwrap());
+        });
+    }
 
     #[test]
     fn a_source_finds_its_own_table_until_the_rule_is_deleted() {
