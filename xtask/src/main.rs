@@ -6,6 +6,7 @@
 //!
 //! xtask depends on little so that it compiles in seconds: it is the first thing built on a new machine.
 
+mod bench;
 mod ebpf;
 mod fuzz;
 mod lint;
@@ -49,6 +50,9 @@ enum Verb {
     },
     /// Run the agent on this node, or a three-node cluster with --lab
     Run(run::Options),
+    /// Measure overlay beside the raw wire, plainly routed pods and Flannel's path
+    #[command(disable_help_flag = true)]
+    Bench(bench::Options),
     /// Check formatting, source rules, clippy and documentation
     Lint,
     /// Lint, build, unit tests, packet tables, namespace tests and a little fuzzing
@@ -81,6 +85,7 @@ fn run(options: Options) -> Result<()> {
             Ok(())
         }
         Verb::Run(options) => run::run(&workspace, &options),
+        Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Lint => lint::run(&workspace),
         Verb::Test(options) => test::run(&workspace, &options),
         Verb::Fuzz(options) => fuzz::run(&workspace, &options),
