@@ -86,7 +86,7 @@ fn scaling(text: &mut String, steps: &[Growth]) {
         table.rows.push(vec![
             step.what.to_owned(),
             step.size.to_string(),
-            step.measure.to_owned(),
+            step.measure.clone(),
             step.contender.name().to_owned(),
             step.baseline.to_owned(),
             interval(Some(&step.ratio)),

@@ -68,13 +68,13 @@ pub(crate) struct Growth {
     pub(crate) what: &'static str,
     /// How far.
     pub(crate) size: usize,
-    /// What is measured.
-    pub(crate) measure: &'static str,
+    /// What is measured: a rate, or the median of times (`p50`), of which less is better.
+    pub(crate) measure: String,
     /// Of whom.
     pub(crate) contender: Contender,
     /// Compared with what, in the same round.
     pub(crate) baseline: &'static str,
-    /// The rate divided by the baseline's.
+    /// Divided by the baseline.
     pub(crate) ratio: Estimate,
 }
 
@@ -193,7 +193,7 @@ pub(crate) mod tests {
             scaling: vec![Growth {
                 what: "nodes",
                 size: 10_000,
-                measure: "udp_rr",
+                measure: "udp_rr".into(),
                 contender: Contender::Overlay,
                 baseline: "1 node",
                 ratio,

@@ -23,7 +23,7 @@ use crate::programs;
 use crate::results::Growth;
 use crate::rounds::{self, Limits, Samples};
 use crate::sockets::{self, OneWay, Sockets};
-use crate::statistics::estimate;
+use crate::statistics::{Estimate, estimate};
 use crate::workloads::{self, Sample, Turn, Workload};
 
 /// What a pair of nodes has in its maps.
@@ -153,12 +153,11 @@ fn growth(samples: &Samples<Measure, Size>) -> Vec<Growth> {
     for size in &SIZES[1..] {
         for measure in Measure::ALL {
             let of = |size| samples.get(&(measure, size)).map(Vec::as_slice).unwrap_or_default();
-            let ratios = rounds::ratios(of(*size), of(Size::Base), |sample| sample.rate);
-            let (what, size) = size.describe();
-            growth.extend(estimate(&ratios).map(|ratio| Growth {
+            let (what, number) = size.describe();
+            growth.extend(beside(of(*size), of(Size::Base), measure.name()).map(|(measure, ratio)| Growth {
                 what,
-                size,
-                measure: measure.name(),
+                size: number,
+                measure,
                 contender: Contender::Overlay,
                 baseline: "1 peer, no flow",
                 ratio,
@@ -166,6 +165,16 @@ fn growth(samples: &Samples<Measure, Size>) -> Vec<Growth> {
         }
     }
     growth
+}
+
+/// The ratio of rates, and that of times where there are any; both with the name of what is measured.
+fn beside(mine: &[Sample], base: &[Sample], measure: &str) -> impl Iterator<Item = (String, Estimate)> {
+    let rate = estimate(&rounds::ratios(mine, base, |sample| sample.rate));
+    let p50 = rounds::ratios(mine, base, Sample::p50);
+    let p50 = p50.iter().all(|ratio| ratio.is_finite()).then(|| estimate(&p50)).flatten();
+    [(measure.to_owned(), rate), (format!("{measure} p50"), p50)]
+        .into_iter()
+        .filter_map(|(name, estimate)| Some((name, estimate?)))
 }
 
 /// Fills the maps of both nodes.
@@ -247,17 +256,17 @@ pub(crate) fn flows(sites: &[&Site], limits: Limits, turn: Duration) -> Result<V
     for flows in FLOWS {
         let of = |who| samples.get(&(flows, who)).map(Vec::as_slice).unwrap_or_default();
         let others = contenders.iter().filter(|who| **who != Contender::Wire);
-        growth.extend(others.filter_map(|who| {
-            let ratios = rounds::ratios(of(*who), of(Contender::Wire), |sample| sample.rate);
-            Some(Growth {
+        for who in others {
+            let measure = Workload::Udp64.name();
+            growth.extend(beside(of(*who), of(Contender::Wire), measure).map(|(measure, ratio)| Growth {
                 what: "flows",
                 size: flows,
-                measure: Workload::Udp64.name(),
+                measure,
                 contender: *who,
                 baseline: "raw wire, as many flows",
-                ratio: estimate(&ratios)?,
-            })
-        }));
+                ratio,
+            }));
+        }
     }
     Ok(growth)
 }

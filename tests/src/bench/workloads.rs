@@ -74,6 +74,13 @@ pub(crate) struct Sample {
     pub(crate) loss: f64,
 }
 
+impl Sample {
+    /// The median of the times; NaN where there are none.
+    pub(crate) fn p50(&self) -> f64 {
+        self.latency.map_or(f64::NAN, |latency| f64::from(latency.quantiles[0]))
+    }
+}
+
 /// Quantiles of times within one turn, in nanoseconds. The median is what is least disturbed by whatever else the machine does.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
