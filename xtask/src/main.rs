@@ -6,6 +6,7 @@
 //!
 //! xtask depends on little so that it compiles in seconds: it is the first thing built on a new machine.
 
+mod bench;
 mod e2e;
 mod ebpf;
 mod fuzz;
@@ -51,6 +52,9 @@ enum Verb {
     },
     /// Run the agent on this node, or a three-node cluster with --lab
     Run(run::Options),
+    /// Measure overlay beside the raw wire, plainly routed pods and Flannel's path
+    #[command(disable_help_flag = true)]
+    Bench(bench::Options),
     /// Make the container image, as an archive for ctr, podman, docker and kind
     Image(image::Options),
     /// Try overlay in a real cluster, from kubectl apply to nodes that come and go
@@ -87,6 +91,7 @@ fn run(options: Options) -> Result<()> {
             Ok(())
         }
         Verb::Run(options) => run::run(&workspace, &options),
+        Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Image(options) => image::run(&workspace, &options),
         Verb::E2e(options) => e2e::run(&workspace, &options),
         Verb::Lint => lint::run(&workspace),

@@ -106,13 +106,14 @@ fn lab_arguments(options: &Options) -> Vec<&'static str> {
     arguments
 }
 
-fn replace_by(command: &mut Command) -> Result<()> {
+/// Replaces xtask by a program; returns only if that could not be started.
+pub(crate) fn replace_by(command: &mut Command) -> Result<()> {
     let error = command.exec();
     Err(error).with_context(|| format!("start {}", workspace::line(command)))
 }
 
 /// Fails early, before a long build, with what to do instead.
-fn require_root(prepare: &str, run: &str) -> Result<()> {
+pub(crate) fn require_root(prepare: &str, run: &str) -> Result<()> {
     if workspace::is_root() {
         return Ok(());
     }

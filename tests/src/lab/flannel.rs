@@ -58,8 +58,22 @@ impl FlannelNode {
         subnet: Ipv4Net,
         wire: FlannelWire,
     ) -> Self {
-        let namespace = lab.router(name);
+        let namespace = lab.namespace(name);
         lan.attach(&namespace, Node::DEVICE);
+        Self::in_namespace(&namespace, name, underlay, subnet, wire)
+    }
+
+    /// As [`FlannelNode::new`], of a namespace that has its `eth0` already.
+    #[track_caller]
+    pub fn in_namespace(
+        namespace: &Namespace,
+        name: &str,
+        underlay: Ipv4Net,
+        subnet: Ipv4Net,
+        wire: FlannelWire,
+    ) -> Self {
+        let namespace = namespace.clone();
+        namespace.sysctl("net.ipv4.ip_forward", "1");
         let (device, address) = (Self::DEVICE, underlay.addr());
         let link = namespace.ip_json(&format!("link show dev {}", Node::DEVICE));
         let underlay_mtu = link[0]["mtu"].as_u64().expect("a device has an MTU");

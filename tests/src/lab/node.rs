@@ -77,6 +77,12 @@ impl NodeBuilder {
         self.finish(lab, namespace)
     }
 
+    /// Makes the node of a namespace that has its `eth0` already.
+    #[track_caller]
+    pub fn in_namespace(self, lab: &Lab, namespace: &Namespace) -> Node {
+        self.finish(lab, namespace.clone())
+    }
+
     #[track_caller]
     fn finish(self, lab: &Lab, namespace: Namespace) -> Node {
         namespace.ip(&format!("addr add {} dev {}", self.underlay, Node::DEVICE));
