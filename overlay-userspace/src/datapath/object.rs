@@ -24,6 +24,7 @@ use super::{Cause, DatapathError, kernel, pins, pins::Pins};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
 
 /// Values of the object's constants (`overlay-ebpf/src/config.rs`). Two loads with equal constants are equal.
+#[allow(clippy::struct_excessive_bools, reason = "each is a constant of the object")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Constants {
     /// VXLAN network identifier, 24 bits.
