@@ -72,11 +72,13 @@ pub(super) fn agents_ready(suite: &Suite<'_>) -> Result<Duration> {
     })
 }
 
-/// The pods of the agents, by node.
+/// The pods of the agents, by node. That of a node that has gone stays for a while.
 pub(super) fn agents(suite: &Suite<'_>) -> Result<Vec<(String, Value)>> {
+    let nodes: Vec<String> = nodes(suite)?.iter().map(|node| name(node).to_owned()).collect();
     let pods = suite.cluster.list(&["pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=overlay"])?;
     let live = pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    Ok(live.map(|pod| (pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(), pod)).collect())
+    let by_node = live.map(|pod| (pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(), pod));
+    Ok(by_node.filter(|(node, _)| nodes.contains(node)).collect())
 }
 
 /// What `overlay COMMAND -o json` prints in an agent's pod.

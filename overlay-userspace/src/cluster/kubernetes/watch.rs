@@ -7,12 +7,14 @@
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
+use backon::ExponentialBuilder;
 use futures_util::{Stream, StreamExt as _};
 use kube::{
     Api, Client,
     runtime::{
         WatchStreamExt as _,
-        watcher::{self, Error, Event, watcher},
+        utils::{Backoff, ResetTimerBackoff},
+        watcher::{self, Error, Event, ExponentialBackoff, watcher},
     },
 };
 use log::{debug, info, warn};
@@ -31,6 +33,9 @@ const PAGE: u32 = 500;
 
 /// Until the list is complete, the next piece of it has to come within this.
 const PIECE: Duration = Duration::from_mins(1);
+
+/// Between two tries, before up to as much again is added at random.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Between two streams, so that nothing makes the agent busy.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -52,10 +57,22 @@ pub(crate) struct Observed {
 pub(super) async fn run(client: Client, answered: Arc<Notify>, state: watch::Sender<Observed>) {
     while !state.is_closed() {
         let config = watcher::Config::default().page_size(PAGE);
-        let events = watcher(Api::<Object>::all(client.clone()), config).default_backoff();
+        let events = watcher(Api::<Object>::all(client.clone()), config).backoff(backoff());
         follow(pin!(events), &answered, &state).await;
         sleep(PAUSE).await;
     }
+}
+
+/// Between tries of a server that does not answer. As others do, but not for as long: what changed in an outage is known
+/// soon after it.
+fn backoff() -> impl Backoff {
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(800))
+        .with_max_delay(LONGEST_PAUSE)
+        .with_factor(2.0)
+        .without_max_times()
+        .with_jitter();
+    ResetTimerBackoff::new(ExponentialBackoff::from(pauses), Duration::from_mins(2))
 }
 
 /// Follows one stream of events until it stalls.
