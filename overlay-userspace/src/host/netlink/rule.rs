@@ -78,16 +78,24 @@ impl Netlink {
         }
     }
 
-    /// All rules of ours: source and table.
-    pub fn source_rules(&mut self) -> Result<Vec<(Ipv4Net, u32)>, NetlinkError> {
+    /// All rules of IPv4, whoever made them.
+    fn rules(&mut self) -> Result<Vec<RuleMessage>, NetlinkError> {
         let mut request = RuleMessage::default();
         request.header.family = AddressFamily::Inet;
         let replies = self
             .dump(&RouteNetlinkMessage::GetRule(request))
             .map_err(|failure| failure.during("list rules".into()))?;
+        let rule = |reply| match reply {
+            RouteNetlinkMessage::NewRule(rule) => Some(rule),
+            _ => None,
+        };
+        Ok(replies.into_iter().filter_map(rule).collect())
+    }
+
+    /// All rules of ours: source and table.
+    pub fn source_rules(&mut self) -> Result<Vec<(Ipv4Net, u32)>, NetlinkError> {
         let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
-        let read = |reply| {
-            let RouteNetlinkMessage::NewRule(rule) = reply else { return None };
+        let read = |rule: RuleMessage| {
             if !rule.attributes.contains(&ours) {
                 return None;
             }
@@ -104,21 +112,15 @@ impl Netlink {
             }
             source.zip(table)
         };
-        Ok(replies.into_iter().filter_map(read).collect())
+        Ok(self.rules()?.into_iter().filter_map(read).collect())
     }
 
     /// Are there other rules than those that every namespace begins with, and ours? Then the main table alone does not say
     /// where a packet goes.
     pub fn has_foreign_rules(&mut self) -> Result<bool, NetlinkError> {
-        let mut request = RuleMessage::default();
-        request.header.family = AddressFamily::Inet;
-        let replies = self
-            .dump(&RouteNetlinkMessage::GetRule(request))
-            .map_err(|failure| failure.during("list rules".into()))?;
         let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
         let mut defaults = Vec::new();
-        for reply in replies {
-            let RouteNetlinkMessage::NewRule(rule) = reply else { continue };
+        for rule in self.rules()? {
             if rule.attributes.contains(&ours) {
                 continue;
             }
