@@ -28,6 +28,7 @@ mod output;
 mod ports;
 mod programs;
 mod status;
+mod trace;
 
 use exit::Verdict;
 use output::OutputArgs;
@@ -70,6 +71,8 @@ enum Command {
     },
     /// Print dropped packets as they happen
     Monitor(monitor::Monitor),
+    /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
+    Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Programs(args) => programs::run(&pins, args).map(fine),
         Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Trace(trace) => trace.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {

@@ -7,6 +7,7 @@
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the ring buffer of drop records
+//! - [`replica`]: a private instance of the attached programs, to be asked
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
 //!
@@ -27,6 +28,7 @@ pub mod flows;
 pub mod kernel;
 pub mod object;
 pub mod pins;
+pub mod replica;
 pub mod run;
 pub mod tables;
 

@@ -8,6 +8,7 @@
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`ports`]: host ports, map and rules together
+//! - [`trace`]: what the datapath would do with a packet, and why
 
 pub mod agent;
 pub mod cli;
@@ -17,3 +18,4 @@ pub mod config;
 pub mod datapath;
 pub mod host;
 pub mod ports;
+pub mod trace;

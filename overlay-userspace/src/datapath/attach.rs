@@ -17,6 +17,9 @@ use super::{Cause, DatapathError, pins::Pins};
 use crate::host::netlink::Netlink;
 
 mod clsact;
+mod running;
+
+pub use running::{Running, running};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {
