@@ -52,6 +52,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         masquerade_to_nodes,
         attach,
         stack_flows,
+        xdp,
     } = now;
     [
         changed("cidr", before.cidr, cidr),
@@ -64,6 +65,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         changed("masquerade_to_nodes", before.masquerade_to_nodes, masquerade_to_nodes),
         changed("attach", before.attach, attach),
         changed("stack_flows", or_auto(before.stack_flows), or_auto(*stack_flows)),
+        changed("xdp", before.xdp, xdp),
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,163 @@
+//! What `xdp_wire` asks of a tunnel packet that is not plain, and the note that it leaves for `from_wire` on a packet
+//! that it has decapsulated.
+//!
+//! Invariant: nothing is refused here that the tc programs would accept. `from_wire` leaves what is not plain to the
+//! anchor device, whose packets `from_tunnel` judges; [`reaches_anchor`] says of which packets that is certain, and
+//! [`refused`] what `from_tunnel` would say.
+
+use network_types::vxlan::VXLAN_I_FLAG_MASK;
+
+use super::{
+    ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ecn, ipv4,
+    vxlan::{Outer, Tunnel, Vtep},
+};
+use crate::reason::Reason;
+
+/// Will the kernel hand this packet to the anchor device? Addressed to the tunnel's socket by plain headers, with a VXLAN
+/// header that the kernel takes (drivers/net/vxlan: the VNI flag, and no flag that an extension would own).
+#[inline(always)]
+pub const fn reaches_anchor(tunnel: &Tunnel, vtep: &Vtep) -> bool {
+    let Outer { ip, udp, vxlan, .. } = &tunnel.outer;
+    tunnel.eth.ether_type == ETHERTYPE_IPV4.to_be()
+        && ipv4::is_plain(ip)
+        && ip.proto == PROTO_UDP
+        && !ipv4::is_fragment(ip)
+        && u32::from_ne_bytes(ip.dst_addr) == u32::from_ne_bytes(vtep.addr)
+        && u16::from_ne_bytes(udp.dst) == vtep.port.to_be()
+        && vxlan.flags == VXLAN_I_FLAG_MASK
+}
+
+/// Why `from_tunnel` drops this packet whoever has sent it, in the order in which it looks; the senders of others are to
+/// be checked. For packets that reach the anchor.
+#[inline(always)]
+pub const fn refused(tunnel: &Tunnel, vtep: &Vtep) -> Option<Reason> {
+    let Outer { vxlan, eth, .. } = &tunnel.outer;
+    let [v0, v1, v2] = vxlan.vni;
+    if u32::from_be_bytes([0, v0, v1, v2]) != vtep.vni {
+        Some(Reason::Vni)
+    } else if eth.ether_type != ETHERTYPE_IPV4.to_be() {
+        Some(Reason::InnerProtocol)
+    } else {
+        None
+    }
+}
+
+/// May `xdp_wire` decapsulate this plain tunnel packet of `len` bytes? TCP alone, which is what GRO merges, whole, and
+/// nothing that the stack would have to answer or drop.
+#[inline(always)]
+pub const fn may_decapsulate(tunnel: &Tunnel, len: u32) -> bool {
+    tunnel.inner.proto == PROTO_TCP
+        && !ipv4::is_fragment(&tunnel.inner)
+        && tunnel.inner.ttl > 1
+        && tunnel.lengths_agree(len)
+        && !matches!(ecn::decap(tunnel.outer.ip.tos, tunnel.inner.tos), ecn::Decap::Drop)
+}
+
+/// The metadata of a packet that `xdp_wire` has decapsulated, which lies before its first byte from XDP to tc
+/// (`bpf_xdp_adjust_meta`). No packet has metadata when it comes from a device: only a program of this node can have
+/// written it. "overlay" and a version, so that it is no other program's by chance.
+pub const DECAPSULATED: u64 = u64::from_ne_bytes(*b"overlay\x01");
+
+/// Bytes of [`DECAPSULATED`]; the kernel takes multiples of four, up to 32.
+pub const DECAPSULATED_LEN: i32 = 8;
+const _: () = assert!(size_of::<u64>() == DECAPSULATED_LEN as usize);
+
+#[cfg(test)]
+mod tests {
+    use network_types::{eth::EthHdr, ip::Ipv4Hdr};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::vxlan::Encap;
+
+    const VTEP: Vtep = Vtep { addr: [192, 0, 2, 1], port: 8472, vni: 0x0001_0203 };
+
+    fn bytes_of<const N: usize, T>(bytes: [u8; N]) -> T {
+        assert_eq!(N, size_of::<T>());
+        // SAFETY: only called for header structs, which are plain bytes of this size.
+        unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) }
+    }
+
+    /// A plain packet for [`VTEP`].
+    fn tunnel(inner_len: u16) -> Tunnel {
+        let mut tunnel: Tunnel = bytes_of([0; 84]);
+        let encap = Encap {
+            src: [192, 0, 2, 2],
+            dst: VTEP.addr,
+            src_port: 50_000,
+            port: VTEP.port,
+            vni: VTEP.vni,
+            inner_len,
+            tos: 0,
+            inner_src: [2; 6],
+            inner_dst: [4; 6],
+        };
+        encap.write(&mut tunnel.outer);
+        tunnel.eth = EthHdr { dst_addr: [6; 6], src_addr: [8; 6], ether_type: ETHERTYPE_IPV4.to_be() };
+        tunnel.inner.vihl = 0x45;
+        tunnel.inner.ttl = 64;
+        tunnel.inner.proto = PROTO_TCP;
+        tunnel.inner.tot_len = inner_len.to_be_bytes();
+        tunnel
+    }
+
+    #[test]
+    fn a_plain_packet_reaches_the_anchor_and_is_not_refused() {
+        let tunnel = tunnel(40);
+        assert!(tunnel.is_plain(&VTEP) && reaches_anchor(&tunnel, &VTEP));
+        assert_eq!(refused(&tunnel, &VTEP), None);
+        assert!(may_decapsulate(&tunnel, 104));
+    }
+
+    #[test]
+    fn what_from_tunnel_refuses_of_every_sender_is_named_alike() {
+        let mut vni = tunnel(40);
+        vni.outer.vxlan.vni = [1, 2, 4];
+        vni.outer.eth.ether_type = 0x0806_u16.to_be();
+        assert_eq!(refused(&vni, &VTEP), Some(Reason::Vni), "the VNI is looked at first");
+        let mut arp = tunnel(40);
+        arp.outer.eth.ether_type = 0x0806_u16.to_be();
+        assert_eq!(refused(&arp, &VTEP), Some(Reason::InnerProtocol));
+    }
+
+    #[test]
+    fn what_the_kernel_would_drop_or_answer_is_not_decapsulated() {
+        type Change = fn(&mut Tunnel);
+        let cases: [(&str, Change); 7] = [
+            ("UDP", |t| t.inner.proto = PROTO_UDP),
+            ("a first fragment", |t| t.inner.frags = [0x20, 0]),
+            ("a later fragment", |t| t.inner.frags = [0, 1]),
+            ("one that expires here", |t| t.inner.ttl = 1),
+            ("congestion on Not-ECT", |t| t.outer.ip.tos = 3),
+            ("an inner length that lies", |t| t.inner.tot_len = [0xff, 0xff]),
+            ("a UDP length that lies", |t| t.outer.udp.len = [0, 9]),
+        ];
+        for (what, change) in cases {
+            let mut tunnel = tunnel(40);
+            change(&mut tunnel);
+            assert!(!may_decapsulate(&tunnel, 104), "{what}");
+        }
+        assert!(!may_decapsulate(&tunnel(40), 103), "cut off");
+    }
+
+    proptest! {
+        /// Whatever is plain is for the anchor as well: a packet cannot be judged by the one and not by the other.
+        #[test]
+        fn plain_is_what_reaches_the_anchor_and_is_not_refused_and_has_a_plain_inner_header(
+            noise in proptest::collection::vec((0_usize..84, any::<u8>()), 0..4),
+        ) {
+            let plain = tunnel(40);
+            // SAFETY: a header struct is plain bytes.
+            let mut bytes: [u8; 84] = unsafe { core::mem::transmute(plain) };
+            for (at, value) in noise {
+                bytes[at] = value;
+            }
+            let tunnel: Tunnel = bytes_of(bytes);
+            let inner: Ipv4Hdr = tunnel.inner;
+            let expected = reaches_anchor(&tunnel, &VTEP)
+                && refused(&tunnel, &VTEP).is_none()
+                && ipv4::is_plain(&inner);
+            prop_assert_eq!(tunnel.is_plain(&VTEP), expected);
+        }
+    }
+}
