@@ -11,7 +11,7 @@ const VERIFIED: [(&str, u32); 6] = [
     ("to_pod", 2_500),
     ("from_host", 9_000),
     ("from_tunnel", 8_500),
-    ("from_wire", 9_000),
+    ("from_wire", 10_500),
     ("xdp_wire", 10_500),
 ];
 
