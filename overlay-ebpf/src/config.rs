@@ -56,9 +56,6 @@ static NODES_MASQUERADED: Global<u8> = Global::new(0);
 /// MAC of the underlay device that `xdp_wire` is for.
 #[unsafe(no_mangle)]
 static WIRE_MAC: Global<[u8; 6]> = Global::new([0; 6]);
-/// 1 where `xdp_wire` decapsulates TCP, and `from_wire` believes it.
-#[unsafe(no_mangle)]
-static XDP_DECAP: Global<u8> = Global::new(0);
 /// Flags of `bpf_fib_lookup`: `BPF_FIB_LOOKUP_DIRECT` where the main table alone says where packets go.
 #[unsafe(no_mangle)]
 static FIB_FLAGS: Global<u32> = Global::new(0);
@@ -120,11 +117,6 @@ pub(crate) fn plain_pods() -> bool {
 #[inline(always)]
 pub(crate) fn wire_mac() -> [u8; 6] {
     WIRE_MAC.load()
-}
-
-#[inline(always)]
-pub(crate) fn xdp_decap() -> bool {
-    XDP_DECAP.load() != 0
 }
 
 #[inline(always)]

@@ -52,7 +52,7 @@ pub(crate) fn strip(ctx: &TcContext) -> bool {
 /// An inner packet at the beginning of the buffer.
 #[repr(C)]
 pub(crate) struct Delivery {
-    pub(crate) eth: EthHdr,
+    eth: EthHdr,
     pub(crate) ip: Ipv4Hdr,
 }
 

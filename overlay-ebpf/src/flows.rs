@@ -36,7 +36,8 @@ pub(crate) fn returns_to_stack(ctx: &TcContext, ip: &Ipv4Hdr, offset: usize) -> 
     let found = if ip.proto == PROTO_ICMP || ipv4::is_fragment(ip) {
         odd(packet::skb(ctx), offset as u32)
     } else if let Some(ports) = ports(ctx, offset + IPV4_LEN) {
-        is_recorded(ip, ports)
+        let [a, b, c, d] = ports;
+        maps::is_recorded(&Key(flow::of_packet(ip, [a, b, c, d, 0, 0, 0, 0])).0)
     } else {
         false
     };
@@ -44,13 +45,6 @@ pub(crate) fn returns_to_stack(ctx: &TcContext, ip: &Ipv4Hdr, offset: usize) -> 
         maps::count(Path::ReturnsToStack, ctx.len());
     }
     found
-}
-
-/// Is the flow of a packet with these ports recorded? Not for ICMP, nor for fragments.
-#[inline(always)]
-pub(crate) fn is_recorded(ip: &Ipv4Hdr, ports: [u8; 4]) -> bool {
-    let [a, b, c, d] = ports;
-    maps::is_recorded(&Key(flow::of_packet(ip, [a, b, c, d, 0, 0, 0, 0])).0)
 }
 
 /// The first four bytes of the transport header. Does not move the packet.

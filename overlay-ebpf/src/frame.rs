@@ -1,6 +1,6 @@
 //! Access to a packet before there is an skb: what [`crate::packet`] is for tc, for XDP.
 //!
-//! Invariant: a pointer is used only until the next `bpf_xdp_adjust_*`. A frame may have fragments (`xdp.frags`); its
+//! A frame may have fragments (`xdp.frags`); its
 //! headers are in the first part, or it is not understood.
 
 use aya_ebpf::{

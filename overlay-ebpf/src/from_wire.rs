@@ -27,9 +27,6 @@ pub(crate) fn from_wire(ctx: TcContext) -> i32 {
     if packet::ether_type(&ctx) != ETHERTYPE_IPV4 || packet::pkt_type(&ctx) != PACKET_HOST {
         return PASS;
     }
-    if config::xdp_decap() && packet::is_decapsulated(&ctx) {
-        return decapsulated(&ctx);
-    }
     if let Some(packet) = packet::pulled::<Tunnel>(&ctx, 0) {
         // SAFETY: `pulled` checked the bounds; not used after `strip`.
         let packet = unsafe { &*packet };
@@ -50,23 +47,6 @@ fn no_tunnel(ctx: &TcContext) -> i32 {
         return drop(ctx, Reason::PodAddressOnWire, HOOK, Describe::Packet);
     }
     PASS
-}
-
-/// `xdp_wire` has checked this packet as [`tunnel`] does, and has taken the outer headers off.
-#[inline(always)]
-fn decapsulated(ctx: &TcContext) -> i32 {
-    let Some(packet) = packet::pulled::<Delivery>(ctx, 0) else {
-        return drop(ctx, Reason::Truncated, HOOK, Describe::Packet);
-    };
-    // SAFETY: `pulled` checked the bounds; nothing below moves the packet.
-    let packet = unsafe { &mut *packet };
-    // Gone in this moment: there is no tunnel header any more that the anchor could judge by.
-    let Some(endpoint) = maps::endpoint(u32::from_ne_bytes(packet.ip.dst_addr)) else {
-        return drop(ctx, Reason::InnerDestination, HOOK, Describe::Packet);
-    };
-    ipv4::decrement_ttl(&mut packet.ip);
-    maps::count(Path::DecapNative, ctx.len());
-    decap::deliver(packet, endpoint)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 //! | [`from_host`] | tc egress of the anchor device | into the tunnel: host traffic, and what a program could not encapsulate |
 //! | [`from_tunnel`] | tc ingress of the anchor device | checks what the kernel decapsulated; to a pod or to the stack |
 //! | [`from_wire`] | tc ingress of an underlay device | checks and decapsulates natively; the rest goes to the kernel |
-//! | [`xdp_wire`] | XDP of an underlay device, where it is wanted | drops what `from_wire` and `from_tunnel` would, earlier; on request decapsulates TCP |
+//! | [`xdp_wire`] | XDP of an underlay device, where it is wanted | drops what `from_wire` and `from_tunnel` would, earlier |
 //!
 //! Invariants: no program keeps per-packet state; a packet that is not fully understood takes the kernel's own path;
 //! a packet dropped on purpose is counted under its [`overlay_common::reason::Reason`]; nothing panics (the build

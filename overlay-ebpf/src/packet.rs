@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use network_types::{eth::EthHdr, ip::Ipv4Hdr};
-use overlay_common::wire::{ETH_LEN, ETHERTYPE_VLAN, guard::DECAPSULATED};
+use overlay_common::wire::{ETH_LEN, ETHERTYPE_VLAN};
 
 /// On to the next program of the hook, and then the kernel's own path (`TCX_NEXT`, `TC_ACT_UNSPEC`).
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
@@ -44,18 +44,6 @@ pub(crate) fn pulled<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
         return None;
     }
     at(ctx, offset)
-}
-
-/// Has `xdp_wire` left its note on this packet? Metadata come from a program of this node alone, never from the wire.
-#[inline(always)]
-pub(crate) fn is_decapsulated(ctx: &TcContext) -> bool {
-    // SAFETY: reading fields of the context.
-    let (meta, data) = unsafe { ((*skb(ctx)).data_meta as usize, (*skb(ctx)).data as usize) };
-    if meta + size_of::<u64>() > data {
-        return false;
-    }
-    // SAFETY: the line above checked the bounds. Aligned or not: the verifier allows what the CPU does.
-    unsafe { (meta as *const u64).read_unaligned() == DECAPSULATED }
 }
 
 /// For word access to the stack, which the verifier wants aligned whatever the compiler may do to packets.

@@ -93,8 +93,6 @@ pub enum Xdp {
     Off,
     /// Drops forged packets before there is an skb.
     Guard,
-    /// As `Guard`, and takes the tunnel's headers off TCP.
-    Decap,
     /// `Guard` where the driver loses nothing by it.
     Auto,
 }
@@ -104,7 +102,6 @@ impl fmt::Display for Xdp {
         f.write_str(match self {
             Self::Off => "off",
             Self::Guard => "guard",
-            Self::Decap => "decap",
             Self::Auto => "auto",
         })
     }

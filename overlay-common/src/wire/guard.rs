@@ -1,5 +1,4 @@
-//! What `xdp_wire` asks of a tunnel packet that is not plain, and the note that it leaves for `from_wire` on a packet
-//! that it has decapsulated.
+//! What `xdp_wire` asks of a tunnel packet that is not plain.
 //!
 //! Invariant: nothing is refused here that the tc programs would accept. `from_wire` leaves what is not plain to the
 //! anchor device, whose packets `from_tunnel` judges; [`reaches_anchor`] says of which packets that is certain, and
@@ -8,7 +7,7 @@
 use network_types::vxlan::VXLAN_I_FLAG_MASK;
 
 use super::{
-    ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ecn, ipv4,
+    ETHERTYPE_IPV4, PROTO_UDP, ipv4,
     vxlan::{Outer, Tunnel, Vtep},
 };
 use crate::reason::Reason;
@@ -42,33 +41,13 @@ pub const fn refused(tunnel: &Tunnel, vtep: &Vtep) -> Option<Reason> {
     }
 }
 
-/// May `xdp_wire` decapsulate this plain tunnel packet of `len` bytes? TCP alone, which is what GRO merges, whole, and
-/// nothing that the stack would have to answer or drop.
-#[inline(always)]
-pub const fn may_decapsulate(tunnel: &Tunnel, len: u32) -> bool {
-    tunnel.inner.proto == PROTO_TCP
-        && !ipv4::is_fragment(&tunnel.inner)
-        && tunnel.inner.ttl > 1
-        && tunnel.lengths_agree(len)
-        && !matches!(ecn::decap(tunnel.outer.ip.tos, tunnel.inner.tos), ecn::Decap::Drop)
-}
-
-/// The metadata of a packet that `xdp_wire` has decapsulated, which lies before its first byte from XDP to tc
-/// (`bpf_xdp_adjust_meta`). No packet has metadata when it comes from a device: only a program of this node can have
-/// written it. "overlay" and a version, so that it is no other program's by chance.
-pub const DECAPSULATED: u64 = u64::from_ne_bytes(*b"overlay\x01");
-
-/// Bytes of [`DECAPSULATED`]; the kernel takes multiples of four, up to 32.
-pub const DECAPSULATED_LEN: i32 = 8;
-const _: () = assert!(size_of::<u64>() == DECAPSULATED_LEN as usize);
-
 #[cfg(test)]
 mod tests {
     use network_types::{eth::EthHdr, ip::Ipv4Hdr};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::vxlan::Encap;
+    use crate::wire::{PROTO_TCP, vxlan::Encap};
 
     const VTEP: Vtep = Vtep { addr: [192, 0, 2, 1], port: 8472, vni: 0x0001_0203 };
 
@@ -106,7 +85,6 @@ mod tests {
         let tunnel = tunnel(40);
         assert!(tunnel.is_plain(&VTEP) && reaches_anchor(&tunnel, &VTEP));
         assert_eq!(refused(&tunnel, &VTEP), None);
-        assert!(may_decapsulate(&tunnel, 104));
     }
 
     #[test]
@@ -118,26 +96,6 @@ mod tests {
         let mut arp = tunnel(40);
         arp.outer.eth.ether_type = 0x0806_u16.to_be();
         assert_eq!(refused(&arp, &VTEP), Some(Reason::InnerProtocol));
-    }
-
-    #[test]
-    fn what_the_kernel_would_drop_or_answer_is_not_decapsulated() {
-        type Change = fn(&mut Tunnel);
-        let cases: [(&str, Change); 7] = [
-            ("UDP", |t| t.inner.proto = PROTO_UDP),
-            ("a first fragment", |t| t.inner.frags = [0x20, 0]),
-            ("a later fragment", |t| t.inner.frags = [0, 1]),
-            ("one that expires here", |t| t.inner.ttl = 1),
-            ("congestion on Not-ECT", |t| t.outer.ip.tos = 3),
-            ("an inner length that lies", |t| t.inner.tot_len = [0xff, 0xff]),
-            ("a UDP length that lies", |t| t.outer.udp.len = [0, 9]),
-        ];
-        for (what, change) in cases {
-            let mut tunnel = tunnel(40);
-            change(&mut tunnel);
-            assert!(!may_decapsulate(&tunnel, 104), "{what}");
-        }
-        assert!(!may_decapsulate(&tunnel(40), 103), "cut off");
     }
 
     proptest! {

@@ -211,21 +211,12 @@ impl Reconciler {
             Vec::new()
         };
         let programs = Programs::new(&self.pins, mode);
-        // What xdp_wire decapsulates needs a from_wire that expects it: that one comes first and goes last.
-        let decap = self.xdp.planned().is_some_and(|xdp| xdp.decap);
-        if let Some(link) = &wire
-            && !decap
-        {
-            pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
-        }
         for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
             if let Some(link) = link {
                 pass.step(self.attach(&programs, role, link))?;
             }
         }
-        if let Some(link) = &wire
-            && decap
-        {
+        if let Some(link) = &wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
@@ -408,7 +399,7 @@ impl Reconciler {
             flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
             nodes_masqueraded: network.masquerade_to_nodes,
             main_table_only: false,
-            xdp: self.xdp.planned(),
+            xdp_wire: self.xdp.planned(),
             log_level: self.program_log_level,
         })
     }

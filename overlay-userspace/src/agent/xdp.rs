@@ -9,7 +9,6 @@ use crate::{
     datapath::{
         attach::{Attached, Device, xdp},
         kernel,
-        object::XdpConstants,
         pins::Pins,
     },
     host::{
@@ -54,7 +53,8 @@ enum Decision {
     Without,
     /// And why, although something else was asked for.
     Refused(String),
-    With(XdpConstants),
+    /// For the device of this MAC.
+    With([u8; 6]),
 }
 
 fn decide(wanted: Xdp, facts: &Facts) -> Decision {
@@ -66,7 +66,7 @@ fn decide(wanted: Xdp, facts: &Facts) -> Decision {
     if let Some(why) = kernel {
         return refused(why.clone());
     }
-    let Some(wire_mac) = *mac else { return refused(format!("{device} is no Ethernet device")) };
+    let Some(mac) = *mac else { return refused(format!("{device} is no Ethernet device")) };
     if let Some(id) = foreign {
         return refused(format!(
             "somebody else's XDP program (id {id}) is there and stays: detach it with `ip link set dev {device} xdp off`, \
@@ -92,7 +92,7 @@ fn decide(wanted: Xdp, facts: &Facts) -> Decision {
             return refused(format!("with XDP on {driver} {loss}"));
         }
     }
-    Decision::With(XdpConstants { wire_mac, decap: wanted == Xdp::Decap })
+    Decision::With(mac)
 }
 
 fn given_up(driver: &str) -> Option<&'static str> {
@@ -102,16 +102,16 @@ fn given_up(driver: &str) -> Option<&'static str> {
 /// What has been decided, and what has been said of it.
 #[derive(Default)]
 pub(super) struct XdpWire {
-    planned: Option<XdpConstants>,
-    /// A plan that the driver has refused, with the index and the MTU of the device: not to be tried again every few
-    /// seconds, for which some drivers restart.
-    refused: Option<(XdpConstants, u32, u32)>,
+    planned: Option<[u8; 6]>,
+    /// Index and MTU of a device whose driver has refused: not to be tried again every few seconds, for which some drivers
+    /// restart.
+    refused: Option<(u32, u32)>,
     said: Option<String>,
 }
 
 impl XdpWire {
-    /// What the programs are to be loaded with.
-    pub(super) fn planned(&self) -> Option<XdpConstants> {
+    /// The MAC that `xdp_wire` is to be loaded for.
+    pub(super) fn planned(&self) -> Option<[u8; 6]> {
         self.planned
     }
 
@@ -131,10 +131,10 @@ impl XdpWire {
                 let level = if wanted == Xdp::Auto { Level::Info } else { Level::Warn };
                 self.say(level, format!("network.xdp is {wanted}, but {name} does without xdp_wire: {why}"));
             }
-            Decision::With(constants) => {
-                if self.refused != Some((constants, wire.index, wire.mtu)) {
+            Decision::With(mac) => {
+                if self.refused != Some((wire.index, wire.mtu)) {
                     self.refused = None;
-                    self.planned = Some(constants);
+                    self.planned = Some(mac);
                 }
             }
         }
@@ -146,17 +146,14 @@ impl XdpWire {
         for link in xdp::detach_others(pins, self.planned.map(|_| device))? {
             info!("detached xdp_wire (link {link})");
         }
-        let Some(constants) = self.planned else { return Ok(()) };
+        if self.planned.is_none() {
+            return Ok(());
+        }
         let name = &wire.name;
         match xdp::ensure(pins, device) {
             Ok(Attached::Kept) => {}
             Ok(Attached::New) => {
-                let does = if constants.decap {
-                    "drops forged packets, decapsulates TCP"
-                } else {
-                    "drops forged packets"
-                };
-                info!("attached xdp_wire to {name} (index {}): {does}", wire.index);
+                info!("attached xdp_wire to {name} (index {})", wire.index);
                 match netlink.driver(name).ok().and_then(|driver| Some((given_up(&driver)?, driver))) {
                     Some((loss, driver)) => {
                         self.say(Level::Warn, format!("with XDP on {name} ({driver}) {loss}"));
@@ -165,7 +162,7 @@ impl XdpWire {
                 }
             }
             Err(error) => {
-                self.refused = Some((constants, wire.index, wire.mtu));
+                self.refused = Some((wire.index, wire.mtu));
                 self.say(Level::Warn, format!("{name} does without xdp_wire: {error}"));
             }
         }
@@ -217,14 +214,11 @@ mod tests {
         }
     }
 
-    const GUARD: Decision = Decision::With(XdpConstants { wire_mac: MAC, decap: false });
-    const DECAP: Decision = Decision::With(XdpConstants { wire_mac: MAC, decap: true });
+    const GUARD: Decision = Decision::With(MAC);
 
     #[test]
     fn a_nic_with_native_xdp_gets_what_is_asked_for() {
-        for (wanted, expected) in
-            [(Xdp::Off, Decision::Without), (Xdp::Guard, GUARD), (Xdp::Decap, DECAP), (Xdp::Auto, GUARD)]
-        {
+        for (wanted, expected) in [(Xdp::Off, Decision::Without), (Xdp::Guard, GUARD), (Xdp::Auto, GUARD)] {
             assert_eq!(decide(wanted, &nic()), expected, "{wanted}");
         }
     }
@@ -238,7 +232,7 @@ mod tests {
         }
         let silent = Facts { features: None, ..nic() };
         assert!(matches!(decide(Xdp::Auto, &silent), Decision::Refused(_)));
-        assert_eq!(decide(Xdp::Decap, &silent), DECAP);
+        assert_eq!(decide(Xdp::Guard, &silent), GUARD);
     }
 
     #[test]
@@ -252,7 +246,7 @@ mod tests {
             (Facts { features: Some(XDP_BASIC), mtu: 9000, ..nic() }, "and it has 9000"),
         ];
         for (facts, said) in cases {
-            for wanted in [Xdp::Guard, Xdp::Decap, Xdp::Auto] {
+            for wanted in [Xdp::Guard, Xdp::Auto] {
                 let Decision::Refused(why) = decide(wanted, &facts) else { panic!("{wanted}: {facts:?}") };
                 assert!(why.contains(said), "{why}");
             }

@@ -53,19 +53,10 @@ pub struct Constants {
     pub main_table_only: bool,
     /// What pods send to nodes is the stack's, which masquerades it.
     pub nodes_masqueraded: bool,
-    /// What `xdp_wire` does, where it is loaded at all.
-    pub xdp: Option<XdpConstants>,
+    /// MAC of the underlay device that `xdp_wire` is loaded for: what is not addressed to it passes. `None`: not loaded.
+    pub xdp_wire: Option<[u8; 6]>,
     /// Level of the programs' own diagnostics; 0 is off and costs nothing.
     pub log_level: u8,
-}
-
-/// What `xdp_wire` does, on which device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct XdpConstants {
-    /// MAC of the underlay device: what is not addressed to it passes.
-    pub wire_mac: [u8; 6],
-    /// Takes the tunnel's headers off TCP, and `from_wire` believes it.
-    pub decap: bool,
 }
 
 fn mask(prefix: u8) -> u32 {
@@ -182,7 +173,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         flow_entries,
         main_table_only,
         nodes_masqueraded,
-        xdp,
+        xdp_wire,
         log_level,
     } = constants;
     let address = |ip: Ipv4Addr| raw(ip.to_bits());
@@ -202,8 +193,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         [*plain_pods, *stack_flows, *nodes_masqueraded].map(u8::from);
     let any_gso = u8::from(decap_flags.is_some());
     let decap_flags = decap_flags.unwrap_or(0);
-    let XdpConstants { wire_mac, decap } = xdp.unwrap_or(XdpConstants { wire_mac: [0; 6], decap: false });
-    let xdp_decap = u8::from(decap);
+    let wire_mac = xdp_wire.unwrap_or_default();
     let paths = LAYOUTS.map(|layout| (layout.name, pins.map(layout.name)));
 
     let mut loader = EbpfLoader::new();
@@ -215,7 +205,6 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         .override_global("TUNNEL_PORT", port, true)
         .override_global("ANCHOR_MAC", anchor_mac, true)
         .override_global("WIRE_MAC", &wire_mac, true)
-        .override_global("XDP_DECAP", &xdp_decap, true)
         .override_global("PLAIN_PODS", &plain_pods, true)
         .override_global("STACK_FLOWS_ON", &stack_flows, true)
         .override_global("NODES_MASQUERADED", &nodes_masqueraded, true)
@@ -228,7 +217,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     }
     let mut ebpf = loader.load(OBJECT).map_err(|e| DatapathError::new("load the eBPF object", e))?;
 
-    let wanted = |hook: &Hook| *hook != Hook::XdpWire || xdp.is_some();
+    let wanted = |hook: &Hook| *hook != Hook::XdpWire || xdp_wire.is_some();
     let mut facts = Vec::new();
     for hook in Hook::ALL.into_iter().filter(wanted) {
         let name = hook.name();
@@ -248,7 +237,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
             program.pin(path).map_err(|e| DatapathError::new(format!("pin {}", path.display()), e))
         })?;
     }
-    if xdp.is_none() {
+    if xdp_wire.is_none() {
         pins.remove_program(Hook::XdpWire.name())?;
     }
     Ok(Loaded { ebpf, facts })

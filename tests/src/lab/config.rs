@@ -46,7 +46,7 @@ pub struct Network {
     /// Entries of the table of flows that return through the stack; 0 is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack_flows: Option<u32>,
-    /// `off`, `guard`, `decap` or `auto`.
+    /// `off`, `guard` or `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xdp: Option<String>,
 }

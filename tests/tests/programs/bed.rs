@@ -21,7 +21,7 @@ use overlay_common::{
 use overlay_userspace::datapath::{
     events::Events,
     flows::StackFlows,
-    object::{self, Constants, Loaded, XdpConstants},
+    object::{self, Constants, Loaded},
     pins::Pins,
     run::{Context, Verdict, run},
     tables::{self, Endpoints, Nodes},
@@ -296,7 +296,7 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
         flow_entries: 4096,
         main_table_only: true,
         nodes_masqueraded: false,
-        xdp: Some(XdpConstants { wire_mac: WIRE_MAC, decap: false }),
+        xdp_wire: Some(WIRE_MAC),
         log_level: 0,
     }
 }

@@ -1,19 +1,14 @@
-//! `xdp_wire`: what the guard drops, under the reasons of `from_wire` and `from_tunnel`; what passes for them to judge; and
-//! what is decapsulated where that is asked for.
+//! `xdp_wire`: what it drops, under the reasons of `from_wire` and `from_tunnel`, and what passes for them to judge.
 
 use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, IpNumber};
-use overlay_common::{
-    maps::{Flow, FlowKey, FlowKind},
-    reason::{Hook, Reason},
-    wire::guard::DECAPSULATED,
-};
-use overlay_userspace::datapath::{object::XdpConstants, run::Verdict};
+use overlay_common::reason::{Hook, Reason};
+use overlay_userspace::datapath::run::Verdict;
 
 use crate::bed::{
-    Bed, Case, Counted, GATEWAY, Ip, NEXT_HOP_MAC, OTHER_POD, Out, PEER, PEER_MAC, POD, REMOTE_POD, STRANGER,
-    Tunnel, UNREADY_POD, VTEP, WIRE_MAC, WORLD, frame, ipv4_frame,
+    Bed, Case, Counted, GATEWAY, Ip, NEXT_HOP_MAC, OTHER_POD, Out, PEER, POD, REMOTE_POD, STRANGER, Tunnel,
+    UNREADY_POD, VTEP, WIRE_MAC, WORLD, frame, ipv4_frame,
 };
 
 fn inner() -> Ip {
@@ -197,94 +192,5 @@ fn a_dropped_packet_is_described_as_by_tc() {
         let (addresses, ports, _) = describe(Hook::XdpWire, &from(STRANGER, &inner()));
         assert_eq!(addresses, (STRANGER.into(), REMOTE_POD.into(), POD.into()));
         assert_eq!(ports, (40_000, 53));
-    });
-}
-
-fn decap(bed: &mut Bed) {
-    bed.reload(|constants| constants.xdp = Some(XdpConstants { wire_mac: WIRE_MAC, decap: true }));
-}
-
-/// To this host, with the note for `from_wire` before it.
-fn decapsulated(bed: &Bed, name: &'static str, packet: Vec<u8>, ip: &Ip) -> Case {
-    let inner = ipv4_frame(WIRE_MAC, PEER_MAC, ip);
-    Case { out: Out::Packet([&DECAPSULATED.to_ne_bytes()[..], &inner].concat()), ..passed(bed, name, packet) }
-}
-
-#[test]
-fn tcp_for_a_pod_is_decapsulated_and_vouched_for() {
-    Bed::with(|bed| {
-        decap(bed);
-        let tcp = Ip::tcp(REMOTE_POD, POD, 1410);
-        let mixed = |outer: u8, inner: u8| {
-            let tunnel = Tunnel::arriving(&Ip { tos: inner, ..tcp.clone() });
-            Tunnel { outer: Ip { tos: outer, ..tunnel.outer.clone() }, ..tunnel }.bytes()
-        };
-        let marked = |tos| Ip { tos, ..tcp.clone() };
-        bed.check(vec![
-            // The hop is from_wire's.
-            decapsulated(bed, "TCP of full size", Tunnel::arriving(&tcp).bytes(), &tcp),
-            decapsulated(
-                bed,
-                "TTL 2",
-                Tunnel::arriving(&Ip { ttl: 2, ..tcp.clone() }).bytes(),
-                &Ip { ttl: 2, ..tcp.clone() },
-            ),
-            decapsulated(bed, "CE on ECT(0)", mixed(0b11, 0b10), &marked(0b11)),
-            decapsulated(bed, "ECT(1) on ECT(0)", mixed(0b01, 0b10), &marked(0b01)),
-            decapsulated(bed, "outer DSCP does not come in", mixed(10 << 2, 0b10), &marked(0b10)),
-        ]);
-        bed.check(understood_by_others(bed));
-        bed.check(vec![
-            dropped(bed, "forged TCP", from(STRANGER, &tcp), Reason::UnknownVtep),
-            passed(bed, "congestion on Not-ECT, TCP", mixed(0b11, 0)),
-            passed(bed, "cut off", Tunnel::arriving(&tcp).bytes()[..1000].to_vec()),
-        ]);
-    });
-}
-
-#[test]
-fn what_returns_through_the_stack_is_not_decapsulated() {
-    Bed::with(|bed| {
-        decap(bed);
-        let key = FlowKey {
-            src: REMOTE_POD.into(),
-            dst: POD.into(),
-            src_port: 40_000,
-            dst_port: 80,
-            protocol: 6,
-            kind: FlowKind::Flow as u8,
-            ..FlowKey::default()
-        };
-        let mut flows = bed.flows();
-        flows.record(&key, Flow { recorded_ns: 1 }).unwrap();
-        flows.switch(true).unwrap();
-        let tcp = Ip::tcp(REMOTE_POD, POD, 100);
-        let other = Ip { payload: [&[0x9c, 0x41], &tcp.payload[2..]].concat(), ..tcp.clone() };
-        bed.check(vec![
-            passed(bed, "a recorded flow", Tunnel::arriving(&tcp).bytes()),
-            decapsulated(bed, "another one", Tunnel::arriving(&other).bytes(), &other),
-        ]);
-    });
-}
-
-/// Without the note a pod's address outside of the tunnel is what it was, also where decapsulated packets are believed.
-#[test]
-fn nobody_on_the_wire_can_vouch_for_a_packet() {
-    Bed::with(|bed| {
-        decap(bed);
-        let forged = ipv4_frame(WIRE_MAC, PEER_MAC, &Ip::tcp(REMOTE_POD, POD, 100));
-        let noted = [&DECAPSULATED.to_ne_bytes()[..], &forged].concat();
-        let wire = |name, packet| Case { hook: Hook::FromWire, ..passed(bed, name, packet) };
-        let refused = Counted::Dropped(Reason::PodAddressOnWire);
-        bed.check(vec![
-            Case {
-                verdict: Verdict::Drop,
-                counted: refused,
-                ..wire("a decapsulated packet from the wire", forged.clone())
-            },
-            wire("the note as the first bytes of a packet is an Ethernet header", noted.clone()),
-            dropped(bed, "the same before XDP", forged, Reason::PodAddressOnWire),
-            passed(bed, "and with the note as its first bytes", noted),
-        ]);
     });
 }

@@ -9,8 +9,7 @@ use crate::stage::{COUNT, MARK, PORT, SOME_MAC, Stage};
 
 #[test]
 fn a_pods_address_is_refused_outside_of_the_tunnel() {
-    // Where XDP decapsulates, inner packets come by themselves: with a note that nobody else can leave.
-    for xdp in [None, Some("decap")] {
+    for xdp in [None, Some("guard")] {
         refused(&Stage::with(xdp));
     }
 }

@@ -131,23 +131,14 @@ fn veth_wire_without_checksum_offload_carries_bulk_with_right_checksums() {
 #[test]
 fn bulk_arrives_intact_through_xdp() {
     let _traffic = bed::flood();
-    for xdp in ["guard", "decap"] {
-        let network = Network { xdp: Some(xdp.into()), ..Network::default() };
-        for link in [
-            Link::new(WireMode::Veth),
-            Link::new(WireMode::Nic),
-            Link { checksums: true, ..Link::new(WireMode::Nic) },
-        ] {
-            let bed = Bed::start(Cluster::builder().link(link).network(network.clone()));
-            let seen = transfer(&bed, "w2", 4);
-            assert_eq!(seen.wire.iter().max(), Some(&FULL_FRAME), "{xdp}, {link:?}");
-            if link.mode == WireMode::Nic {
-                let (segments, merged) = (seen.wire.len() as u64, seen.received.packets);
-                assert!(
-                    merged * 2 < segments,
-                    "{xdp}, {link:?}: {segments} segments became {merged} packets"
-                );
-            }
+    let network = Network { xdp: Some("guard".into()), ..Network::default() };
+    for link in [Link::new(WireMode::Veth), Link { checksums: true, ..Link::new(WireMode::Nic) }] {
+        let bed = Bed::start(Cluster::builder().link(link).network(network.clone()));
+        let seen = transfer(&bed, "w2", 4);
+        assert_eq!(seen.wire.iter().max(), Some(&FULL_FRAME), "{link:?}");
+        if link.mode == WireMode::Nic {
+            let (segments, merged) = (seen.wire.len() as u64, seen.received.packets);
+            assert!(merged * 2 < segments, "{link:?}: {segments} segments became {merged} packets");
         }
     }
 }

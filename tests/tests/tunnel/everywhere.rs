@@ -76,10 +76,6 @@ fn everything_holds_with_clsact_on_a_nic_wire_with_another_vni_and_port() {
     expect_filters(&stage, "overlay.1234567");
 }
 
-fn xdp(mode: &str) -> Network {
-    Network { xdp: Some(mode.into()), ..Network::default() }
-}
-
 /// The underlay devices run `xdp_wire` in native mode.
 #[track_caller]
 fn expect_xdp(stage: &Stage) {
@@ -93,7 +89,8 @@ fn expect_xdp(stage: &Stage) {
 #[test]
 fn everything_holds_with_a_guard_before_the_stack() {
     let _traffic = bed::quiet();
-    expect_xdp(&prove(Cluster::builder().network(xdp("guard"))));
+    let network = Network { xdp: Some("guard".into()), ..Network::default() };
+    expect_xdp(&prove(Cluster::builder().network(network)));
 }
 
 #[test]
@@ -102,17 +99,4 @@ fn everything_holds_with_a_guard_on_a_nic_wire_with_clsact_filters() {
     let network = Network { xdp: Some("guard".into()), ..clsact() };
     let link = Link { checksums: true, ..Link::new(WireMode::Nic) };
     expect_xdp(&prove(Cluster::builder().link(link).network(network)));
-}
-
-#[test]
-fn everything_holds_with_decapsulation_by_xdp() {
-    let _traffic = bed::quiet();
-    expect_xdp(&prove(Cluster::builder().network(xdp("decap"))));
-}
-
-#[test]
-fn everything_holds_with_decapsulation_by_xdp_on_a_nic_wire() {
-    let _traffic = bed::quiet();
-    let link = Link { checksums: true, ..Link::new(WireMode::Nic) };
-    expect_xdp(&prove(Cluster::builder().link(link).network(xdp("decap"))));
 }
