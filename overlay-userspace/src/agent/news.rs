@@ -142,11 +142,13 @@ mod tests {
             &["network.vni is 7 now, was 1", "network.masquerade is false now, was true"],
         );
         said(
-            &FILE.replace("[network]", "[network]\nmtu = 1400\nattach = \"tcx\"\nport = 4789"),
+            &FILE
+                .replace("[network]", "[network]\nmtu = 1400\nattach = \"tcx\"\nport = 4789\nxdp = \"auto\""),
             &[
                 "network.port is 4789 now, was 8472",
                 "network.mtu is 1400 now, was automatic",
                 "network.attach is tcx now, was auto",
+                "network.xdp is auto now, was off",
             ],
         );
         said(
