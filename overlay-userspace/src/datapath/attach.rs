@@ -18,9 +18,9 @@ use crate::host::netlink::Netlink;
 
 mod clsact;
 mod running;
+pub mod xdp;
 
 pub use running::{Running, running};
-pub mod xdp;
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {
