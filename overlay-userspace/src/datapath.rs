@@ -6,7 +6,8 @@
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
-//! - [`events`]: the ring buffer of drop records
+//! - [`events`]: the records of dropped and traced packets
+//! - [`tracing`]: asking for traces
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
 //!
@@ -25,10 +26,12 @@ pub mod attach;
 pub mod events;
 pub mod flows;
 pub mod kernel;
+mod mapped;
 pub mod object;
 pub mod pins;
 pub mod run;
 pub mod tables;
+pub mod tracing;
 
 /// What can go wrong between userspace and the kernel side.
 #[derive(Debug, thiserror::Error)]

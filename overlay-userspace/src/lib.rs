@@ -7,6 +7,7 @@
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
+//! - [`observe`]: what packets do, for people
 //! - [`ports`]: host ports, map and rules together
 
 pub mod agent;
@@ -16,4 +17,5 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod host;
+pub mod observe;
 pub mod ports;

@@ -126,7 +126,7 @@ impl TestNode {
         keys: Value,
     ) -> Result<Added, Failure> {
         let conf = Conf::parse(self.pinned(conf(keys)).to_string().as_bytes())?;
-        add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), &conf)
+        add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), None, &conf)
     }
 
     /// Any verb, as the entry point answers it.
