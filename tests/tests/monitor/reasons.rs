@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use overlay_common::reason::Reason;
 use overlay_tests::lab::Node;
 use overlay_tests::traffic::drops::Monitor;
-use overlay_tests::traffic::inject::{inject, mac_of};
+use overlay_tests::traffic::inject::{inject, inject_refused, mac_of};
 use overlay_tests::traffic::vxlan::{Tunnel, udp_frame};
 use serde_json::{Value, json};
 
@@ -100,7 +100,7 @@ fn every_reason_is_seen_with_the_right_names() {
         (Reason::Multicast, frame(gateway, cp.gateway_address(), (Ipv4Addr::new(224, 0, 0, 1), PORT))),
         (Reason::HostProtocol, of_type(frame(gateway, cp.gateway_address(), (peer, PORT)), [0x86, 0xdd])),
     ] {
-        inject(cp.namespace(), Node::ANCHOR, &[frame]);
+        inject_refused(cp.namespace(), Node::ANCHOR, &frame);
         is_shown(
             &monitor,
             reason,
