@@ -91,7 +91,7 @@ fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
             let conf = Conf::parse(stdin)?;
             // Before anything is made: afterwards it is too late to refuse.
             let previous = conf.previous()?;
-            let added = add::add(attachment, netns, *wanted, pod.as_ref(), &conf)?;
+            let added = add::add(attachment, netns, *wanted, pod.as_deref(), &conf)?;
             Ok(Some(result::result(&added, &conf, previous)))
         }
         Request::Check { attachment, netns } => {

@@ -74,7 +74,7 @@ pub(super) enum Request {
         /// What `CNI_ARGS` asks for.
         wanted: Wanted,
         /// What Kubernetes calls the pod, where the runtime says it.
-        pod: Option<PodName>,
+        pod: Option<Box<PodName>>,
     },
     /// Is a container still connected as ADD left it?
     Check {
@@ -105,7 +105,7 @@ impl Request {
                 attachment: variables.attachment()?,
                 netns: variables.netns()?,
                 wanted: Wanted::from_args(&variables.optional("CNI_ARGS")?)?,
-                pod: names::from_args(&variables.optional("CNI_ARGS")?),
+                pod: names::from_args(&variables.optional("CNI_ARGS")?).map(Box::new),
             }),
             "CHECK" => Ok(Self::Check { attachment: variables.attachment()?, netns: variables.netns()? }),
             "DEL" => Ok(Self::Del { attachment: variables.attachment()? }),

@@ -184,7 +184,7 @@ pub(super) fn conf(keys: Value) -> Value {
 
 pub(super) fn request_add(container: &str, ifname: &str, pod: &Pod) -> Request {
     let attachment = attachment(container, ifname);
-    Request::Add { attachment, netns: pod.path(), wanted: Wanted::default() }
+    Request::Add { attachment, netns: pod.path(), wanted: Wanted::default(), pod: None }
 }
 
 /// A network namespace without a name.

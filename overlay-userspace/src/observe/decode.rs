@@ -81,7 +81,7 @@ pub fn decode(frame: &[u8]) -> Decoded {
             let _ = write!(what, " Flags: {}", flags(tcp));
         }
         Some(TransportHeader::Udp(udp)) => {
-            (flow.src_port, flow.dst_port) = (udp.source_port, udp.destination_port)
+            (flow.src_port, flow.dst_port) = (udp.source_port, udp.destination_port);
         }
         Some(TransportHeader::Icmpv4(icmp)) => {
             let _ = write!(what, " {}", icmp_text(&icmp.icmp_type));

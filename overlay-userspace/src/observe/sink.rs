@@ -59,15 +59,13 @@ pub trait Show {
 impl SinkArgs {
     /// Opens it. `snap` is the number of bytes that are kept of a packet, 0 for all.
     pub fn open(&self, snap: u32) -> anyhow::Result<Sink> {
+        ensure!(
+            self.output != Form::Pcap || self.write.is_some() || !io::stdout().is_terminal(),
+            "a capture file is nothing for a terminal: add -w FILE, or pipe it (overlay … -o pcap | wireshark -k -i -)"
+        );
         let out: Box<dyn Write> = match &self.write {
             Some(path) => Box::new(create(path)?),
-            None => {
-                ensure!(
-                    self.output != Form::Pcap || !io::stdout().is_terminal(),
-                    "a capture file is nothing for a terminal: add -w FILE, or pipe it (overlay … -o pcap | wireshark -k -i -)"
-                );
-                Box::new(io::stdout())
-            }
+            None => Box::new(io::stdout()),
         };
         Ok(match self.output {
             Form::Table => Sink::Lines(out),

@@ -10,6 +10,7 @@
 
 mod bed;
 mod capture;
+mod cost;
 mod ends;
 mod files;
 mod filters;
