@@ -16,7 +16,7 @@ use crate::bed::{Bed, NO_NODE};
 
 /// One turn of one workload.
 const TURN: Duration = Duration::from_millis(120);
-const ROUNDS: usize = 60;
+const ROUNDS: u32 = 60;
 
 fn pin(pid: Pid) {
     let mut cpu = CpuSet::new();
@@ -98,7 +98,7 @@ impl Load {
 
 /// Mean of the ratios and half of the 95 % interval.
 fn summary(ratios: &[f64]) -> (f64, f64) {
-    let n = ratios.len() as f64;
+    let n = f64::from(u32::try_from(ratios.len()).unwrap());
     let mean = ratios.iter().sum::<f64>() / n;
     let variance = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum::<f64>() / (n - 1.0);
     (mean, 1.96 * (variance / n).sqrt())
@@ -116,14 +116,13 @@ fn compare<T>(
     for round in 0..ROUNDS {
         let mut rates = [0.0; 2];
         for turn in 0..2 {
-            let with = (round + turn) % 2;
-            if with == 1 {
+            if (round + turn) % 2 == 1 {
                 let running = begin();
                 rates[1] = load.rate(kind);
                 end(running);
             } else {
                 rates[0] = load.rate(kind);
-                without += rates[0] / ROUNDS as f64;
+                without += rates[0] / f64::from(ROUNDS);
             }
         }
         ratios.push(rates[1] / rates[0]);
