@@ -13,30 +13,38 @@
 //! | `LOCAL` | 0 → [`Local`] | agent | CNI plugin, command line |
 //! | `LEASE_CURSOR` | family → last address tried | CNI plugin | CNI plugin |
 //! | `COUNTERS`, `DROPS` | path, reason → per-CPU counter | programs | command line, metrics |
-//! | `EVENTS` | ring buffer of [`DropEvent`] | programs | command line |
+//! | `EVENTS` | CPU → [`EventLog`] | programs | command line |
+//! | `TRACE_SWITCH` | 0 → [`TraceSwitch`] | command line, programs | programs |
 //! | `STACK_FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | programs | programs, agent, command line |
 //! | `FLOW_SWITCH` | 0 → 0, or 1 once `STACK_FLOWS` has had an entry | programs | programs |
 //! | `HOST_PORTS` | [`HostPort`] → [`HostPortTarget`] | CNI plugin | CNI plugin, agent, command line |
+//! | `NODE_NAMES` | tunnel address → [`NodeName`] | agent | agent, command line |
+//! | `POD_NAMES` | pod address → [`PodName`] | CNI plugin | command line |
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+mod event;
 mod flow;
 mod host_port;
+mod name;
 
+pub use event::{
+    Budget, DROP_BUDGET, DROP_SLOTS, Event, EventKind, EventLog, HEAD, REASON_BUDGET, TRACE_BUDGET,
+    TRACE_REQUESTS, TRACE_SLOTS, TraceFilter, TraceRequest, TraceSwitch, Tuple, WINDOW_SHIFT,
+};
 pub use flow::{Flow, FlowKey, FlowKind, STACK_FLOWS_DEFAULT};
 pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget, PortProtocol};
+pub use name::{NodeName, PodName};
 
 /// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Entries of `NODES`: subnets (in units of the longest prefix in use) plus node addresses.
 pub const NODES_MAX: usize = 65_536;
 /// Entries of `ENDPOINTS`: the largest node subnet that can be used fully is a /18.
 pub const ENDPOINTS_MAX: usize = 16_384;
-/// Bytes of the `EVENTS` ring: a power of two and a multiple of the page size (64 KiB pages included).
-pub const EVENTS_BYTES: usize = 256 * 1024;
 
 /// An address of either family: IPv6, or IPv4 as `::ffff:a.b.c.d`. Network byte order.
 #[repr(C)]
@@ -217,42 +225,13 @@ pub struct Local {
     pub node_name: [u8; 62],
 }
 
-/// A dropped packet: the record type of `EVENTS`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct DropEvent {
-    /// `CLOCK_MONOTONIC` in nanoseconds.
-    pub time_ns: u64,
-    /// Source of the innermost header that could be read, or unspecified.
-    pub src: Addr,
-    /// Destination of the innermost header that could be read, or unspecified.
-    pub dst: Addr,
-    /// Outer source of a tunnel packet, or unspecified.
-    pub outer_src: Addr,
-    /// A [`crate::reason::Reason`].
-    pub reason: u32,
-    /// The device whose hook dropped it.
-    pub ifindex: u32,
-    /// Length of the packet in bytes, Ethernet header included.
-    pub len: u32,
-    /// Source port, host order; 0 where the protocol has none or the packet is a later fragment.
-    pub src_port: u16,
-    /// Destination port, host order.
-    pub dst_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// A [`crate::reason::Hook`].
-    pub hook: u8,
-    /// `EtherType`, host order.
-    pub ether_type: u16,
-    /// Reserved, 0.
-    pub reserved: u32,
-}
-
 #[cfg(feature = "user")]
 mod user {
     //! Leave for aya to copy these types in and out of maps.
-    use super::{Addr, DropEvent, Endpoint, Flow, FlowKey, HostPort, HostPortTarget, Local, Node};
+    use super::{
+        Addr, Endpoint, EventLog, Flow, FlowKey, HostPort, HostPortTarget, Local, Node, NodeName, PodName,
+        TraceSwitch,
+    };
     use crate::counter::Counter;
 
     // SAFETY: all are `bytemuck::Pod`: `repr(C)`, no padding, every bit pattern valid.
@@ -264,7 +243,13 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for Local {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for DropEvent {}
+    unsafe impl aya::Pod for EventLog {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for TraceSwitch {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NodeName {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodName {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counter {}
     // SAFETY: as above.
@@ -285,8 +270,8 @@ mod tests {
 
     /// A change here is a change of the schema: bump [`SCHEMA`].
     #[test]
-    fn layouts_are_those_of_schema_1() {
-        assert_eq!(SCHEMA, 1);
+    fn layouts_are_those_of_schema_2() {
+        assert_eq!(SCHEMA, 2);
         assert_eq!(size_of::<Addr>(), 16);
         assert_eq!(size_of::<Node>(), 28);
         assert_eq!(
@@ -315,7 +300,30 @@ mod tests {
             ],
             [24, 64, 96, 136, 152]
         );
-        assert_eq!(size_of::<DropEvent>(), 80);
+        assert_eq!((size_of::<Event>(), offset_of!(Event, head)), (216, 88));
+        assert_eq!(
+            [
+                offset_of!(Event, src),
+                offset_of!(Event, ifindex),
+                offset_of!(Event, src_port),
+                offset_of!(Event, kind),
+                offset_of!(Event, protocol)
+            ],
+            [16, 64, 72, 80, 83]
+        );
+        assert_eq!(
+            [
+                offset_of!(EventLog, drop_budget),
+                offset_of!(EventLog, trace_budget),
+                offset_of!(EventLog, reason_budgets),
+                offset_of!(EventLog, drops),
+                offset_of!(EventLog, traces)
+            ],
+            [16, 32, 48, 1072, 1072 + 256 * 216]
+        );
+        assert_eq!(size_of::<EventLog>(), 1072 + 2 * 256 * 216);
+        assert_eq!((size_of::<TraceRequest>(), size_of::<TraceSwitch>()), (64, 8 + 4 * 64));
+        assert_eq!((size_of::<NodeName>(), size_of::<PodName>()), (256, 320));
         assert_eq!((size_of::<FlowKey>(), size_of::<Flow>()), (40, 8));
         assert_eq!(
             [offset_of!(FlowKey, src_port), offset_of!(FlowKey, dst_port), offset_of!(FlowKey, protocol)],

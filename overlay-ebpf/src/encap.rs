@@ -34,7 +34,7 @@ use overlay_common::{
 use crate::{
     config,
     drop::{Describe, drop},
-    maps, packet,
+    maps, packet, trace,
 };
 
 /// `AF_INET` (include/linux/socket.h).
@@ -155,6 +155,7 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
     }
     .write(&mut headers.outer);
     maps::count(Path::EncapNative, ctx.len());
+    trace::step(ctx, Path::EncapNative, hook, Describe::Tunnel);
 
     // SAFETY: a helper without arguments.
     let now = (unsafe { bpf_jiffies64() } >> NEIGH_EPOCH_SHIFT) as u32;

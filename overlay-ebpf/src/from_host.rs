@@ -24,6 +24,7 @@ use crate::{
     encap::{self, Inner, Outcome},
     flows, maps,
     packet::{self, Ipv4Packet, PASS},
+    trace,
 };
 
 const HOOK: Hook = Hook::FromHost;
@@ -102,5 +103,6 @@ fn through_anchor(ctx: &TcContext, node: *mut Node, tos: u8) -> Result<i32, Reas
         return Err(Reason::TunnelKey);
     }
     maps::count(Path::EncapAnchor, ctx.len());
+    trace::step(ctx, Path::EncapAnchor, HOOK, Describe::Packet);
     Ok(PASS)
 }

@@ -19,6 +19,7 @@ use crate::{
     encap::{self, Inner, Outcome},
     flows, maps,
     packet::{self, Ipv4Packet, PASS},
+    trace,
 };
 
 const HOOK: Hook = Hook::FromPod;
@@ -86,6 +87,7 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
         }
         ipv4::decrement_ttl(&mut packet.ip);
         maps::count(Path::Local, ctx.len());
+        trace::step(ctx, Path::Local, HOOK, Describe::Packet);
         // SAFETY: `Delivery` is the same two headers.
         let delivery = unsafe { &mut *core::ptr::from_mut(packet).cast::<decap::Delivery>() };
         return Ok(decap::deliver(delivery, local));
@@ -162,5 +164,6 @@ fn check_tunnel_port(ctx: &TcContext, packet: &Ipv4Packet) -> Result<(), Reason>
 #[inline(always)]
 fn to_stack(ctx: &TcContext) -> i32 {
     maps::count(Path::PodToStack, ctx.len());
+    trace::step(ctx, Path::PodToStack, HOOK, Describe::Packet);
     PASS
 }

@@ -24,6 +24,7 @@ use crate::{
     drop::{Describe, drop},
     flows, maps,
     packet::{self, PACKET_HOST, PASS},
+    trace,
 };
 
 const HOOK: Hook = Hook::FromTunnel;
@@ -78,6 +79,7 @@ fn ipv4(ctx: &TcContext, outer_src: u32) -> Result<i32, Reason> {
     {
         ipv4::decrement_ttl(&mut packet.ip);
         maps::count(Path::DecapAnchor, ctx.len());
+        trace::step(ctx, Path::DecapAnchor, HOOK, Describe::Decapsulated(outer_src));
         return Ok(decap::deliver(packet, endpoint));
     }
     // Only what is this node's own goes further: a node is no gateway for whoever can send to its tunnel port.
@@ -90,5 +92,6 @@ fn ipv4(ctx: &TcContext, outer_src: u32) -> Result<i32, Reason> {
         let _ = ctx.change_type(PACKET_HOST);
     }
     maps::count(Path::TunnelToStack, ctx.len());
+    trace::step(ctx, Path::TunnelToStack, HOOK, Describe::Decapsulated(outer_src));
     Ok(PASS)
 }

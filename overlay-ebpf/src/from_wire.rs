@@ -18,6 +18,7 @@ use crate::{
     drop::{Describe, drop},
     flows, maps,
     packet::{self, INNER_OFFSET, Ipv4Packet, PACKET_HOST, PASS},
+    trace,
 };
 
 const HOOK: Hook = Hook::FromWire;
@@ -88,5 +89,6 @@ fn tunnel(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
     }
     ipv4::decrement_ttl(&mut packet.ip);
     maps::count(Path::DecapNative, ctx.len());
+    trace::step(ctx, Path::DecapNative, HOOK, Describe::Packet);
     decap::deliver(packet, endpoint)
 }

@@ -40,7 +40,9 @@ mod from_tunnel;
 mod from_wire;
 mod maps;
 mod packet;
+mod record;
 mod to_pod;
+mod trace;
 mod xdp_wire;
 
 /// Several helpers used here (`bpf_redirect_neigh`, `bpf_fib_lookup`, …) are for GPL-compatible programs only.

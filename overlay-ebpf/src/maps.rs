@@ -4,15 +4,16 @@
 use core::borrow::Borrow;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::bpf_get_smp_processor_id,
     macros::btf_map,
 };
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort,
-        HostPortTarget, Local, NODES_MAX, Node, STACK_FLOWS_DEFAULT,
+        Addr, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
+        Local, NODES_MAX, Node, NodeName, PodName, STACK_FLOWS_DEFAULT, TraceSwitch,
     },
     reason::Reason,
 };
@@ -39,8 +40,12 @@ static COUNTERS: PerCpuArray<Counter, { Path::SLOTS }> = PerCpuArray::new();
 #[btf_map]
 static DROPS: PerCpuArray<Counter, { Reason::SLOTS }> = PerCpuArray::new();
 
+/// One log for each CPU that there can be; their number is set at load. Not a per-CPU map, which cannot be mapped.
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<DropEvent, EVENTS_BYTES> = RingBuf::new();
+static EVENTS: Array<EventLog, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+static TRACE_SWITCH: Array<TraceSwitch, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Its number of entries is set at load.
 #[btf_map]
@@ -54,6 +59,14 @@ static FLOW_SWITCH: Array<u32, 1> = Array::new();
 #[btf_map]
 static HOST_PORTS: HashMap<HostPort, HostPortTarget, HOST_PORTS_MAX, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+/// As [`LOCAL`].
+#[btf_map]
+static NODE_NAMES: HashMap<Addr, NodeName, NODES_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// As [`LOCAL`].
+#[btf_map]
+static POD_NAMES: HashMap<Addr, PodName, ENDPOINTS_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// A key on the stack, aligned for word stores (see `encap::Fib`).
 #[repr(C, align(8))]
@@ -141,4 +154,23 @@ pub(crate) fn record_flow(key: &FlowKey, flow: &Flow) -> bool {
         unsafe { switch.write_volatile(1) };
     }
     true
+}
+
+/// The log of this CPU.
+#[inline(always)]
+pub(crate) fn event_log() -> Option<*mut EventLog> {
+    // SAFETY: a helper without arguments.
+    EVENTS.get_ptr_mut(unsafe { bpf_get_smp_processor_id() } as u32)
+}
+
+/// Has somebody asked for traces, and not said that it is done?
+#[inline(always)]
+pub(crate) fn is_tracing() -> bool {
+    TRACE_SWITCH.get(0).is_some_and(|switch| switch.until_ns != 0)
+}
+
+/// Who asks for traces.
+#[inline(always)]
+pub(crate) fn trace_switch() -> Option<*mut TraceSwitch> {
+    TRACE_SWITCH.get_ptr_mut(0)
 }

@@ -9,17 +9,24 @@ use aya_ebpf::{macros::classifier, programs::TcContext};
 use overlay_common::{
     counter::Path,
     maps::NODE_SELF,
+    reason::Hook,
     wire::{ETH_LEN, ETHERTYPE_IPV4},
 };
 
 use crate::{
-    config, flows, maps,
+    config,
+    drop::Describe,
+    flows, maps,
     packet::{self, Ipv4Packet, PASS},
+    trace,
 };
+
+const HOOK: Hook = Hook::ToPod;
 
 #[classifier]
 pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     maps::count(Path::StackToPod, ctx.len());
+    trace::step(&ctx, Path::StackToPod, HOOK, Describe::Packet);
     if config::stack_flows()
         && packet::ether_type(&ctx) == ETHERTYPE_IPV4
         && let Some(packet) = packet::pulled::<Ipv4Packet>(&ctx, 0)

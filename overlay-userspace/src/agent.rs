@@ -34,6 +34,7 @@ mod host_ports;
 mod life;
 mod local;
 pub(crate) mod lock;
+mod names;
 mod news;
 mod node_routes;
 mod nodes;

@@ -18,6 +18,7 @@ use crate::{
     host::bpffs,
 };
 
+mod capture;
 mod cleanup;
 mod endpoints;
 mod exit;
@@ -37,7 +38,7 @@ use output::OutputArgs;
 #[derive(Debug, Parser)]
 #[command(name = "overlay", version, max_term_width = 110)]
 struct Cli {
-    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v1]
+    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v2]
     #[arg(long, global = true, env = "OVERLAY_PINS", value_name = "DIR")]
     pins: Option<PathBuf>,
     #[command(subcommand)]
@@ -69,10 +70,12 @@ enum Command {
         #[arg(default_value = "/sys/fs/bpf")]
         dir: PathBuf,
     },
-    /// Print dropped packets as they happen
+    /// Print packets as the programs drop them, or let them go on
     Monitor(monitor::Monitor),
     /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
     Trace(Box<trace::Trace>),
+    /// Print what a pod of this node really sends and gets
+    Capture(capture::Capture),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -128,7 +131,8 @@ pub fn main() -> ExitCode {
         Command::Ports(args) => ports::run(&pins, args).map(fine),
         Command::Flows(args) => flows::run(&pins, args).map(fine),
         Command::Programs(args) => programs::run(&pins, args).map(fine),
-        Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
+        Command::Monitor(args) => args.run(&pins).map(fine),
+        Command::Capture(args) => args.run(&pins).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
         Command::Trace(trace) => trace.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),

@@ -8,6 +8,7 @@
 //! - `lease`: addresses
 //! - `ports`: host ports
 //! - `owner`: who holds an address, and its device's name
+//! - `names`: what Kubernetes calls the pod
 //! - `interface`, `sandbox`: the two sides of a pod's veth pair
 //! - `add`, `check`, `del`, `gc`, `status`: the verbs
 //! - `install`: the plugin where runtimes look for it
@@ -33,6 +34,7 @@ pub(crate) mod install;
 mod interface;
 mod lease;
 mod local;
+mod names;
 mod owner;
 mod parse;
 mod ports;
@@ -85,11 +87,11 @@ pub fn run() -> ExitCode {
 fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
     match request {
         Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
-        Request::Add { attachment, netns, wanted } => {
+        Request::Add { attachment, netns, wanted, pod } => {
             let conf = Conf::parse(stdin)?;
             // Before anything is made: afterwards it is too late to refuse.
             let previous = conf.previous()?;
-            let added = add::add(attachment, netns, *wanted, &conf)?;
+            let added = add::add(attachment, netns, *wanted, pod.as_deref(), &conf)?;
             Ok(Some(result::result(&added, &conf, previous)))
         }
         Request::Check { attachment, netns } => {

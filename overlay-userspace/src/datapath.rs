@@ -6,7 +6,8 @@
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
-//! - [`events`]: the ring buffer of drop records
+//! - [`events`]: the records of dropped and traced packets
+//! - [`tracing`]: asking for traces
 //! - [`replica`]: a private instance of the attached programs, to be asked
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
@@ -26,11 +27,13 @@ pub mod attach;
 pub mod events;
 pub mod flows;
 pub mod kernel;
+mod mapped;
 pub mod object;
 pub mod pins;
 pub mod replica;
 pub mod run;
 pub mod tables;
+pub mod tracing;
 
 /// What can go wrong between userspace and the kernel side.
 #[derive(Debug, thiserror::Error)]

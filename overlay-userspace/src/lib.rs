@@ -7,6 +7,7 @@
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
+//! - [`observe`]: what packets do, for people
 //! - [`ports`]: host ports, map and rules together
 //! - [`trace`]: what the datapath would do with a packet, and why
 
@@ -17,5 +18,6 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod host;
+pub mod observe;
 pub mod ports;
 pub mod trace;

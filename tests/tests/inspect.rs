@@ -210,14 +210,14 @@ fn tables_say_what_json_says() {
     assert!(!status.iter().flatten().any(|cell| cell == "DROPPED"), "{status:#?}");
 
     let nodes = table(cp, "nodes");
-    assert_eq!(nodes[0], row(["ADDRESS", "VTEP", "VTEP MAC", "OF"]));
+    assert_eq!(nodes[0], row(["ADDRESS", "NODE", "VTEP", "VTEP MAC", "OF"]));
     assert_eq!(nodes.len(), 1 + 6, "{nodes:#?}");
     let w2 = cluster.node("w2");
     let (w2_vtep, w2_mac) = (w2.address().to_string(), w2.vtep_mac());
     for line in [
-        row(["10.244.0.0/24", &vtep, &cp.vtep_mac(), "pods, this node"]),
-        row(["10.244.2.0/24", &w2_vtep, &w2_mac, "pods"]),
-        row([&format!("{w2_vtep}/32"), &w2_vtep, &w2_mac, "node"]),
+        row(["10.244.0.0/24", "cp", &vtep, &cp.vtep_mac(), "pods, this node"]),
+        row(["10.244.2.0/24", "w2", &w2_vtep, &w2_mac, "pods"]),
+        row([&format!("{w2_vtep}/32"), "w2", &w2_vtep, &w2_mac, "node"]),
     ] {
         assert!(nodes.contains(&line), "{line:?} in {nodes:#?}");
     }
@@ -225,8 +225,8 @@ fn tables_say_what_json_says() {
     let listed = &cp.show("endpoints")[0];
     let (mac, index) = (listed["mac"].as_str().expect("a MAC"), listed["ifindex"].to_string());
     let endpoints = [
-        row(["ADDRESS", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"]),
-        row([&pod.addr().to_string(), &index, mac, pod.namespace().name(), "eth0"]),
+        row(["ADDRESS", "POD", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"]),
+        row([&pod.addr().to_string(), "default/a", &index, mac, pod.namespace().name(), "eth0"]),
     ];
     assert_eq!(table(cp, "endpoints"), endpoints);
 
@@ -268,8 +268,11 @@ fn monitor_prints_a_line_for_each_drop_and_status_the_reason() {
     let cp = cluster.node("cp");
     let pod = cluster.add_pod("cp", "a");
     let mut monitor = cp.overlay(&["monitor"]);
-    monitor.stdin(Stdio::null()).stdout(Stdio::piped());
+    monitor.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut monitor = Running(exec::spawn_tied(monitor).unwrap());
+    let mut said = BufReader::new(monitor.0.stderr.take().expect("a pipe")).lines();
+    let said = said.next().expect("a word when it listens").unwrap();
+    assert!(said.contains("dropped packets on cp"), "{said}");
     let mut lines = BufReader::new(monitor.0.stdout.take().expect("a pipe")).lines();
 
     let nobody = Ipv4Addr::new(10, 244, 99, 9);
@@ -278,8 +281,11 @@ fn monitor_prints_a_line_for_each_drop_and_status_the_reason() {
         socket.send_to(b"anybody there", (nobody, port)).unwrap();
         let line = lines.next().expect("a line for each").unwrap();
         let said = [
-            "no_node at from_pod".to_owned(),
-            format!(": {}:4000 -> {nobody}:{port} protocol 17", pod.addr()),
+            format!(
+                ": {}:4000 (default/a) -> {nobody}:{port} no_node DROPPED (UDP; from_pod on ",
+                pod.addr()
+            ),
+            "; 55 bytes)".to_owned(),
         ];
         assert!(said.iter().all(|part| line.contains(part)), "{said:?} in {line}");
     }

@@ -23,7 +23,7 @@ use super::{
     anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
-    forwarding, host_ports, local,
+    forwarding, host_ports, local, names,
     news::news,
     node_routes,
     nodes::{self, Difference},
@@ -363,6 +363,7 @@ impl Reconciler {
         for (key, node) in set {
             map.set(key, node)?;
         }
+        names::fill(&self.pins, &self.config.nodes)?;
         Ok(remove)
     }
 
@@ -374,7 +375,7 @@ impl Reconciler {
         for key in keys {
             map.remove(*key)?;
         }
-        Ok(())
+        Ok(names::remove_stale(&self.pins, &self.config.nodes)?)
     }
 
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {

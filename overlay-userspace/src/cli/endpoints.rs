@@ -1,13 +1,18 @@
 //! `overlay endpoints`: the pods of this node and who holds which address, as `ENDPOINTS` has it.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
+use overlay_common::maps::PodName;
 use serde::Serialize;
 
 use super::output::{Cell, OutputArgs, Row, mac, print_list};
 use crate::{
     cni::{device_name, owner_text},
-    datapath::{DatapathError, pins::Pins, tables::Endpoints},
+    datapath::{
+        DatapathError,
+        pins::Pins,
+        tables::{Endpoints, PodNames},
+    },
 };
 
 /// An entry of `ENDPOINTS`.
@@ -18,6 +23,9 @@ pub(super) struct EndpointRow {
     ifindex: u32,
     /// What the plugin calls that device.
     device: String,
+    /// Kubernetes' name of the pod, where the runtime has told it.
+    namespace: Option<String>,
+    pod: Option<String>,
     mac: String,
     gateway_mac: String,
     container: String,
@@ -26,12 +34,23 @@ pub(super) struct EndpointRow {
 }
 
 impl Row for EndpointRow {
-    const COLUMNS: &'static [&'static str] = &["ADDRESS", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"];
+    const COLUMNS: &'static [&'static str] = &["ADDRESS", "POD", "IFINDEX", "MAC", "CONTAINER", "INTERFACE"];
     const WIDE: &'static [&'static str] = &["DEVICE", "GATEWAY MAC", "STATE"];
 
     fn cells(&self) -> Vec<Cell> {
         let container = Cell::id(&self.container);
-        vec![self.address.into(), self.ifindex.into(), (&self.mac).into(), container, (&self.ifname).into()]
+        let pod = match (&self.namespace, &self.pod) {
+            (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+            _ => "-".to_owned(),
+        };
+        vec![
+            self.address.into(),
+            pod.into(),
+            self.ifindex.into(),
+            (&self.mac).into(),
+            container,
+            (&self.ifname).into(),
+        ]
     }
 
     fn wide_cells(&self) -> Vec<Cell> {
@@ -44,12 +63,17 @@ impl Row for EndpointRow {
 pub(super) fn list(pins: &Pins) -> Result<Vec<EndpointRow>, DatapathError> {
     let mut entries = Endpoints::open(pins)?.entries()?;
     entries.sort_by_key(|(key, _)| *key);
+    let mut names: HashMap<_, _> = PodNames::open(pins)?.entries()?.into_iter().collect();
     let rows = entries.iter().map(|(key, endpoint)| {
         let (container, ifname) = owner_text(&endpoint.owner);
+        let name = names.remove(key);
+        let name = name.as_ref().map(PodName::as_strs);
         EndpointRow {
             address: key.to_ip(),
             ifindex: endpoint.ifindex,
             device: device_name(&endpoint.owner),
+            namespace: name.map(|(namespace, _)| namespace.to_owned()),
+            pod: name.map(|(_, pod)| pod.to_owned()),
             mac: mac(endpoint.mac),
             gateway_mac: mac(endpoint.gateway_mac),
             container,

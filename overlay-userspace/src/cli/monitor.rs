@@ -1,103 +1,236 @@
-//! `overlay monitor`: dropped packets as they happen. Needs no agent.
+//! `overlay monitor`: packets as the programs drop them or, while this asks for it, let them go on. Needs no agent.
 
 use std::{
-    io::{self, Write as _},
-    os::fd::AsFd as _,
+    collections::VecDeque,
+    io::{self, Write},
+    time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use overlay_common::{
-    maps::{Addr, DropEvent},
-    reason::{Hook, Reason},
-};
-use serde_json::{Value, json};
+use jiff::Timestamp;
+use overlay_common::maps::{Event, EventKind, HEAD};
+use serde_json::Value;
 
-use crate::datapath::{events::Events, pins::Pins};
+use crate::{
+    datapath::{
+        events::{Events, Suppressed},
+        pins::Pins,
+        tracing::{RENEW, Request},
+    },
+    observe::{
+        filter::Filter,
+        names::Names,
+        pcapng::{Packet, PcapNg},
+        record::{self, Clock, Lost},
+        sink::{Show, Sink, SinkArgs},
+        until::{self, Until, Wake},
+    },
+};
+
+/// How often the records are looked at: more than twice in a window of the programs' budget, so that none is overwritten
+/// unread.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often it is said what is not shown.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Monitor {
-    /// How to print
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+    /// Which packets: those that are dropped, those that go on, or both
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "drop")]
+    kind: Kind,
+    #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
+    sink: SinkArgs,
+    /// End after this many packets
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    count: Option<u64>,
+    /// End after this time, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = until::duration)]
+    timeout: Option<Duration>,
+    /// Begin with the last COUNT drops that are still kept, and end after them
+    #[arg(long, value_name = "COUNT")]
+    last: Option<usize>,
+    /// With --last, go on with what happens from now on
+    #[arg(short, long, requires = "last")]
+    follow: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
+enum Kind {
+    /// Packets that are dropped
+    Drop,
+    /// Packets that go on, at each program that they pass
+    Trace,
+    /// Both
+    All,
 }
 
-/// `overlay monitor`: until it is interrupted.
-pub(super) fn monitor(pins: &Pins, args: &Monitor) -> anyhow::Result<()> {
-    let mut events = Events::open(pins)?;
-    loop {
-        while let Some(event) = events.next_event() {
-            let mut out = io::stdout().lock();
-            let written = match args.output {
-                Output::Json => writeln!(out, "{}", event_json(&event)),
-                Output::Table => writeln!(out, "{}", event_line(&event)),
-            };
-            match written.and_then(|()| out.flush()) {
-                // The reader of the pipe has gone: that is how it ends this command.
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-                other => other.context("write to standard output")?,
-            }
-        }
-        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(e) => return Err(e).context("wait for records"),
+impl Kind {
+    const fn includes(self, kind: u8) -> bool {
+        match self {
+            Self::Drop => kind == EventKind::Drop as u8,
+            Self::Trace => kind == EventKind::Trace as u8,
+            Self::All => true,
         }
     }
 }
 
-fn names(event: &DropEvent) -> (&'static str, &'static str) {
-    (
-        Reason::from_index(event.reason).map_or("unknown", Reason::name),
-        Hook::from_index(event.hook).map_or("unknown", Hook::name),
-    )
+impl Monitor {
+    pub(super) fn run(&self, pins: &Pins) -> anyhow::Result<()> {
+        let names = Names::read(pins)?;
+        self.filter.check(&names)?;
+        let mut events = Events::open(pins)?;
+        let until = Until::new(self.timeout)?;
+        let mut shown = Shown { sink: self.sink.open(HEAD as u32)?, names, left: self.count };
+        let traces = self.kind != Kind::Drop;
+        // Those that are there already were for others.
+        events.skip_traces();
+        if let Some(last) = self.last {
+            let mut kept: VecDeque<Event> = VecDeque::new();
+            for event in events.read().events.into_iter().filter(|event| self.wants(event, &shown.names)) {
+                if kept.len() == last {
+                    kept.pop_front();
+                }
+                kept.push_back(event);
+            }
+            if shown.print(kept.make_contiguous())? == Wake::End || !self.follow {
+                return Ok(());
+            }
+        } else {
+            events.skip();
+        }
+        let mut before = events.suppressed();
+        let mut request =
+            if traces { Some(Request::new(pins, self.filter.in_kernel(&shown.names))?) } else { None };
+        self.announce(&shown.names);
+
+        let (mut renewed, mut told) = (Instant::now(), Instant::now());
+        let mut missed = 0;
+        loop {
+            let wake = until.wait(None, PAUSE)?;
+            let batch = events.read();
+            missed += batch.missed;
+            let mut wanted = Vec::new();
+            for event in batch.events.into_iter().filter(|event| self.kind.includes(event.kind)) {
+                shown.names.refresh(event.ifindex)?;
+                if self.wants(&event, &shown.names) {
+                    wanted.push(event);
+                }
+            }
+            let end = shown.print(&wanted)? == Wake::End || wake == Wake::End;
+            if end || told.elapsed() >= LOST_EVERY {
+                told = Instant::now();
+                let now = events.suppressed();
+                let lost = self.lost(&before, &now, std::mem::take(&mut missed));
+                before = now;
+                if (shown.tell(&lost)? == Wake::End) || end {
+                    return Ok(());
+                }
+            }
+            if let Some(request) = &mut request
+                && renewed.elapsed() >= RENEW
+            {
+                request.renew()?;
+                renewed = Instant::now();
+            }
+        }
+    }
+
+    fn wants(&self, event: &Event, names: &Names) -> bool {
+        self.kind.includes(event.kind) && self.filter.matches(event, names)
+    }
+
+    /// Of what there are no records, what was asked for. Addresses are not known of it.
+    fn lost(&self, before: &Suppressed, now: &Suppressed, missed: u64) -> Lost {
+        let mut lost = Lost { missed, ..Lost::between(before, now) };
+        let reasons = &self.filter.reason;
+        lost.drops.retain(|(reason, _)| {
+            self.kind != Kind::Trace
+                && (reasons.is_empty() || reasons.iter().any(|wanted| wanted.0 == *reason))
+        });
+        if self.kind == Kind::Drop {
+            lost.traces = 0;
+        }
+        lost
+    }
+
+    fn announce(&self, names: &Names) {
+        let what = match self.kind {
+            Kind::Drop => "dropped packets",
+            Kind::Trace => "packets",
+            Kind::All => "all packets",
+        };
+        // Not of interest to who has closed it.
+        let _ = writeln!(io::stderr(), "overlay: listening for {what} on {}; Ctrl-C ends it", names.own());
+    }
 }
 
-fn event_json(event: &DropEvent) -> Value {
-    let (reason, hook) = names(event);
-    let address = |addr: Addr| if addr.is_unspecified() { Value::Null } else { json!(addr.to_ip()) };
-    json!({
-        "time_ns": event.time_ns,
-        "reason": reason,
-        "hook": hook,
-        "ifindex": event.ifindex,
-        "length": event.len,
-        "ether_type": event.ether_type,
-        "protocol": event.protocol,
-        "source": address(event.src),
-        "source_port": event.src_port,
-        "destination": address(event.dst),
-        "destination_port": event.dst_port,
-        "outer_source": address(event.outer_src),
-    })
+/// What has been printed, and with what.
+struct Shown {
+    sink: Sink,
+    names: Names,
+    /// How many there may still be.
+    left: Option<u64>,
 }
 
-fn event_line(event: &DropEvent) -> String {
-    let (reason, hook) = names(event);
-    let end = |addr: Addr, port: u16| match (addr.is_unspecified(), port) {
-        (true, _) => "?".to_owned(),
-        (false, 0) => addr.to_ip().to_string(),
-        (false, port) => format!("{}:{port}", addr.to_ip()),
-    };
-    let tunnel = if event.outer_src.is_unspecified() {
-        String::new()
-    } else {
-        format!(" from VTEP {}", event.outer_src.to_ip())
-    };
-    format!(
-        "{:>14}.{:06} {reason} at {hook} (ifindex {}): {} -> {} protocol {} length {}{tunnel}",
-        event.time_ns / 1_000_000_000,
-        event.time_ns % 1_000_000_000 / 1000,
-        event.ifindex,
-        end(event.src, event.src_port),
-        end(event.dst, event.dst_port),
-        event.protocol,
-        event.len,
-    )
+impl Shown {
+    fn print(&mut self, events: &[Event]) -> anyhow::Result<Wake> {
+        let clock = Clock::read()?;
+        let Self { sink, names, left } = self;
+        for event in events {
+            if *left == Some(0) {
+                break;
+            }
+            *left = left.map(|left| left - 1);
+            if until::unless_closed(sink.show(&One { event, clock, names }))? == Wake::End {
+                return Ok(Wake::End);
+            }
+        }
+        if !events.is_empty() && until::unless_closed(sink.flush())? == Wake::End {
+            return Ok(Wake::End);
+        }
+        Ok(if *left == Some(0) { Wake::End } else { Wake::GoOn })
+    }
+
+    fn tell(&mut self, lost: &Lost) -> anyhow::Result<Wake> {
+        if lost.is_empty() {
+            return Ok(Wake::GoOn);
+        }
+        let now = Timestamp::now();
+        until::unless_closed(
+            self.sink.remark(&lost.line(now), &lost.json(now)).and_then(|()| self.sink.flush()),
+        )
+    }
+}
+
+/// A record that is to be shown.
+struct One<'a> {
+    event: &'a Event,
+    clock: Clock,
+    names: &'a Names,
+}
+
+impl Show for One<'_> {
+    fn line(&self) -> String {
+        record::line(self.event, self.clock, self.names)
+    }
+
+    fn json(&self) -> Value {
+        record::json(self.event, self.clock, self.names)
+    }
+
+    fn write(&self, file: &mut PcapNg<Box<dyn Write>>) -> io::Result<()> {
+        let Self { event, clock, names } = self;
+        let device = names.device(event.ifindex).map_or_else(|| format!("#{}", event.ifindex), str::to_owned);
+        let bytes = event.head.get(..usize::from(event.head_len)).unwrap_or_default();
+        file.write(&Packet {
+            time: clock.since_epoch(event.time_ns),
+            interface: &device,
+            outbound: record::is_egress(event),
+            bytes,
+            len: event.len,
+            comment: &record::comment(event),
+        })
+    }
 }

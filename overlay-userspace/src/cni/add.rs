@@ -7,7 +7,7 @@
 
 use std::{net::Ipv4Addr, path::Path};
 
-use overlay_common::maps::{AttachMode, Endpoint};
+use overlay_common::maps::{AttachMode, Endpoint, PodName};
 
 use super::{
     del,
@@ -16,6 +16,7 @@ use super::{
     interface,
     lease::{self, Applicant},
     local::Node,
+    names,
     owner::{device_name, owner},
     ports,
     sandbox::Sandbox,
@@ -32,7 +33,8 @@ use crate::{
     ports::Entry,
 };
 
-/// Connects the container in `netns`. `wanted` is what `CNI_ARGS` asks for; the configuration goes before it.
+/// Connects the container in `netns`. `wanted` is what `CNI_ARGS` asks for; the configuration goes before it. `name` is for
+/// people.
 ///
 /// # Errors
 ///
@@ -41,6 +43,7 @@ pub(super) fn add(
     attachment: &Attachment,
     netns: &Path,
     wanted: Wanted,
+    name: Option<&PodName>,
     conf: &Conf,
 ) -> Result<Added, Failure> {
     conf.supported()?;
@@ -58,6 +61,7 @@ pub(super) fn add(
     pod.ensure_free(&attachment.ifname)?;
 
     let (address, endpoint) = lease::take(&mut endpoints, &mut cursor, &node, &applicant)?;
+    names::keep(pins, address, name);
     let device = device_name(&applicant.owner);
     let mut attempt =
         Attempt { attachment, node, pod, programs, endpoints, netlink, pins, device, made_device: false };
@@ -179,8 +183,9 @@ impl Attempt<'_> {
             let returned = ports::give_back(self.pins, &owner(self.attachment));
             let gone = returned.is_ok();
             errors.extend(returned.err().map(|error| error.to_string()));
-            if gone && let Err(error) = self.endpoints.release(address.into()) {
-                errors.push(error.to_string());
+            if gone {
+                names::forget(self.pins, address.into());
+                errors.extend(self.endpoints.release(address.into()).err().map(|error| error.to_string()));
             }
         }
         if errors.is_empty() {

@@ -10,7 +10,7 @@ use overlay_common::maps::{Addr, Endpoint};
 use super::{
     env::Attachment,
     failure::{Code, Failure},
-    interface, lease,
+    interface, lease, names,
     owner::{device_name, owner},
     ports,
 };
@@ -58,6 +58,7 @@ pub(super) fn del(attachment: &Attachment, pins: &Pins) -> Result<(), Failure> {
     }
     if gone && let Some(endpoints) = &mut endpoints {
         for (address, _) in lease::held_by(&entries, &owner) {
+            names::forget(pins, address);
             if let Err(error) = endpoints.release(address) {
                 errors.push(error.to_string());
             }

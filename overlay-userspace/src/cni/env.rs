@@ -4,8 +4,11 @@
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
+use overlay_common::maps::PodName;
+
 use super::{
     failure::{Code, Failure},
+    names,
     wanted::Wanted,
 };
 
@@ -70,6 +73,8 @@ pub(super) enum Request {
         netns: PathBuf,
         /// What `CNI_ARGS` asks for.
         wanted: Wanted,
+        /// What Kubernetes calls the pod, where the runtime says it.
+        pod: Option<Box<PodName>>,
     },
     /// Is a container still connected as ADD left it?
     Check {
@@ -100,6 +105,7 @@ impl Request {
                 attachment: variables.attachment()?,
                 netns: variables.netns()?,
                 wanted: Wanted::from_args(&variables.optional("CNI_ARGS")?)?,
+                pod: names::from_args(&variables.optional("CNI_ARGS")?).map(Box::new),
             }),
             "CHECK" => Ok(Self::Check { attachment: variables.attachment()?, netns: variables.netns()? }),
             "DEL" => Ok(Self::Del { attachment: variables.attachment()? }),
@@ -178,8 +184,12 @@ mod tests {
     fn requests_carry_their_attachment() {
         let attachment = Attachment { container: "c1".into(), ifname: "eth0".into() };
         let netns = PathBuf::from("/run/netns/p");
-        let add =
-            Request::Add { attachment: attachment.clone(), netns: netns.clone(), wanted: Wanted::default() };
+        let add = Request::Add {
+            attachment: attachment.clone(),
+            netns: netns.clone(),
+            wanted: Wanted::default(),
+            pod: None,
+        };
         assert_eq!(read("", None).unwrap(), add);
         let check = Request::Check { attachment: attachment.clone(), netns };
         assert_eq!(read("CNI_COMMAND", Some("CHECK")).unwrap(), check);

@@ -10,7 +10,7 @@ use overlay_common::maps::Owner;
 
 use super::{
     failure::{Code, Failure},
-    interface,
+    interface, names,
     owner::{device_name, owner, owner_text},
     ports,
     types::{Conf, Version},
@@ -66,6 +66,7 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
             continue;
         }
         removed.insert(device);
+        names::forget(&conf.pins, address);
         match endpoints.release(address) {
             Ok(_) => {
                 let (container, ifname) = owner_text(&endpoint.owner);

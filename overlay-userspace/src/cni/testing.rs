@@ -127,7 +127,7 @@ impl TestNode {
         keys: Value,
     ) -> Result<Added, Failure> {
         let conf = Conf::parse(self.pinned(conf(keys)).to_string().as_bytes())?;
-        add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), &conf)
+        add::add(&attachment(container, ifname), &pod.path(), Wanted::default(), None, &conf)
     }
 
     /// Any verb, as the entry point answers it.
@@ -185,7 +185,7 @@ pub(super) fn conf(keys: Value) -> Value {
 
 pub(super) fn request_add(container: &str, ifname: &str, pod: &Pod) -> Request {
     let attachment = attachment(container, ifname);
-    Request::Add { attachment, netns: pod.path(), wanted: Wanted::default() }
+    Request::Add { attachment, netns: pod.path(), wanted: Wanted::default(), pod: None }
 }
 
 /// A network namespace without a name.

@@ -8,13 +8,14 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapInfo, MapType},
     programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp},
+    util::nr_cpus,
 };
 use aya_log::EbpfLogger;
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
-        Local, NODES_MAX, Node,
+        Addr, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
+        Local, NODES_MAX, Node, NodeName, PodName, TraceSwitch,
     },
     reason::{Hook, Reason},
 };
@@ -80,6 +81,8 @@ struct Layout {
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
 const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h; Linux 5.5).
+const MMAPABLE: u32 = 1 << 10;
 
 /// `BPF_FIB_LOOKUP_DIRECT` (Linux 4.18): the main table without policy rules.
 const FIB_LOOKUP_DIRECT: u32 = 1;
@@ -88,18 +91,22 @@ const FIB_LOOKUP_DIRECT: u32 = 1;
 const ANY: usize = 0;
 
 #[rustfmt::skip]
-const LAYOUTS: [Layout; 10] = [
+const LAYOUTS: [Layout; 13] = [
     Layout { name: "NODES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Node>(), entries: NODES_MAX, flags: NO_PREALLOC },
     Layout { name: "ENDPOINTS", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Endpoint>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
     Layout { name: "LOCAL", map_type: MapType::Array, key: 4, value: size_of::<Local>(), entries: 1, flags: 0 },
     Layout { name: "LEASE_CURSOR", map_type: MapType::Array, key: 4, value: size_of::<Addr>(), entries: 2, flags: 0 },
     Layout { name: "COUNTERS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Path::SLOTS, flags: 0 },
     Layout { name: "DROPS", map_type: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries: Reason::SLOTS, flags: 0 },
-    Layout { name: "EVENTS", map_type: MapType::RingBuf, key: 0, value: 0, entries: EVENTS_BYTES, flags: 0 },
+    // One for each CPU that this kernel may ever have.
+    Layout { name: "EVENTS", map_type: MapType::Array, key: 4, value: size_of::<EventLog>(), entries: ANY, flags: MMAPABLE },
+    Layout { name: "TRACE_SWITCH", map_type: MapType::Array, key: 4, value: size_of::<TraceSwitch>(), entries: 1, flags: MMAPABLE },
     // Its size is a setting, and stays what it was made with.
     Layout { name: "STACK_FLOWS", map_type: MapType::LruHash, key: size_of::<FlowKey>(), value: size_of::<Flow>(), entries: ANY, flags: 0 },
     Layout { name: "FLOW_SWITCH", map_type: MapType::Array, key: 4, value: 4, entries: 1, flags: 0 },
     Layout { name: "HOST_PORTS", map_type: MapType::Hash, key: size_of::<HostPort>(), value: size_of::<HostPortTarget>(), entries: HOST_PORTS_MAX, flags: NO_PREALLOC },
+    Layout { name: "NODE_NAMES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<NodeName>(), entries: NODES_MAX, flags: NO_PREALLOC },
+    Layout { name: "POD_NAMES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<PodName>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
 ];
 
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.
@@ -212,6 +219,8 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         .override_global("DECAP_ANY_GSO", &any_gso, true)
         .override_global("AYA_LOG_LEVEL", log_level, true);
     loader.map_max_entries("STACK_FLOWS", *flow_entries);
+    let cpus = nr_cpus().map_err(|(file, e)| DatapathError::new(format!("read {file}"), e))?;
+    loader.map_max_entries("EVENTS", cpus as u32);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -169,6 +169,6 @@ mod tests {
 
     #[test]
     fn the_default_root_carries_the_schema() {
-        assert_eq!(Pins::default().map("NODES"), Path::new("/sys/fs/bpf/overlay/v1/maps/NODES"));
+        assert_eq!(Pins::default().map("NODES"), Path::new("/sys/fs/bpf/overlay/v2/maps/NODES"));
     }
 }

@@ -8,7 +8,7 @@ use aya::{
 };
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, Endpoint, HostPort, HostPortTarget, Local, Node},
+    maps::{Addr, Endpoint, HostPort, HostPortTarget, Local, Node, NodeName, PodName},
     reason::Reason,
 };
 
@@ -207,6 +207,57 @@ impl HostPorts {
     /// Gives a port back; `false` when nobody held it.
     pub fn release(&mut self, port: HostPort) -> Result<bool, DatapathError> {
         self.0.remove(port)
+    }
+}
+
+/// `NODE_NAMES`: what nodes are called, by their tunnel addresses. Written by the agent.
+pub struct NodeNames(Table<Addr, NodeName>);
+
+impl NodeNames {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Table::open(pins, "NODE_NAMES").map(Self)
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Result<Vec<(Addr, NodeName)>, DatapathError> {
+        self.0.entries()
+    }
+
+    /// Inserts or replaces.
+    pub fn set(&mut self, vtep: Addr, name: NodeName) -> Result<(), DatapathError> {
+        self.0.insert(vtep, name, 0).map(|_| ())
+    }
+
+    /// Removes; missing is fine.
+    pub fn remove(&mut self, vtep: Addr) -> Result<(), DatapathError> {
+        self.0.remove(vtep).map(|_| ())
+    }
+}
+
+/// `POD_NAMES`: what Kubernetes calls the pods of this node, by their addresses. Written by the CNI plugin. An entry is
+/// made after the address was leased and removed before it is released.
+pub struct PodNames(Table<Addr, PodName>);
+
+impl PodNames {
+    /// Opens the pinned map.
+    pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
+        Table::open(pins, "POD_NAMES").map(Self)
+    }
+
+    /// All entries, also such that nobody has removed: see [`Endpoints`] for what there is.
+    pub fn entries(&self) -> Result<Vec<(Addr, PodName)>, DatapathError> {
+        self.0.entries()
+    }
+
+    /// Inserts or replaces.
+    pub fn set(&mut self, pod: Addr, name: PodName) -> Result<(), DatapathError> {
+        self.0.insert(pod, name, 0).map(|_| ())
+    }
+
+    /// Removes; missing is fine.
+    pub fn remove(&mut self, pod: Addr) -> Result<(), DatapathError> {
+        self.0.remove(pod).map(|_| ())
     }
 }
 

@@ -16,6 +16,7 @@ mod address;
 mod filter;
 mod link;
 mod neighbour;
+mod netns;
 mod route;
 mod rule;
 mod way;

@@ -52,7 +52,7 @@ const KEYS: &[&str] = &[
 const WORDS: &[&str] = &[
     "",
     "/run/netns/pod",
-    "/sys/fs/bpf/overlay/v1",
+    "/sys/fs/bpf/overlay/v2",
     "0.0.0.0/0",
     "0.1.0",
     "0.3.1",
@@ -78,7 +78,7 @@ const WORDS: &[&str] = &[
 const USUAL: [(&str, &[&str]); 3] = [
     ("cniVersion", &["0.3.1", "0.4.0", "1.0.0", "1.1.0", "0.1.0"]),
     ("name", &["overlay"]),
-    ("pins", &["/sys/fs/bpf/overlay/v1"]),
+    ("pins", &["/sys/fs/bpf/overlay/v2"]),
 ];
 
 const COMMANDS: &[&str] = &["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION", "UPDATE", ""];

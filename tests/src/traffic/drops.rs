@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::STEP_LIMIT;
@@ -64,26 +66,32 @@ fn difference(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BT
 }
 
 /// A running `overlay monitor -o json`. Dropping it ends it.
-///
-/// A record is handed out once: at most one per node. The first records are those that nobody has read before.
 #[derive(Debug)]
 pub struct Monitor {
     node: String,
     child: Child,
     records: Arc<Mutex<Vec<Value>>>,
-    reader: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Monitor {
-    /// Starts it on `node`, whose agent has run before.
+    /// Starts it on `node`, whose agent has run before; shows what is dropped from now on.
     #[track_caller]
     pub fn start(node: &Node) -> Self {
+        Self::start_with(node, &[])
+    }
+
+    /// As [`Monitor::start`], with more arguments.
+    #[track_caller]
+    pub fn start_with(node: &Node, arguments: &[&str]) -> Self {
         let mut command = node.overlay(&["monitor", "-o", "json"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = exec::spawn_tied(command);
         let mut child =
             child.unwrap_or_else(|error| panic!("cannot run overlay monitor on {}: {error}", node.name()));
         let output = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+        let errors = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
         let records = Arc::new(Mutex::new(Vec::new()));
         let own = Arc::clone(&records);
         let reader = thread::spawn(move || {
@@ -93,23 +101,56 @@ impl Monitor {
                 own.lock().unwrap_or_else(PoisonError::into_inner).push(record);
             }
         });
-        Self { node: node.name().to_owned(), child, records, reader: Some(reader) }
+        let (said, lines) = mpsc::channel();
+        let teller = thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                let _ = said.send(line);
+            }
+        });
+        let monitor = Self { node: node.name().to_owned(), child, records, readers: vec![reader, teller] };
+        match lines.recv_timeout(STEP_LIMIT) {
+            Ok(line) if line.contains("listening") => monitor,
+            said => panic!("overlay monitor {arguments:?} on {} does not listen: {said:?}", monitor.node),
+        }
     }
 
     /// Waits for `count` records and hands them out, and whatever else has come. Panics if fewer come in time.
     #[track_caller]
     pub fn take(&self, count: usize) -> Vec<Value> {
+        self.take_until(&format!("{count} records"), |records| records.len() >= count)
+    }
+
+    /// As [`Monitor::take`], until `enough` says yes.
+    #[track_caller]
+    pub fn take_until(&self, what: &str, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + STEP_LIMIT;
         loop {
             let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-            if records.len() >= count {
+            if enough(&records) {
                 return std::mem::take(&mut records);
             }
             let late = Instant::now() >= deadline;
-            assert!(!late, "overlay monitor on {} printed {records:?}, not {count} records", self.node);
+            assert!(!late, "overlay monitor on {} printed {records:?}, not {what}", self.node);
             drop(records);
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Ends it as Ctrl-C does, which must succeed; gives what has not been taken.
+    #[track_caller]
+    pub fn interrupt(mut self) -> Vec<Value> {
+        kill(self.pid(), Signal::SIGINT).expect("it runs");
+        let status = exec::wait_until(&mut self.child, Instant::now() + STEP_LIMIT).expect("wait for it");
+        let status =
+            status.unwrap_or_else(|| panic!("overlay monitor on {} goes on after SIGINT", self.node));
+        assert!(status.success(), "overlay monitor on {}: {status}", self.node);
+        self.readers.drain(..).for_each(|reader| reader.join().expect("a reader does not panic"));
+        std::mem::take(&mut self.records.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -117,7 +158,7 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
     }

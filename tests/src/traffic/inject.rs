@@ -1,5 +1,6 @@
 //! Putting frames on a device as they are: forged senders, broken headers.
 
+use nix::errno::Errno;
 use nix::unistd::write;
 
 use super::capture;
@@ -14,6 +15,14 @@ pub fn inject(namespace: &Namespace, dev: &str, frames: &[Vec<u8>]) {
         let sent = write(&socket, frame);
         assert_eq!(sent, Ok(frame.len()), "send a frame of {} bytes out of {dev}", frame.len());
     }
+}
+
+/// As [`inject`], of one frame that a program has to drop on its way out: the kernel tells the sender so.
+#[track_caller]
+pub fn inject_refused(namespace: &Namespace, dev: &str, frame: &[u8]) {
+    let socket = namespace.run(|| capture::open(dev));
+    let socket = socket.unwrap_or_else(|error| panic!("cannot open {dev} in {}: {error}", namespace.name()));
+    assert_eq!(write(&socket, frame), Err(Errno::ENOBUFS), "send a frame out of {dev}");
 }
 
 /// The MAC of a device, as bytes.

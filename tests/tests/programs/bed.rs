@@ -215,8 +215,15 @@ impl Bed {
         self.pins.program(name)
     }
 
+    /// A reader of what is recorded from now on.
     pub(crate) fn events(&self) -> Events {
-        Events::open(&self.pins).unwrap()
+        let mut events = Events::open(&self.pins).unwrap();
+        events.skip();
+        events
+    }
+
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     pub(crate) fn run(&self, hook: Hook, packet: &[u8], device: u32) -> (Verdict, Vec<u8>) {

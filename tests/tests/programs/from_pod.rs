@@ -356,24 +356,3 @@ fn one_flow_keeps_its_source_port_and_flows_spread() {
         assert!(ports.len() > 150, "200 flows share {} source ports", ports.len());
     });
 }
-
-#[test]
-fn a_drop_is_described_in_the_ring_buffer() {
-    Bed::with(|bed| {
-        let mut events = bed.events();
-        while events.next_event().is_some() {}
-        let packet = from_pod(&Ip::udp(OTHER_POD, WORLD, 53));
-        bed.run(Hook::FromPod, &packet, bed.devices.pod);
-        let event = events.next_event().expect("a record");
-        assert_eq!(event.reason, Reason::PodSourceAddress as u32);
-        assert_eq!(event.hook, Hook::FromPod as u8);
-        assert_eq!((event.src.to_ip(), event.dst.to_ip()), (OTHER_POD.into(), WORLD.into()));
-        assert_eq!((event.src_port, event.dst_port, event.protocol), (40_000, 53, 17));
-        assert_eq!(
-            (event.ifindex, event.len as usize, event.ether_type),
-            (bed.devices.pod, packet.len(), 0x0800)
-        );
-        assert!(event.outer_src.is_unspecified() && event.time_ns > 0);
-        assert!(events.next_event().is_none(), "one drop, one record");
-    });
-}

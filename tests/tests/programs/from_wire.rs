@@ -228,16 +228,3 @@ fn gso_that_cannot_be_taken_apart_goes_to_the_kernel() {
         ]);
     });
 }
-
-#[test]
-fn a_dropped_tunnel_packet_is_described_with_its_outer_source() {
-    Bed::with(|bed| {
-        let mut events = bed.events();
-        bed.run(Hook::FromWire, &from(STRANGER, &inner()).bytes(), bed.devices.wire);
-        let event = events.next_event().expect("a record");
-        assert_eq!(event.reason, Reason::UnknownVtep as u32);
-        assert_eq!(event.outer_src.to_ip(), STRANGER);
-        assert_eq!((event.src.to_ip(), event.dst.to_ip()), (REMOTE_POD.into(), POD.into()));
-        assert_eq!((event.src_port, event.dst_port), (40_000, 53));
-    });
-}

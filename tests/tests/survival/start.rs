@@ -65,7 +65,10 @@ impl Fresh {
                     "LEASE_CURSOR",
                     "LOCAL",
                     "NODES",
+                    "NODE_NAMES",
+                    "POD_NAMES",
                     "STACK_FLOWS",
+                    "TRACE_SWITCH",
                 ],
                 "{name}"
             );

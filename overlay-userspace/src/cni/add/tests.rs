@@ -141,7 +141,7 @@ fn address_and_mac_are_those_that_were_asked_for() {
         let conf =
             Conf::parse(conf(json!({"args": {"cni": {"ips": ["10.244.1.20"]}}})).to_string().as_bytes());
         let asked = Wanted { address: Some([10, 244, 1, 21].into()), mac: Some([2, 0, 0, 0, 0, 8]) };
-        let added = add(&attachment("two", "eth0"), &two.path(), asked, &conf.unwrap()).unwrap();
+        let added = add(&attachment("two", "eth0"), &two.path(), asked, None, &conf.unwrap()).unwrap();
         assert_eq!((added.address, added.mac), (Ipv4Addr::new(10, 244, 1, 20), [2, 0, 0, 0, 0, 8]));
         two.ping("10.244.1.9");
 
@@ -208,7 +208,7 @@ fn a_taken_interface_name_is_refused() {
 
 fn add_to(netns: &Path, pins: &Pins) -> Failure {
     let conf = conf(json!({"pins": pins.root()})).to_string();
-    add(&attachment("c", "eth0"), netns, Wanted::default(), &Conf::parse(conf.as_bytes()).unwrap())
+    add(&attachment("c", "eth0"), netns, Wanted::default(), None, &Conf::parse(conf.as_bytes()).unwrap())
         .unwrap_err()
 }
 

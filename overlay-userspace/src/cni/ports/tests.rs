@@ -119,6 +119,7 @@ fn the_first_of_a_containers_interfaces_has_its_ports() {
             attachment: attachment("c", "net1"),
             netns: pod.path(),
             wanted: crate::cni::wanted::Wanted::default(),
+            pod: None,
         };
         let result = node.call(&second, &conf(config(&more))).unwrap().unwrap();
         assert_eq!(held(node), ["0.0.0.0:8080/tcp", "0.0.0.0:8082/tcp", "192.0.2.1:8081/tcp"]);

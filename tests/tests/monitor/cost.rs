@@ -1,0 +1,176 @@
+//! What a monitor costs: rates with and without one, in turn, everything on one CPU. Measured, not part of a normal run:
+//! `cargo test --release -p overlay-tests --test monitor -- --ignored --nocapture`, on a machine that does nothing else.
+//! The numbers are in docs/monitor.md.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use overlay_tests::traffic::drops::Monitor;
+use overlay_tests::traffic::{tcp, udp};
+
+use crate::bed::{Bed, NO_NODE};
+
+/// One turn of one workload.
+const TURN: Duration = Duration::from_millis(120);
+const ROUNDS: u32 = 60;
+
+fn pin(pid: Pid) {
+    let mut cpu = CpuSet::new();
+    cpu.set(0).unwrap();
+    sched_setaffinity(pid, &cpu).unwrap();
+}
+
+/// Things to do again and again, in one thread: no wake-up of another one is measured.
+struct Load {
+    client: UdpSocket,
+    server: UdpSocket,
+    sender: TcpStream,
+    receiver: TcpStream,
+    flood: UdpSocket,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// A datagram to a pod of another node, and its answer.
+    Requests,
+    /// 32 KiB to a pod of another node.
+    Bulk,
+    /// Datagrams that are dropped.
+    Flood,
+    /// A request among ten datagrams that are dropped.
+    RequestsInFlood,
+}
+
+impl Load {
+    fn new(bed: &Bed) -> Self {
+        let server = udp::bind(bed.peer.namespace(), (bed.peer.addr(), 6000).into()).unwrap();
+        let client = udp::bind(bed.a.namespace(), (bed.a.addr(), 6000).into()).unwrap();
+        client.connect((bed.peer.addr(), 6000)).unwrap();
+        server.connect((bed.a.addr(), 6000)).unwrap();
+        let at = (bed.peer.addr(), 0).into();
+        let (sender, receiver) = tcp::connect(bed.a.namespace(), bed.peer.namespace(), at, at).unwrap();
+        let flood = udp::bind(bed.a.namespace(), (bed.a.addr(), 6001).into()).unwrap();
+        Self { client, server, sender, receiver, flood }
+    }
+
+    fn request(&self) {
+        let mut buffer = [0; 64];
+        self.client.send(&[1; 32]).unwrap();
+        self.server.recv(&mut buffer).unwrap();
+        self.server.send(&[2; 32]).unwrap();
+        self.client.recv(&mut buffer).unwrap();
+    }
+
+    fn once(&mut self, kind: Kind, buffer: &mut [u8]) {
+        match kind {
+            Kind::Requests => self.request(),
+            Kind::Bulk => {
+                self.sender.write_all(buffer).unwrap();
+                self.receiver.read_exact(buffer).unwrap();
+            }
+            Kind::Flood => {
+                self.flood.send_to(&[3; 32], (NO_NODE, 5000)).unwrap();
+            }
+            Kind::RequestsInFlood => {
+                for _ in 0..10 {
+                    self.flood.send_to(&[3; 32], (NO_NODE, 5000)).unwrap();
+                }
+                self.request();
+            }
+        }
+    }
+
+    /// How often in a second.
+    fn rate(&mut self, kind: Kind) -> f64 {
+        let mut buffer = vec![0; 32 << 10];
+        let (start, mut done) = (Instant::now(), 0.0);
+        while start.elapsed() < TURN {
+            self.once(kind, &mut buffer);
+            done += 1.0;
+        }
+        done / start.elapsed().as_secs_f64()
+    }
+}
+
+/// Mean of the ratios and half of the 95 % interval.
+fn summary(ratios: &[f64]) -> (f64, f64) {
+    let n = f64::from(u32::try_from(ratios.len()).unwrap());
+    let mean = ratios.iter().sum::<f64>() / n;
+    let variance = ratios.iter().map(|ratio| (ratio - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, 1.96 * (variance / n).sqrt())
+}
+
+/// Rates with what `begin` gives, as ratios to those without; in turn, in changing order.
+fn compare<T>(
+    load: &mut Load,
+    kind: Kind,
+    mut begin: impl FnMut() -> T,
+    mut end: impl FnMut(T),
+) -> (f64, f64) {
+    let mut ratios = Vec::new();
+    let mut without = 0.0;
+    for round in 0..ROUNDS {
+        let mut rates = [0.0; 2];
+        for turn in 0..2 {
+            if (round + turn) % 2 == 1 {
+                let running = begin();
+                rates[1] = load.rate(kind);
+                end(running);
+            } else {
+                rates[0] = load.rate(kind);
+                without += rates[0] / f64::from(ROUNDS);
+            }
+        }
+        ratios.push(rates[1] / rates[0]);
+    }
+    let (mean, half) = summary(&ratios);
+    println!("{kind:?}: {mean:.4} ± {half:.4} of {without:.0} per second");
+    (mean, half)
+}
+
+#[test]
+#[ignore = "measures, for a minute and a half"]
+fn a_monitor_costs_less_than_a_hundredth() {
+    let bed = Bed::new();
+    let mut load = Load::new(&bed);
+    pin(Pid::from_raw(0));
+    let monitor = Monitor::start(bed.cp());
+    let pid = monitor.pid();
+    pin(pid);
+    // Stopped it is as good as not there: it asks the programs for nothing.
+    let halt = || kill(pid, Signal::SIGSTOP).unwrap();
+    halt();
+    let mut measure = |kind| compare(&mut load, kind, || kill(pid, Signal::SIGCONT).unwrap(), |()| halt());
+    println!("overlay monitor, as a ratio to none");
+    let quiet = [Kind::Requests, Kind::Bulk].map(&mut measure);
+    let flood = [Kind::Flood, Kind::RequestsInFlood].map(&mut measure);
+    kill(pid, Signal::SIGCONT).unwrap();
+    for (mean, half) in quiet {
+        assert!(mean + half > 0.99, "{mean} ± {half}");
+    }
+    for (mean, half) in flood {
+        assert!(mean + half > 0.95, "{mean} ± {half}");
+    }
+}
+
+#[test]
+#[ignore = "measures, for a minute"]
+fn tracing_costs_no_more_than_its_budget() {
+    let bed = Bed::new();
+    let mut load = Load::new(&bed);
+    pin(Pid::from_raw(0));
+    for arguments in [&["-t", "trace", "--pod", "b"][..], &["-t", "trace"]] {
+        println!("overlay monitor {}, as a ratio to none", arguments.join(" "));
+        let begin = || {
+            let monitor = Monitor::start_with(bed.cp(), arguments);
+            pin(monitor.pid());
+            monitor
+        };
+        let (mean, half) = compare(&mut load, Kind::Requests, begin, |monitor| drop(monitor.interrupt()));
+        assert!(mean + half > 0.7, "{mean} ± {half}");
+    }
+}
