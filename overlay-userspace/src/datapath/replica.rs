@@ -43,6 +43,9 @@ pub use asked::{Fib, FibAnswer, FibQuestion};
 /// Maps that the instance shares with the attached programs, because no program writes them.
 const SHARED: [&str; 1] = ["ENDPOINTS"];
 
+/// The programs that are asked: those that decide.
+const ASKED: [Hook; 4] = [Hook::FromPod, Hook::FromHost, Hook::FromTunnel, Hook::FromWire];
+
 /// Room in its own table of flows: those that an asked packet could match, and those that it records.
 const FLOWS: u32 = 256;
 
@@ -237,7 +240,7 @@ impl Replica {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| DatapathError::new("load a private instance of the programs", e))?;
-        for hook in Hook::ALL {
+        for hook in ASKED {
             let name = hook.name();
             classifier(&mut ebpf, name)?
                 .load()
