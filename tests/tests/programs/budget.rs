@@ -5,11 +5,11 @@ use crate::bed::Bed;
 
 /// Instructions that the verifier may walk through, for each program.
 const VERIFIED: [(&str, u32); 5] = [
-    ("from_pod", 12_000),
-    ("to_pod", 2_500),
-    ("from_host", 9_000),
-    ("from_tunnel", 8_500),
-    ("from_wire", 9_000),
+    ("from_pod", 6_000),
+    ("to_pod", 1_000),
+    ("from_host", 4_500),
+    ("from_tunnel", 4_500),
+    ("from_wire", 5_000),
 ];
 
 #[test]
