@@ -3,8 +3,8 @@
 //! Not inlined: a drop is rare, and the record's code would otherwise stand in every program many times.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT},
-    programs::TcContext,
+    bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md},
+    programs::{TcContext, XdpContext},
 };
 use overlay_common::{
     maps::EventKind,
@@ -12,7 +12,7 @@ use overlay_common::{
 };
 
 use crate::{
-    maps, packet,
+    frame, maps, packet,
     record::{self, Facts, Subject},
 };
 
@@ -48,11 +48,31 @@ pub(crate) fn drop(ctx: &TcContext, reason: Reason, hook: Hook, what: Describe) 
     TC_ACT_SHOT
 }
 
+/// As [`drop`], before there is an skb.
+#[inline(always)]
+pub(crate) fn drop_frame(ctx: &XdpContext, reason: Reason, in_tunnel: bool) -> u32 {
+    let len = frame::len(ctx);
+    let subject = Subject::new(reason as u32, Hook::XdpWire as u32, in_tunnel);
+    record_frame(ctx.ctx, subject.0, reason as u32, len);
+    maps::count_drop(reason, len);
+    xdp_action::XDP_DROP
+}
+
 /// Writes the record, or counts that there is none.
 #[inline(never)]
 fn record(skb: *mut __sk_buff, subject: u32, reason: u32, outer_src: u32) {
     let Some(open) = record::open_drop(reason) else { return };
     let subject = Subject(subject);
-    let facts = Facts::read(skb, subject, outer_src);
-    open.write(skb, EventKind::Drop, subject, &facts);
+    let facts = Facts::read(&skb, subject, outer_src);
+    open.write(&skb, EventKind::Drop, subject, &facts);
+}
+
+/// As [`record`], of a frame of this length, which carries IPv4.
+#[inline(never)]
+fn record_frame(ctx: *mut xdp_md, subject: u32, reason: u32, len: u32) {
+    let Some(open) = record::open_drop(reason) else { return };
+    let subject = Subject(subject);
+    let frame = (ctx, len);
+    let facts = Facts::read(&frame, subject, 0);
+    open.write(&frame, EventKind::Drop, subject, &facts);
 }

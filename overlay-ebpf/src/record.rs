@@ -7,8 +7,8 @@
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    bindings::{__sk_buff, xdp_md},
+    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_load_bytes},
 };
 use network_types::ip::Ipv4Hdr;
 use overlay_common::{
@@ -21,7 +21,7 @@ use overlay_common::{
 };
 
 use crate::{
-    maps,
+    frame, maps,
     packet::{self, Aligned},
 };
 
@@ -49,6 +49,85 @@ impl Subject {
     #[inline(always)]
     const fn tunnel(self) -> bool {
         self.0 >> 16 != 0
+    }
+}
+
+/// What a record is read from: a packet of tc, or a frame of XDP with its length.
+pub(crate) trait Source {
+    /// A copy of the `T` at `offset`, `None` where it does not fit.
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>>;
+    /// Copies the first `len` bytes to `to`, which has room for them; the helper's return code.
+    ///
+    /// # Safety
+    ///
+    /// `to` has room for `len` bytes.
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64;
+    /// Bytes in all.
+    fn len(&self) -> u32;
+    /// The device.
+    fn ifindex(&self) -> u32;
+    /// `EtherType`, host order.
+    fn ether_type(&self) -> u16;
+}
+
+impl Source for *mut __sk_buff {
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>> {
+        packet::load(*self, offset, zero)
+    }
+
+    #[inline(always)]
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_skb_load_bytes(self.cast_const().cast(), 0, to.cast(), len) }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: reading a field of the context.
+        unsafe { (**self).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (**self).ifindex }
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        // SAFETY: as above.
+        u16::from_be(unsafe { (**self).protocol } as u16)
+    }
+}
+
+impl Source for (*mut xdp_md, u32) {
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>> {
+        frame::load(self.0, offset, zero)
+    }
+
+    #[inline(always)]
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64 {
+        // SAFETY: the caller's promise (Linux 5.18, which this program needs anyway).
+        unsafe { bpf_xdp_load_bytes(self.0, 0, to.cast(), len) }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.1
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: reading a field of the context.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    /// This program drops nothing else.
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        ETHERTYPE_IPV4
     }
 }
 
@@ -124,25 +203,24 @@ pub(crate) struct Facts {
 impl Facts {
     /// Reads the headers, wherever in the packet they are; moves nothing.
     #[inline(always)]
-    pub(crate) fn read(skb: *mut __sk_buff, subject: Subject, mut outer_src: u32) -> Self {
-        // SAFETY: reading a field of the context.
-        let ether_type = u16::from_be(unsafe { (*skb).protocol } as u16);
+    pub(crate) fn read(packet: &impl Source, subject: Subject, mut outer_src: u32) -> Self {
+        let ether_type = packet.ether_type();
         let mut ip = Aligned(packet::EMPTY);
         let mut ports = 0_u32;
         if ether_type == ETHERTYPE_IPV4 {
             let mut offset = ETH_LEN;
             if subject.tunnel() {
                 offset = packet::INNER_OFFSET;
-                if let Some(outer) = packet::load(skb, ETH_LEN, packet::EMPTY) {
+                if let Some(outer) = packet.load(ETH_LEN, packet::EMPTY) {
                     outer_src = u32::from_ne_bytes(outer.0.src_addr);
                 }
             }
-            if let Some(header) = packet::load(skb, offset, packet::EMPTY) {
+            if let Some(header) = packet.load(offset, packet::EMPTY) {
                 ip = header;
                 let ip = &ip.0;
                 if matches!(ip.proto, PROTO_TCP | PROTO_UDP | PROTO_SCTP)
                     && !ipv4::is_later_fragment(ip)
-                    && let Some(loaded) = packet::load(skb, offset + ipv4::header_len(ip), 0)
+                    && let Some(loaded) = packet.load(offset + ipv4::header_len(ip), 0)
                 {
                     ports = loaded.0;
                 }
@@ -169,12 +247,11 @@ impl Facts {
 impl Open {
     /// Writes the record in place (on the stack it would be half of what a call chain may use) and publishes it.
     #[inline(always)]
-    pub(crate) fn write(self, skb: *mut __sk_buff, kind: EventKind, subject: Subject, facts: &Facts) {
+    pub(crate) fn write(self, packet: &impl Source, kind: EventKind, subject: Subject, facts: &Facts) {
         let Self { event, next, number, now } = self;
         // SAFETY: a place in the log of this CPU, which nothing else writes and no reference is made of elsewhere.
         let event = unsafe { &mut *event };
-        // SAFETY: reading fields of the context.
-        let (len, ifindex) = unsafe { ((*skb).len, (*skb).ifindex) };
+        let (len, ifindex) = (packet.len(), packet.ifindex());
         // No header, no address: a header that was read has a version.
         let known = facts.ip.0.vihl != 0;
         let address = |addr| if known { Addr::v4(addr) } else { Addr::UNSPECIFIED };
@@ -195,7 +272,7 @@ impl Open {
         event.hook = subject.hook();
         event.protocol = tuple.protocol;
         event.reserved = 0;
-        event.head_len = head(skb, len, &mut event.head);
+        event.head_len = head(packet, len, &mut event.head);
         // The reader's other half: `overlay_userspace::datapath::events`.
         compiler_fence(Ordering::Release);
         // SAFETY: the counter of the same log.
@@ -205,13 +282,13 @@ impl Open {
 
 /// Copies how the packet begins; how many bytes those are.
 #[inline(always)]
-fn head(skb: *mut __sk_buff, len: u32, to: &mut [u8; HEAD]) -> u16 {
+fn head(packet: &impl Source, len: u32, to: &mut [u8; HEAD]) -> u16 {
     // The helper refuses a length of 0, and the verifier of older kernels one that might be 0.
     let len = core::hint::black_box(if len > HEAD as u32 { HEAD as u32 } else { len });
     if len == 0 || len > HEAD as u32 {
         return 0;
     }
     // SAFETY: `to` has room for `len` bytes.
-    let rc = unsafe { bpf_skb_load_bytes(skb.cast(), 0, to.as_mut_ptr().cast(), len) };
+    let rc = unsafe { packet.head(to.as_mut_ptr(), len) };
     if rc == 0 { len as u16 } else { 0 }
 }

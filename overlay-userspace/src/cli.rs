@@ -29,6 +29,7 @@ mod output;
 mod ports;
 mod programs;
 mod status;
+mod trace;
 
 use exit::Verdict;
 use output::OutputArgs;
@@ -60,7 +61,7 @@ enum Command {
     Ports(OutputArgs),
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
-    /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
+    /// List the links that attach programs to devices by tcx or XDP (bpftool 7.1, Debian 12's, does not show them)
     #[command(visible_alias = "links")]
     Programs(OutputArgs),
     /// Mount the file system of the pins, where the node has none
@@ -73,6 +74,8 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Print what a pod of this node really sends and gets
     Capture(capture::Capture),
+    /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
+    Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Monitor(args) => args.run(&pins).map(fine),
         Command::Capture(args) => args.run(&pins).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Trace(trace) => trace.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {

@@ -8,6 +8,7 @@
 //! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the records of dropped and traced packets
 //! - [`tracing`]: asking for traces
+//! - [`replica`]: a private instance of the attached programs, to be asked
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
 //!
@@ -29,6 +30,7 @@ pub mod kernel;
 mod mapped;
 pub mod object;
 pub mod pins;
+pub mod replica;
 pub mod run;
 pub mod tables;
 pub mod tracing;

@@ -9,6 +9,7 @@
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`observe`]: what packets do, for people
 //! - [`ports`]: host ports, map and rules together
+//! - [`trace`]: what the datapath would do with a packet, and why
 
 pub mod agent;
 pub mod cli;
@@ -19,3 +20,4 @@ pub mod datapath;
 pub mod host;
 pub mod observe;
 pub mod ports;
+pub mod trace;

@@ -1,4 +1,4 @@
-//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc (`clsact`).
+//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc (`clsact`); of the underlay also an XDP link ([`xdp`]).
 //!
 //! Level-triggered: [`Programs::attach_all`] brings a device into the wanted state from whatever it is in, and keeps the link (and
 //! its id) where one is attached. Used by the agent for anchor, underlay and existing pods, and by the CNI plugin for new
@@ -17,6 +17,10 @@ use super::{Cause, DatapathError, pins::Pins};
 use crate::host::netlink::Netlink;
 
 mod clsact;
+mod running;
+pub mod xdp;
+
+pub use running::{Running, running};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {
@@ -76,7 +80,8 @@ impl Role {
 
 const fn attach_type(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => TcAttachType::Ingress,
+        // XDP is no tcx link; its way is the same.
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire | Hook::XdpWire => TcAttachType::Ingress,
         Hook::ToPod | Hook::FromHost => TcAttachType::Egress,
     }
 }

@@ -4,12 +4,13 @@
 use crate::bed::Bed;
 
 /// Instructions that the verifier may walk through, for each program.
-const VERIFIED: [(&str, u32); 5] = [
+const VERIFIED: [(&str, u32); 6] = [
     ("from_pod", 24_000),
     ("to_pod", 3_500),
     ("from_host", 17_500),
     ("from_tunnel", 17_500),
     ("from_wire", 18_000),
+    ("xdp_wire", 17_500),
 ];
 
 #[test]

@@ -19,3 +19,4 @@ mod from_pod;
 mod from_tunnel;
 mod from_wire;
 mod to_pod;
+mod xdp_wire;
