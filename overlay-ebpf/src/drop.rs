@@ -67,7 +67,7 @@ fn record(skb: *mut __sk_buff, subject: u32, reason: u32, outer_src: u32) {
     open.write(&skb, EventKind::Drop, subject, &facts);
 }
 
-/// As [`record`], of a frame of this length, which carries IPv4.
+/// As [`record()`], of a frame of this length, which carries IPv4.
 #[inline(never)]
 fn record_frame(ctx: *mut xdp_md, subject: u32, reason: u32, len: u32) {
     let Some(open) = record::open_drop(reason) else { return };
