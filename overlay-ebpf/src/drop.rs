@@ -48,28 +48,31 @@ pub(crate) fn drop(ctx: &TcContext, reason: Reason, hook: Hook, what: Describe) 
     TC_ACT_SHOT
 }
 
+/// As [`drop`], before there is an skb.
+#[inline(always)]
+pub(crate) fn drop_frame(ctx: &XdpContext, reason: Reason, in_tunnel: bool) -> u32 {
+    let len = frame::len(ctx);
+    let subject = Subject::new(reason as u32, Hook::XdpWire as u32, in_tunnel);
+    record_frame(ctx.ctx, subject.0, reason as u32, len);
+    maps::count_drop(reason, len);
+    xdp_action::XDP_DROP
+}
+
 /// Writes the record, or counts that there is none.
 #[inline(never)]
 fn record(skb: *mut __sk_buff, subject: u32, reason: u32, outer_src: u32) {
     let Some(open) = record::open_drop(reason) else { return };
     let subject = Subject(subject);
-    let facts = Facts::read(skb, subject, outer_src);
-    open.write(skb, EventKind::Drop, subject, &facts);
+    let facts = Facts::read(&skb, subject, outer_src);
+    open.write(&skb, EventKind::Drop, subject, &facts);
 }
 
-/// As [`drop`], before there is an skb.
-#[inline(always)]
-pub(crate) fn drop_frame(ctx: &XdpContext, reason: Reason, in_tunnel: bool) -> u32 {
-    record_frame(ctx.ctx, Subject::new(reason as u32, Hook::XdpWire as u32, in_tunnel).0, reason as u32);
-    maps::count_drop(reason, frame::len(ctx));
-    xdp_action::XDP_DROP
-}
-
-/// As [`record`].
+/// As [`record()`], of a frame of this length, which carries IPv4.
 #[inline(never)]
-fn record_frame(ctx: *mut xdp_md, subject: u32, reason: u32) {
+fn record_frame(ctx: *mut xdp_md, subject: u32, reason: u32, len: u32) {
     let Some(open) = record::open_drop(reason) else { return };
     let subject = Subject(subject);
-    let facts = Facts::read(ctx, subject, 0);
-    open.write(ctx, EventKind::Drop, subject, &facts);
+    let frame = (ctx, len);
+    let facts = Facts::read(&frame, subject, 0);
+    open.write(&frame, EventKind::Drop, subject, &facts);
 }

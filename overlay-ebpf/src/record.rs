@@ -8,7 +8,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
-    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_load_bytes},
 };
 use network_types::ip::Ipv4Hdr;
 use overlay_common::{
@@ -24,82 +24,6 @@ use crate::{
     frame, maps,
     packet::{self, Aligned},
 };
-
-/// What a record is made of: an skb, or a frame before there is one.
-pub(crate) trait Source: Copy {
-    /// A copy of the `T` at `offset`, wherever in the packet that is; `None` where it does not fit. Moves nothing.
-    fn load<T: Copy>(self, offset: usize, zero: T) -> Option<Aligned<T>>;
-    /// Bytes of the packet, Ethernet header included.
-    fn len(self) -> u32;
-    /// The device whose hook runs.
-    fn ifindex(self) -> u32;
-    /// `EtherType`, host order.
-    fn ether_type(self) -> u16;
-    /// Copies `len` bytes, from the first on; did that work?
-    fn copy(self, to: *mut u8, len: u32) -> bool;
-}
-
-impl Source for *mut __sk_buff {
-    #[inline(always)]
-    fn load<T: Copy>(self, offset: usize, zero: T) -> Option<Aligned<T>> {
-        packet::load(self, offset, zero)
-    }
-
-    #[inline(always)]
-    fn len(self) -> u32 {
-        // SAFETY: reading a field of the context.
-        unsafe { (*self).len }
-    }
-
-    #[inline(always)]
-    fn ifindex(self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self).ifindex }
-    }
-
-    #[inline(always)]
-    fn ether_type(self) -> u16 {
-        // SAFETY: as above.
-        u16::from_be(unsafe { (*self).protocol } as u16)
-    }
-
-    #[inline(always)]
-    fn copy(self, to: *mut u8, len: u32) -> bool {
-        // SAFETY: the caller has room for `len` bytes.
-        unsafe { bpf_skb_load_bytes(self.cast(), 0, to.cast(), len) == 0 }
-    }
-}
-
-impl Source for *mut xdp_md {
-    #[inline(always)]
-    fn load<T: Copy>(self, offset: usize, zero: T) -> Option<Aligned<T>> {
-        frame::load(self, offset, zero)
-    }
-
-    #[inline(always)]
-    fn len(self) -> u32 {
-        // SAFETY: a helper on the context (Linux 5.18).
-        unsafe { bpf_xdp_get_buff_len(self) as u32 }
-    }
-
-    #[inline(always)]
-    fn ifindex(self) -> u32 {
-        // SAFETY: reading a field of the context.
-        unsafe { (*self).ingress_ifindex }
-    }
-
-    #[inline(always)]
-    fn ether_type(self) -> u16 {
-        // `xdp_wire` judges nothing else.
-        ETHERTYPE_IPV4
-    }
-
-    #[inline(always)]
-    fn copy(self, to: *mut u8, len: u32) -> bool {
-        // SAFETY: the caller has room for `len` bytes (Linux 5.18).
-        unsafe { bpf_xdp_load_bytes(self, 0, to.cast(), len) == 0 }
-    }
-}
 
 /// What a record is about, as one number: subprograms take few arguments.
 #[derive(Clone, Copy)]
@@ -125,6 +49,85 @@ impl Subject {
     #[inline(always)]
     const fn tunnel(self) -> bool {
         self.0 >> 16 != 0
+    }
+}
+
+/// What a record is read from: a packet of tc, or a frame of XDP with its length.
+pub(crate) trait Source {
+    /// A copy of the `T` at `offset`, `None` where it does not fit.
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>>;
+    /// Copies the first `len` bytes to `to`, which has room for them; the helper's return code.
+    ///
+    /// # Safety
+    ///
+    /// `to` has room for `len` bytes.
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64;
+    /// Bytes in all.
+    fn len(&self) -> u32;
+    /// The device.
+    fn ifindex(&self) -> u32;
+    /// `EtherType`, host order.
+    fn ether_type(&self) -> u16;
+}
+
+impl Source for *mut __sk_buff {
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>> {
+        packet::load(*self, offset, zero)
+    }
+
+    #[inline(always)]
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_skb_load_bytes(self.cast_const().cast(), 0, to.cast(), len) }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: reading a field of the context.
+        unsafe { (**self).len }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (**self).ifindex }
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        // SAFETY: as above.
+        u16::from_be(unsafe { (**self).protocol } as u16)
+    }
+}
+
+impl Source for (*mut xdp_md, u32) {
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: usize, zero: T) -> Option<Aligned<T>> {
+        frame::load(self.0, offset, zero)
+    }
+
+    #[inline(always)]
+    unsafe fn head(&self, to: *mut u8, len: u32) -> i64 {
+        // SAFETY: the caller's promise (Linux 5.18, which this program needs anyway).
+        unsafe { bpf_xdp_load_bytes(self.0, 0, to.cast(), len) }
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.1
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: reading a field of the context.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    /// This program drops nothing else.
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        ETHERTYPE_IPV4
     }
 }
 
@@ -200,7 +203,7 @@ pub(crate) struct Facts {
 impl Facts {
     /// Reads the headers, wherever in the packet they are; moves nothing.
     #[inline(always)]
-    pub(crate) fn read(packet: impl Source, subject: Subject, mut outer_src: u32) -> Self {
+    pub(crate) fn read(packet: &impl Source, subject: Subject, mut outer_src: u32) -> Self {
         let ether_type = packet.ether_type();
         let mut ip = Aligned(packet::EMPTY);
         let mut ports = 0_u32;
@@ -244,11 +247,11 @@ impl Facts {
 impl Open {
     /// Writes the record in place (on the stack it would be half of what a call chain may use) and publishes it.
     #[inline(always)]
-    pub(crate) fn write(self, packet: impl Source, kind: EventKind, subject: Subject, facts: &Facts) {
+    pub(crate) fn write(self, packet: &impl Source, kind: EventKind, subject: Subject, facts: &Facts) {
         let Self { event, next, number, now } = self;
         // SAFETY: a place in the log of this CPU, which nothing else writes and no reference is made of elsewhere.
         let event = unsafe { &mut *event };
-        let len = packet.len();
+        let (len, ifindex) = (packet.len(), packet.ifindex());
         // No header, no address: a header that was read has a version.
         let known = facts.ip.0.vihl != 0;
         let address = |addr| if known { Addr::v4(addr) } else { Addr::UNSPECIFIED };
@@ -259,7 +262,7 @@ impl Open {
         event.src = address(tuple.src);
         event.dst = address(tuple.dst);
         event.outer_src = if outer == 0 { Addr::UNSPECIFIED } else { Addr::v4(outer.to_ne_bytes()) };
-        event.ifindex = packet.ifindex();
+        event.ifindex = ifindex;
         event.len = len;
         event.src_port = tuple.src_port;
         event.dst_port = tuple.dst_port;
@@ -279,11 +282,13 @@ impl Open {
 
 /// Copies how the packet begins; how many bytes those are.
 #[inline(always)]
-fn head(packet: impl Source, len: u32, to: &mut [u8; HEAD]) -> u16 {
-    // The helpers refuse a length of 0, and the verifier of older kernels one that might be 0.
+fn head(packet: &impl Source, len: u32, to: &mut [u8; HEAD]) -> u16 {
+    // The helper refuses a length of 0, and the verifier of older kernels one that might be 0.
     let len = core::hint::black_box(if len > HEAD as u32 { HEAD as u32 } else { len });
     if len == 0 || len > HEAD as u32 {
         return 0;
     }
-    if packet.copy(to.as_mut_ptr(), len) { len as u16 } else { 0 }
+    // SAFETY: `to` has room for `len` bytes.
+    let rc = unsafe { packet.head(to.as_mut_ptr(), len) };
+    if rc == 0 { len as u16 } else { 0 }
 }

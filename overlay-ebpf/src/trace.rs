@@ -37,12 +37,12 @@ fn record(skb: *mut __sk_buff, subject: u32, outer_src: u32) {
         return;
     }
     let subject = Subject(subject);
-    let facts = Facts::read(skb, subject, outer_src);
+    let facts = Facts::read(&skb, subject, outer_src);
     if !is_wanted(switch, now, &facts) {
         return;
     }
     let Some(open) = record::open_trace(now) else { return };
-    open.write(skb, EventKind::Trace, subject, &facts);
+    open.write(&skb, EventKind::Trace, subject, &facts);
 }
 
 /// Has anybody asked for this one?

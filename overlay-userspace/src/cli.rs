@@ -72,10 +72,10 @@ enum Command {
     },
     /// Print packets as the programs drop them, or let them go on
     Monitor(monitor::Monitor),
-    /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
-    Trace(Box<trace::Trace>),
     /// Print what a pod of this node really sends and gets
     Capture(capture::Capture),
+    /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
+    Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }

@@ -10,7 +10,7 @@ const VERIFIED: [(&str, u32); 6] = [
     ("from_host", 17_500),
     ("from_tunnel", 17_500),
     ("from_wire", 18_000),
-    ("xdp_wire", 18_000),
+    ("xdp_wire", 17_500),
 ];
 
 #[test]

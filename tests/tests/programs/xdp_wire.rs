@@ -179,10 +179,10 @@ fn a_dropped_packet_is_described_as_by_tc() {
         let mut events = bed.events();
         let mut describe = |hook, packet: &[u8]| {
             bed.run(hook, packet, bed.devices.wire);
-            let event = events.next_event().expect("a record");
+            let event = events.read().events.pop().expect("a record");
             assert_eq!(event.hook, hook as u8);
             let addresses = (event.outer_src.to_ip(), event.src.to_ip(), event.dst.to_ip());
-            let rest = (event.reason, event.protocol, event.ether_type, event.len);
+            let rest = (event.code, event.protocol, event.ether_type, event.len);
             (addresses, (event.src_port, event.dst_port), rest)
         };
         let plain = ipv4_frame(WIRE_MAC, NEXT_HOP_MAC, &Ip::udp(REMOTE_POD, POD, 53));
