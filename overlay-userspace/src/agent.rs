@@ -34,6 +34,7 @@ mod host_ports;
 mod life;
 mod local;
 pub(crate) mod lock;
+mod mesh;
 mod news;
 mod node_routes;
 mod nodes;

@@ -16,4 +16,5 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod host;
+pub mod mesh;
 pub mod ports;
