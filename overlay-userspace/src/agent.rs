@@ -38,6 +38,7 @@ mod mesh;
 mod news;
 mod node_routes;
 mod nodes;
+mod observe;
 mod pods;
 mod recall;
 mod reconcile;
