@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     agent,
@@ -19,7 +19,18 @@ use crate::{
 };
 
 mod cleanup;
-mod show;
+mod endpoints;
+mod exit;
+mod flows;
+mod monitor;
+mod nodes;
+mod output;
+mod ports;
+mod programs;
+mod status;
+
+use exit::Verdict;
+use output::OutputArgs;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
 #[derive(Debug, Parser)]
@@ -49,7 +60,8 @@ enum Command {
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
-    Links(OutputArgs),
+    #[command(visible_alias = "links")]
+    Programs(OutputArgs),
     /// Mount the file system of the pins, where the node has none
     Bpffs {
         /// Where
@@ -57,7 +69,7 @@ enum Command {
         dir: PathBuf,
     },
     /// Print dropped packets as they happen
-    Monitor(OutputArgs),
+    Monitor(monitor::Monitor),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -101,19 +113,6 @@ struct AgentArgs {
     program_log: log::LevelFilter,
 }
 
-#[derive(Debug, Args)]
-struct OutputArgs {
-    /// How to print
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
 /// Parses the command line and runs it; errors go to standard error on one line.
 pub fn main() -> ExitCode {
     // A runtime gives a plugin no arguments, but a configuration on standard input; a person has a terminal there.
@@ -125,25 +124,30 @@ pub fn main() -> ExitCode {
     let pins = pins.map_or_else(Pins::default, Pins::new);
     let result = match command {
         Command::Cni(CniArgs { action: None }) => return cni::run(),
-        Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins),
-        Command::Agent(args) => agent(args, pins),
-        Command::Status(args) => show::status(&pins, args.output),
-        Command::Nodes(args) => show::nodes(&pins, args.output),
-        Command::Endpoints(args) => show::endpoints(&pins, args.output),
-        Command::Ports(args) => show::ports(&pins, args.output),
-        Command::Flows(args) => show::flows(&pins, args.output),
-        Command::Links(args) => show::links(&pins, args.output),
-        Command::Monitor(args) => show::monitor(&pins, args.output),
-        Command::Bpffs { dir } => mount(&dir),
-        Command::Cleanup(cleanup) => cleanup.run(&pins),
+        Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins).map(fine),
+        Command::Agent(args) => agent(args, pins).map(fine),
+        Command::Status(args) => status::run(&pins, args),
+        Command::Nodes(args) => nodes::run(&pins, args).map(fine),
+        Command::Endpoints(args) => endpoints::run(&pins, args).map(fine),
+        Command::Ports(args) => ports::run(&pins, args).map(fine),
+        Command::Flows(args) => flows::run(&pins, args).map(fine),
+        Command::Programs(args) => programs::run(&pins, args).map(fine),
+        Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
+        Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(verdict) => verdict.into(),
         Err(error) => {
             eprintln!("overlay: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The verdict of commands that have none of their own.
+const fn fine((): ()) -> Verdict {
+    Verdict::Fine
 }
 
 fn mount(dir: &Path) -> anyhow::Result<()> {
