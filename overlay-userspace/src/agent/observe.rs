@@ -38,8 +38,11 @@ pub(super) struct Observed {
     pub(super) mesh: Option<Mesh>,
     began: Instant,
     activity: Arc<Mutex<Activity>>,
-    answers: Arc<Mutex<[Option<(Instant, String)>; 2]>>,
+    answers: Arc<Mutex<[Option<Given>; 2]>>,
 }
+
+/// An answer, and when it was made.
+type Given = (Instant, String);
 
 /// How the probes see it.
 #[derive(Clone, Debug)]

@@ -154,6 +154,8 @@ fn part(
                 libc::ECONNREFUSED if returned.by == Some(*to.ip()) => {
                     return Err(ProbeError::NoAgent { to });
                 }
+                // Whoever can reach this node can say so of another.
+                libc::ECONNREFUSED => {}
                 libc::EMSGSIZE => return Err(ProbeError::TooLong { to, size, mtu: returned.mtu }),
                 errno => {
                     let cause = io::Error::from_raw_os_error(errno);

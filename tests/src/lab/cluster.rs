@@ -130,19 +130,6 @@ impl ClusterBuilder {
         cluster
     }
 
-    /// Builds the cluster and starts an agent with these options on every node; returns when all are ready.
-    #[track_caller]
-    pub fn start_with(self, options: &AgentOptions) -> Cluster {
-        let cluster = self.build();
-        for node in &cluster.nodes {
-            node.spawn_agent(options);
-        }
-        for node in &cluster.nodes {
-            node.wait_agent_ready();
-        }
-        cluster
-    }
-
     /// Builds the cluster and starts an agent on every node; returns when all are ready.
     #[track_caller]
     pub fn start(self) -> Cluster {
@@ -161,9 +148,15 @@ impl Cluster {
     /// Starts the agents that do not run; returns when all are ready.
     #[track_caller]
     pub fn start_agents(&self) {
+        self.start_agents_with(|_| AgentOptions::default());
+    }
+
+    /// As [`Cluster::start_agents`], with options for each.
+    #[track_caller]
+    pub fn start_agents_with(&self, options: impl Fn(&Node) -> AgentOptions) {
         for node in &self.nodes {
             if node.agent_pid().is_none() {
-                node.spawn_agent(&AgentOptions::default());
+                node.spawn_agent(&options(node));
             }
         }
         for node in &self.nodes {

@@ -17,30 +17,16 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// How long a single probe is waited for: lost is what has not come then.
 pub(crate) const SOON: Duration = Duration::from_secs(3);
 
-/// Where agents answer HTTP.
-pub(crate) const HTTP_PORT: u16 = 9879;
-
-/// An agent in the mesh that answers HTTP on the node's own address.
-pub(crate) fn with_mesh(node: &Node) -> AgentOptions {
-    let health = format!("--health={}", http_of(node));
-    AgentOptions { mesh: true, args: vec![health], ..AgentOptions::default() }
-}
-
 /// The default cluster, running.
 #[track_caller]
 pub(crate) fn start() -> Cluster {
     let cluster = Cluster::builder().build();
-    for node in cluster.nodes() {
-        node.spawn_agent(&with_mesh(node));
-    }
-    for node in cluster.nodes() {
-        node.wait_agent_ready();
-    }
+    cluster.start_agents_with(AgentOptions::seen);
     cluster
 }
 
 pub(crate) fn http_of(node: &Node) -> SocketAddr {
-    SocketAddr::new(node.address().into(), HTTP_PORT)
+    SocketAddr::new(node.address().into(), AgentOptions::HTTP_PORT)
 }
 
 /// A file of deploy/ or docs/.

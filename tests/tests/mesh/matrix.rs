@@ -1,10 +1,15 @@
 //! What the nodes know of each other: everybody of everybody, and what is wrong where.
 
-use overlay_tests::lab::{AgentOptions, exec, within};
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use ipnet::Ipv4Net;
+use overlay_tests::lab::{AgentOptions, Cluster, NodeEntry, exec, within};
 use overlay_userspace::mesh::State;
 use serde_json::Value;
 
-use crate::bed::{LIMIT, cell, http_of, scrape, start, status, with_mesh};
+use crate::bed::{LIMIT, cell, scrape, start, status};
+use crate::scrape::Scrape;
 
 #[test]
 fn every_node_knows_the_ways_of_all_others() {
@@ -61,17 +66,17 @@ fn a_node_without_an_agent_and_a_node_that_is_cut_off_are_told_apart_and_come_ba
     assert!(text.contains("0 of 2 peers answer, 1 are lost, 1 have no agent"), "{text}");
 
     cluster.router().ip("link set dev lan-b up");
-    w1.start_agent_with(&with_mesh(w1));
+    w1.start_agent_with(&AgentOptions::seen(w1));
     sees(w1, State::Up);
     sees(w2, State::Up);
 }
 
 #[test]
 fn a_node_that_takes_no_part_asks_nobody_and_is_not_lost() {
-    let cluster = overlay_tests::lab::Cluster::builder().build();
+    let cluster = Cluster::builder().build();
     let [cp, w1] = ["cp", "w1"].map(|name| cluster.node(name));
-    let off = AgentOptions { mesh: false, args: vec![format!("--health={}", http_of(w1))], ..with_mesh(w1) };
-    cp.start_agent_with(&with_mesh(cp));
+    let off = AgentOptions { mesh: false, ..AgentOptions::seen(w1) };
+    cp.start_agent_with(&AgentOptions::seen(cp));
     w1.start_agent_with(&off);
     within(LIMIT, "cp knows", || cell(cp, w1).is_some_and(|entry| entry.state == State::NoAgent));
     assert_eq!(status(w1)["mesh"], Value::Null);
@@ -83,10 +88,10 @@ fn a_node_that_takes_no_part_asks_nobody_and_is_not_lost() {
 /// An agent that cannot have the port says so, and does all else.
 #[test]
 fn a_port_that_is_taken_is_said_once_and_stops_nothing() {
-    let cluster = overlay_tests::lab::Cluster::builder().build();
+    let cluster = Cluster::builder().build();
     let cp = cluster.node("cp");
     let taken = cp.namespace().run(|| std::net::UdpSocket::bind(("0.0.0.0", 8473))).unwrap();
-    cp.start_agent_with(&with_mesh(cp));
+    cp.start_agent_with(&AgentOptions::seen(cp));
     within(LIMIT, "the log says it", || cp.log().contains("agent.mesh.port"));
     assert_eq!(status(cp)["ready"], true);
     drop(taken);
@@ -94,4 +99,38 @@ fn a_port_that_is_taken_is_said_once_and_stops_nothing() {
     let log = cp.log();
     let said = log.lines().filter(|line| line.contains("WARN") && line.contains("measure the ways"));
     assert_eq!(said.count(), 1, "{log}");
+}
+
+#[test]
+fn with_many_nodes_there_are_sums_only_and_no_more_probes_than_with_few() {
+    let cluster = Cluster::builder().build();
+    let cp = cluster.node("cp");
+    let mut entries = cluster.entries();
+    entries.extend((10..110).map(|number| NodeEntry {
+        name: format!("absent-{number}"),
+        address: Ipv4Addr::new(198, 18, 0, number),
+        subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24),
+        vtep_mac: None,
+    }));
+    cluster.write_nodes(&entries);
+    let began = Instant::now();
+    cluster.start_agents_with(AgentOptions::seen);
+    let sent = |scrape: &Scrape| -> f64 {
+        scrape.of("overlay_mesh_probes_total").iter().map(|(_, count)| count).sum()
+    };
+    let peers = |scrape: &Scrape, state| scrape.value("overlay_mesh_peers", &[("state", state)]);
+    within(LIMIT, "some are known to be lost, and those that are there answer", || {
+        let scrape = scrape(cp);
+        peers(&scrape, "lost") >= 1.0 && peers(&scrape, "up") > 1.5
+    });
+    let scrape = scrape(cp);
+    let (sent, limit) = (sent(&scrape), 10.0 * began.elapsed().as_secs_f64() + 1.0);
+    assert!(sent <= limit, "{sent} probes, not {limit}");
+    let by_peer: Vec<_> = scrape.names().into_iter().filter(|name| name.contains("mesh_peer_")).collect();
+    assert!(by_peer.is_empty(), "{by_peer:?}");
+    let mesh = status(cp)["mesh"].clone();
+    assert_eq!((&mesh["detailed"], &mesh["peers"]), (&Value::Bool(false), &Value::from(102)));
+    assert!(mesh["shown"].as_array().unwrap().iter().all(|peer| peer["state"] == "lost"), "{mesh}");
+    let text = exec::must(&mut cp.overlay(&["status"]), "");
+    assert!(!text.contains(&cluster.node("w1").address().to_string()), "{text}");
 }

@@ -6,14 +6,16 @@ use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::sys::{Stats, enable_stats};
 use overlay_tests::api::{self, Api, kubeconfig};
-use overlay_tests::lab::{Cluster, Lab, Lan, Link, Node, exec, within};
+use overlay_tests::lab::{AgentOptions, Cluster, Lab, Lan, Link, Node, exec, within};
 use overlay_tests::traffic::{http, udp};
+use overlay_userspace::datapath::{calls::Calls, pins::Pins};
 
-use crate::bed::{LIMIT, http_of, metrics, repository, start, with_mesh};
+use crate::bed::{LIMIT, http_of, metrics, repository, start};
 use crate::scrape::Scrape;
 
 /// A scrape with every family that there is: of a node on which everything has happened, and of one whose nodes come from an API
@@ -51,7 +53,7 @@ fn api_server_up() -> String {
     let mut text = "source = \"kubernetes\"\n[network]\ncidr = \"10.244.0.0/16\"\n".to_owned();
     writeln!(text, "[kubernetes]\nkubeconfig = \"{}\"", path.display()).unwrap();
     fs::write(lab.cluster_file(), text).unwrap();
-    node.start_agent_with(&with_mesh(&node));
+    node.start_agent_with(&AgentOptions::seen(&node));
     within(LIMIT, "the API server is up", || {
         Scrape::parse(&metrics(&node)).value("overlay_api_server_up", &[]).to_string() == "1"
     });
@@ -132,6 +134,34 @@ fn numbers_are_those_of_the_node() {
     });
 }
 
+#[test]
+fn a_call_of_the_plugin_counts_itself_whoever_else_counts_meanwhile() {
+    const CALLS: u32 = 1000;
+    let cluster = Cluster::builder().build();
+    let cp = cluster.node("cp");
+    cp.start_agent();
+    let pins = Pins::new(cp.pins());
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for call in 0..CALLS {
+                    let code = if call % 10 == 0 { 11 } else { 0 };
+                    Calls::open(&pins).unwrap().count("ADD", code, Duration::from_millis(3));
+                }
+            });
+        }
+    });
+    println!("one call, with open and close: {:?}", began.elapsed() / CALLS / 2);
+    let read = Calls::open(&pins).unwrap().read();
+    let add = &read[0];
+    assert_eq!((add.name, add.count, add.sum), ("ADD", 2000, Duration::from_secs(6)));
+    assert_eq!(add.results, [("0".to_owned(), 1800), ("11".to_owned(), 200)]);
+    let within: Vec<u64> = add.durations.iter().map(|(_, count)| *count).take(4).collect();
+    assert_eq!(within, [0, 0, 2000, 2000]);
+    assert!(read[1..].iter().all(|verb| verb.count == 0), "{read:?}");
+}
+
 /// The rows of the table of metrics in the docs: name, type, labels.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let text = fs::read_to_string(repository("docs/observability.md")).unwrap();
@@ -167,7 +197,7 @@ fn the_docs_list_what_is_exported_and_nothing_else() {
 fn asking_in_a_loop_does_not_hold_the_agent_up() {
     let cluster = Cluster::builder().build();
     let cp = cluster.node("cp");
-    cp.start_agent_with(&with_mesh(cp));
+    cp.start_agent_with(&AgentOptions::seen(cp));
     let texts: BTreeSet<String> = (0..100).map(|_| metrics(cp)).collect();
     assert!(texts.len() < 50, "{} different answers", texts.len());
     let health = http::get(cp.namespace(), http_of(cp), "/healthz").unwrap();

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use overlay_tests::lab::{Cluster, Node, NodeEntry, Pod, exec, within};
-use overlay_tests::traffic::http;
+use overlay_tests::traffic::{http, udp};
 
 use crate::bed::{LIMIT, http_of, start, status};
 
 /// A browser may take its time to start.
-const BROWSER: Duration = Duration::from_secs(60);
+const BROWSER: Duration = Duration::from_mins(1);
 
 /// A node whose name is what a name should not be.
 const EVIL: &str = "<b id=evil>b</b><script>document.title='owned'</script>";
@@ -156,15 +156,19 @@ fn the_page_says_so_when_the_agent_goes_away_and_keeps_what_it_knew() {
     }
 }
 
-/// Half a minute of a pod that knocks at addresses that nobody has, now more, now less.
-fn drops_for_the_picture(pod: &Pod) {
-    let socket = pod.namespace().run(|| std::net::UdpSocket::bind((pod.addr(), 0))).unwrap();
-    for step in 0..140_u32 {
+/// A minute of pods that talk to each other, and of one that knocks at addresses that nobody has, now more, now less.
+fn traffic_for_the_picture(cluster: &Cluster, pods: &[Pod]) {
+    let far = cluster.add_pod("w2", "cache");
+    let socket = pods[0].namespace().run(|| std::net::UdpSocket::bind((pods[0].addr(), 0))).unwrap();
+    for step in 0..240_u32 {
         for _ in 0..(step * 7 % 40) {
             socket.send_to(b"anybody there", ("10.244.99.9", 9)).unwrap();
         }
-        if step % 9 == 0 {
+        if step % 30 < 3 {
             socket.send_to(b"anybody there", ("192.0.2.12", 8472)).unwrap();
+        }
+        for to in [&pods[1], &far] {
+            udp::exchange(pods[0].namespace(), to.namespace(), (to.addr(), 0).into()).unwrap();
         }
         thread::sleep(Duration::from_millis(250));
     }
@@ -181,14 +185,14 @@ fn the_page_can_be_drawn() {
     within(LIMIT, "the mesh knows all", || status(cp)["mesh"]["states"]["up"] == 2);
     let draw = std::env::var_os("OVERLAY_SCREENSHOT").is_some();
     if draw {
-        drops_for_the_picture(&pods[0]);
+        traffic_for_the_picture(&cluster, &pods);
     }
     let path = cluster.lab().dir().join("page.png");
     browse(
         &cluster,
         cp,
         &page_of(cp),
-        &["--window-size=1360,1330", &format!("--screenshot={}", path.display())],
+        &["--window-size=1360,1240", &format!("--screenshot={}", path.display())],
     );
     let picture = fs::read(&path).unwrap();
     assert!(picture.starts_with(b"\x89PNG") && picture.len() > 20_000, "{} bytes", picture.len());

@@ -119,7 +119,7 @@ impl Activity {
                 buckets.push((Duration::from_millis(*bound).as_secs_f64(), below));
             }
             let count = counts.iter().sum();
-            (count > 0).then(|| (name, Buckets { buckets, count, sum: sum.as_secs_f64() }))
+            (count > 0).then_some((name, Buckets { bounds: buckets, count, sum: sum.as_secs_f64() }))
         };
         scopes.into_iter().filter_map(buckets).collect()
     }
@@ -154,8 +154,8 @@ mod tests {
             activity.pass(Scope::Everything, Duration::from_millis(millis));
         }
         let durations = activity.durations();
-        let [(name, Buckets { buckets, count, sum })] = &durations[..] else { panic!("{durations:?}") };
-        assert_eq!((*name, buckets[0], buckets[9], *count), ("everything", (0.005, 2), (10.0, 2), 3));
+        let [(name, Buckets { bounds, count, sum })] = &durations[..] else { panic!("{durations:?}") };
+        assert_eq!((*name, bounds[0], bounds[9], *count), ("everything", (0.005, 2), (10.0, 2), 3));
         assert!((sum - 30.006).abs() < 1e-9);
     }
 

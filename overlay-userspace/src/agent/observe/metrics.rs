@@ -198,7 +198,7 @@ fn plugin(text: &mut Text, observed: &Observed) {
     );
     let histogram = |verb: &crate::datapath::calls::Verb| {
         let buckets = verb.durations.iter().map(|(bound, count)| (bound.as_secs_f64(), *count));
-        let buckets = Buckets { buckets: buckets.collect(), count: verb.count, sum: verb.sum.as_secs_f64() };
+        let buckets = Buckets { bounds: buckets.collect(), count: verb.count, sum: verb.sum.as_secs_f64() };
         (vec![("verb", verb.name)], buckets)
     };
     text.histograms(
@@ -243,7 +243,7 @@ fn mesh(text: &mut Text, state: &MeshState, now: Instant) {
         }),
     );
     let (buckets, count, sum) = table.latencies.cumulative();
-    let latencies = Buckets { buckets, count, sum: sum.as_secs_f64() };
+    let latencies = Buckets { bounds: buckets, count, sum: sum.as_secs_f64() };
     text.histograms(
         "overlay_mesh_latency_seconds",
         "Round trips through the tunnel to other nodes and back",
@@ -288,9 +288,14 @@ fn process(text: &mut Text) {
         Counter,
         "process_cpu_seconds_total",
         "CPU time of the agent and the programs that it has run",
-        cpu,
+        cpu.as_secs_f64(),
     );
     text.single(Gauge, "process_resident_memory_bytes", "Resident memory of the agent", memory);
-    text.single(Gauge, "process_start_time_seconds", "When the agent was started, since 1970", started);
+    text.single(
+        Gauge,
+        "process_start_time_seconds",
+        "When the agent was started, since 1970",
+        started.as_secs_f64(),
+    );
     text.single(Gauge, "process_open_fds", "Open file descriptors of the agent", descriptors);
 }

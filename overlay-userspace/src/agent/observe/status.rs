@@ -40,7 +40,7 @@ pub(super) fn status(observed: &Observed, readiness: &Readiness) -> Value {
         ("uptime_seconds".to_owned(), json!(observed.began.elapsed().as_secs())),
         ("problems".to_owned(), json!(activity.problems)),
         ("api_server".to_owned(), json!(source)),
-        ("mesh".to_owned(), observed.mesh.as_ref().map_or(Value::Null, |mesh| self::mesh(mesh))),
+        ("mesh".to_owned(), observed.mesh.as_ref().map_or(Value::Null, mesh)),
     ]);
     Value::Object(object)
 }

@@ -19,7 +19,7 @@ pub(super) type Label<'a> = (&'a str, &'a str);
 /// A histogram's contents: upper bounds in seconds with the cumulative count of each, the count of all, and their sum in seconds.
 #[derive(Debug)]
 pub(super) struct Buckets {
-    pub(super) buckets: Vec<(f64, u64)>,
+    pub(super) bounds: Vec<(f64, u64)>,
     pub(super) count: u64,
     pub(super) sum: f64,
 }
@@ -84,8 +84,8 @@ impl Text {
             return;
         }
         self.head(name, help, "histogram");
-        for (mut labels, Buckets { buckets, count, sum }) in histograms {
-            for (bound, below) in buckets {
+        for (mut labels, Buckets { bounds, count, sum }) in histograms {
+            for (bound, below) in bounds {
                 let bound = bound.to_string();
                 let mut with_bound = labels.clone();
                 with_bound.push(("le", &bound));
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn histograms_end_with_infinity_sum_and_count() {
         let mut text = Text::default();
-        let buckets = Buckets { buckets: vec![(0.001, 1), (2.5, 3)], count: 4, sum: 7.25 };
+        let buckets = Buckets { bounds: vec![(0.001, 1), (2.5, 3)], count: 4, sum: 7.25 };
         text.histograms("t_seconds", "Time", [(vec![("v", "ADD")], buckets)]);
         assert_eq!(
             text.into_string(),
