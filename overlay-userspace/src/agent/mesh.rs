@@ -35,8 +35,9 @@ use crate::{
 /// Payload of a probe that asks for a part of the peer's row, in bytes, and of one that does not.
 const WITH_ROW: usize = HEADER + 20 * ENTRY;
 const WITHOUT_ROW: usize = HEADER + 24;
-/// Datagrams that are read before others run.
+/// Datagrams that are read before others run, and how often before this node asks all the same.
 const BATCH: usize = 32;
+const BATCHES: usize = 16;
 /// Answers per second, to all nodes together.
 const ANSWERS: f64 = 400.0;
 /// When the socket cannot be had, it is tried again after this.
@@ -177,7 +178,10 @@ impl Mesh {
                 }
                 () = sleep_until(next.into()) => {
                     // What has come in time must not be taken for lost because the run loop was busy.
-                    while !self.read(socket.get_ref(), &mut buffer)? {
+                    for _ in 0..BATCHES {
+                        if self.read(socket.get_ref(), &mut buffer)? {
+                            break;
+                        }
                         yield_now().await;
                     }
                     let now = socket.get_ref().drops()?;
