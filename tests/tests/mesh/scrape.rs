@@ -21,10 +21,10 @@ impl Scrape {
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').unwrap();
-                families.entry(name.to_owned()).or_default().1 = help.to_owned();
+                help.clone_into(&mut families.entry(name.to_owned()).or_default().1);
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').unwrap();
-                families.entry(name.to_owned()).or_default().0 = kind.to_owned();
+                kind.clone_into(&mut families.entry(name.to_owned()).or_default().0);
             } else {
                 let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
                 let (name, labels) = series.split_once('{').unwrap_or((series, ""));
