@@ -20,16 +20,19 @@
 //! | `HOST_PORTS` | [`HostPort`] → [`HostPortTarget`] | CNI plugin | CNI plugin, agent, command line |
 //! | `NODE_NAMES` | tunnel address → [`NodeName`] | agent | agent, command line |
 //! | `POD_NAMES` | pod address → [`PodName`] | CNI plugin | command line |
+//! | `CNI_CALLS` | verb → [`CniCalls`] | CNI plugin | agent |
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+mod calls;
 mod event;
 mod flow;
 mod host_port;
 mod name;
 
+pub use calls::{CNI_BOUNDS_US, CNI_RESULTS, CNI_VERBS, CNI_VERBS_MAX, CniCalls};
 pub use event::{
     Budget, DROP_BUDGET, DROP_SLOTS, Event, EventKind, EventLog, HEAD, REASON_BUDGET, TRACE_BUDGET,
     TRACE_REQUESTS, TRACE_SLOTS, TraceFilter, TraceRequest, TraceSwitch, Tuple, WINDOW_SHIFT,
@@ -333,6 +336,7 @@ mod tests {
         assert_eq!([offset_of!(HostPort, port), offset_of!(HostPort, protocol)], [16, 18]);
         assert_eq!([offset_of!(HostPortTarget, port), offset_of!(HostPortTarget, owner)], [16, 20]);
         assert_eq!(size_of::<crate::counter::Counter>(), 16);
+        assert_eq!((size_of::<CniCalls>(), offset_of!(CniCalls, sum_ns)), (8 * (32 + 16 + 1), 8 * (32 + 16)));
     }
 
     #[test]

@@ -12,8 +12,9 @@ use aya_ebpf::{
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
-        Local, NODES_MAX, Node, NodeName, PodName, STACK_FLOWS_DEFAULT, TraceSwitch,
+        Addr, CNI_VERBS_MAX, CniCalls, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX,
+        HostPort, HostPortTarget, Local, NODES_MAX, Node, NodeName, PodName, STACK_FLOWS_DEFAULT,
+        TraceSwitch,
     },
     reason::Reason,
 };
@@ -67,6 +68,10 @@ static NODE_NAMES: HashMap<Addr, NodeName, NODES_MAX, { BPF_F_NO_PREALLOC as usi
 /// As [`LOCAL`].
 #[btf_map]
 static POD_NAMES: HashMap<Addr, PodName, ENDPOINTS_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// As [`LOCAL`]: written by the CNI plugin.
+#[btf_map]
+static CNI_CALLS: Array<CniCalls, CNI_VERBS_MAX, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// A key on the stack, aligned for word stores (see `encap::Fib`).
 #[repr(C, align(8))]

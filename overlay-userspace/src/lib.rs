@@ -18,6 +18,7 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod host;
+pub mod mesh;
 pub mod observe;
 pub mod ports;
 pub mod trace;

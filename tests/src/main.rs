@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use overlay_tests::lab::interrupt::{self, Interrupted};
-use overlay_tests::lab::{Cluster, Link, WireMode, sweep};
+use overlay_tests::lab::{AgentOptions, Cluster, Link, WireMode, sweep};
 use overlay_tests::proof::Stage;
 
 /// Exit code after Ctrl-C or SIGTERM: 128 + SIGINT, as a shell has it.
@@ -104,7 +104,7 @@ impl Run {
         progress("building nodes cp, w1, w2, a router and a world");
         let cluster = Cluster::builder().link(Link::new(self.wire.into())).build();
         progress("starting agents");
-        cluster.start_agents();
+        cluster.start_agents_with(AgentOptions::seen);
         progress("adding two pods to each node");
         let stage = Stage::new(cluster);
         let report = stage.prove(progress);
@@ -152,6 +152,11 @@ fn hints(stage: &Stage, out: &mut impl Write) -> io::Result<()> {
         for map in ["NODES", "ENDPOINTS"] {
             writeln!(out, "see the maps   bpftool map dump pinned {}", maps.join(map).display())?;
         }
+    }
+    if let Some(node) = cluster.nodes().first() {
+        let (netns, address) = (node.namespace().name(), node.address());
+        let page = format!("http://{address}:{}/", AgentOptions::HTTP_PORT);
+        writeln!(out, "see the page   ip netns exec {netns} curl {page}metrics, or a browser on {page}")?;
     }
     writeln!(out, "agent logs     {}/<node>.log", cluster.lab().dir().display())?;
     writeln!(out, "cluster file   {}", cluster.lab().cluster_file().display())?;

@@ -14,8 +14,8 @@ use aya_log::EbpfLogger;
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
-        Local, NODES_MAX, Node, NodeName, PodName, TraceSwitch,
+        Addr, CNI_VERBS_MAX, CniCalls, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX,
+        HostPort, HostPortTarget, Local, NODES_MAX, Node, NodeName, PodName, TraceSwitch,
     },
     reason::{Hook, Reason},
 };
@@ -91,7 +91,7 @@ const FIB_LOOKUP_DIRECT: u32 = 1;
 const ANY: usize = 0;
 
 #[rustfmt::skip]
-const LAYOUTS: [Layout; 13] = [
+const LAYOUTS: [Layout; 14] = [
     Layout { name: "NODES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Node>(), entries: NODES_MAX, flags: NO_PREALLOC },
     Layout { name: "ENDPOINTS", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Endpoint>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
     Layout { name: "LOCAL", map_type: MapType::Array, key: 4, value: size_of::<Local>(), entries: 1, flags: 0 },
@@ -107,6 +107,7 @@ const LAYOUTS: [Layout; 13] = [
     Layout { name: "HOST_PORTS", map_type: MapType::Hash, key: size_of::<HostPort>(), value: size_of::<HostPortTarget>(), entries: HOST_PORTS_MAX, flags: NO_PREALLOC },
     Layout { name: "NODE_NAMES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<NodeName>(), entries: NODES_MAX, flags: NO_PREALLOC },
     Layout { name: "POD_NAMES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<PodName>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
+    Layout { name: "CNI_CALLS", map_type: MapType::Array, key: 4, value: size_of::<CniCalls>(), entries: CNI_VERBS_MAX, flags: MMAPABLE },
 ];
 
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::sweep::{self, Process};
-use super::{exec, interrupt};
+use super::{Node, exec, interrupt};
 
 /// How long an agent may take to become ready, and to stop.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -25,10 +25,24 @@ const LOG_TAIL: usize = 25;
 pub struct AgentOptions {
     /// Its cluster file instead of the lab's.
     pub config: Option<PathBuf>,
+    /// Takes part in the health mesh. Without that the wire is quiet, and what is counted is the tests'.
+    pub mesh: bool,
     /// More arguments after those that the lab passes.
     pub args: Vec<String>,
     /// More environment variables.
     pub env: Vec<(String, String)>,
+}
+
+impl AgentOptions {
+    /// The port of [`AgentOptions::seen`].
+    pub const HTTP_PORT: u16 = 9879;
+
+    /// As agents run outside of labs: in the health mesh, with metrics and the page on the node's own address.
+    #[must_use]
+    pub fn seen(node: &Node) -> Self {
+        let health = format!("--health={}:{}", node.address(), Self::HTTP_PORT);
+        Self { mesh: true, args: vec![health], ..Self::default() }
+    }
 }
 
 /// A running agent. Dropping it kills it.

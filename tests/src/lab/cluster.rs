@@ -148,9 +148,15 @@ impl Cluster {
     /// Starts the agents that do not run; returns when all are ready.
     #[track_caller]
     pub fn start_agents(&self) {
+        self.start_agents_with(|_| AgentOptions::default());
+    }
+
+    /// As [`Cluster::start_agents`], with options for each.
+    #[track_caller]
+    pub fn start_agents_with(&self, options: impl Fn(&Node) -> AgentOptions) {
         for node in &self.nodes {
             if node.agent_pid().is_none() {
-                node.spawn_agent(&AgentOptions::default());
+                node.spawn_agent(&options(node));
             }
         }
         for node in &self.nodes {
