@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod cleanup;
+mod doctor;
 mod endpoints;
 mod exit;
 mod flows;
@@ -70,6 +71,8 @@ enum Command {
     },
     /// Print dropped packets as they happen
     Monitor(monitor::Monitor),
+    /// Look for what is wrong with this node, and say what helps
+    Doctor(doctor::Doctor),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Programs(args) => programs::run(&pins, args).map(fine),
         Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Doctor(args) => doctor::run(pins, args),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {

@@ -6,6 +6,7 @@
 //! - [`cni`]: the CNI plugin
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
+//! - [`doctor`]: what is wrong with a node, and what helps
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`ports`]: host ports, map and rules together
 
@@ -15,5 +16,6 @@ pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod datapath;
+pub mod doctor;
 pub mod host;
 pub mod ports;

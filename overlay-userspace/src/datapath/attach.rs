@@ -17,6 +17,9 @@ use super::{Cause, DatapathError, pins::Pins};
 use crate::host::netlink::Netlink;
 
 mod clsact;
+mod look;
+
+pub use look::{Attachment, severed};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {

@@ -21,6 +21,10 @@ use overlay_common::{
 
 use super::{Cause, DatapathError, kernel, pins, pins::Pins};
 
+mod trial;
+
+pub use trial::verify;
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
 
 /// Values of the object's constants (`overlay-ebpf/src/config.rs`). Two loads with equal constants are equal.
@@ -212,18 +216,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     }
     let mut ebpf = loader.load(OBJECT).map_err(|e| DatapathError::new("load the eBPF object", e))?;
 
-    let mut facts = Vec::new();
-    for hook in Hook::ALL {
-        let name = hook.name();
-        let program = classifier(&mut ebpf, name)?;
-        program.load().map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
-        let info = program.info().map_err(|e| DatapathError::new(format!("inspect program {name}"), e))?;
-        facts.push(ProgramFacts {
-            name,
-            verified_instructions: info.verified_instruction_count().unwrap_or(0),
-            jited_bytes: info.size_jitted(),
-        });
-    }
+    let facts = Hook::ALL.into_iter().map(|hook| facts(&mut ebpf, hook.name())).collect::<Result<_, _>>()?;
     // Pinned only when all are loaded: a load that fails halfway leaves the earlier programs in place.
     for hook in Hook::ALL {
         let name = hook.name();
@@ -233,6 +226,18 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         })?;
     }
     Ok(Loaded { ebpf, facts })
+}
+
+/// Loads one program.
+fn facts(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFacts, DatapathError> {
+    let program = classifier(ebpf, name)?;
+    program.load().map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
+    let info = program.info().map_err(|e| DatapathError::new(format!("inspect program {name}"), e))?;
+    Ok(ProgramFacts {
+        name,
+        verified_instructions: info.verified_instruction_count().unwrap_or(0),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, DatapathError> {

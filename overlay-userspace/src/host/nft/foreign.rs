@@ -49,6 +49,23 @@ pub struct DropChain {
     pub changed: bool,
 }
 
+impl DropChain {
+    /// The commands that put accepts for the cluster on top of the chain.
+    pub fn commands(&self, cluster: IpNet) -> Vec<String> {
+        if self.family == legacy::FAMILY {
+            return legacy::commands(&legacy::accepts(cluster));
+        }
+        let version = if cluster.addr().is_ipv4() { "ip" } else { "ip6" };
+        let insert = |side| {
+            format!(
+                "nft insert rule {self} {version} {side} {} counter accept comment overlay",
+                cluster.trunc()
+            )
+        };
+        ["daddr", "saddr"].map(insert).into()
+    }
+}
+
 impl fmt::Display for DropChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family, self.table, self.chain)
@@ -60,6 +77,15 @@ impl fmt::Display for DropChain {
 ///
 /// Takes its accepts back from a chain that no longer drops. A chain that cannot be changed is a warning.
 pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
+    examine(cluster, port, true)
+}
+
+/// What [`ensure`] would find, `changed` where it would write; nothing is written.
+pub fn look(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
+    examine(cluster, port, false)
+}
+
+fn examine(cluster: IpNet, port: u16, write: bool) -> Result<Foreign, NftError> {
     let cluster = cluster.trunc();
     let accepts = accepts(cluster);
     let mut foreign = Foreign::default();
@@ -84,7 +110,7 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
         if !chain.forwards() {
             continue;
         }
-        match if held { Ok(false) } else { chain.hold(wanted) } {
+        match if held || !write { Ok(!held) } else { chain.hold(wanted) } {
             Ok(changed) if drops => foreign.chains.push(chain.found(changed)),
             Ok(_) => {}
             Err(error) => foreign.warnings.push(format!(
@@ -93,7 +119,7 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
             )),
         }
     }
-    legacy::ensure(cluster, &mut foreign);
+    legacy::examine(cluster, &mut foreign, write);
     Ok(foreign)
 }
 
