@@ -91,8 +91,10 @@ fn an_anchor_that_is_down_or_gone_is_found() {
         &["overlay.1", "route 10.244.0.0/16", "route 192.0.2.2/32 in table 79"],
     );
     bed.run("ip link del overlay.1");
-    let finding = &bed.doctor(&["--only", "drift"]).expect(&[("drift", "overlay.1")])[0];
-    assert_eq!(finding.what, "the anchor device is missing");
+    // The gateway address goes with it, and so does what prefers it as source.
+    let pod = format!("pod {} on {}", bed.pod_a.addr(), bed.pod_a.host_device());
+    let findings = bed.doctor(&["--only", "drift"]).expect(&[("drift", "overlay.1"), ("drift", &pod)]);
+    assert_eq!(findings[0].what, "the anchor device is missing");
     let seen = bed.doctor(&["--fix"]);
     seen.expect(&[("agent", "agent")]);
     bed.expect_traffic();

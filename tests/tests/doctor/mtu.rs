@@ -11,7 +11,8 @@ use crate::bed::{Bed, doctor};
 fn a_path_that_is_narrower_than_the_device_says_is_measured() {
     let cluster = Cluster::builder().start();
     let (near, far) = (cluster.add_pod("cp", "near"), cluster.add_pod("w2", "far"));
-    // What is longer is dropped without a word: this end of the wire takes no more, the other one does not know.
+    // What is longer is dropped without a word: this end of the wire takes no more (but the four bytes of a VLAN tag), the
+    // other one does not know.
     cluster.router().ip("link set lan-a mtu 1400");
     let echo = |bytes| ping::unfragmented(near.namespace(), far.addr().into(), bytes).unwrap();
     assert!(matches!(echo(1350), Probe::Reply(_)));
@@ -19,21 +20,21 @@ fn a_path_that_is_narrower_than_the_device_says_is_measured() {
     let cp = cluster.node("cp");
     let seen = doctor(cluster.lab(), cp, &[]);
     let finding = &seen.expect(&[("mtu", "path to w2")])[0];
-    assert!(finding.what.contains("carries 1400 bytes, tunnel packets have up to 1500"), "{finding:?}");
-    assert!(finding.remedy.contains("network.mtu = 1350 on all nodes and make the pods anew"), "{finding:?}");
+    assert!(finding.what.contains("carries 1404 bytes, tunnel packets have up to 1500"), "{finding:?}");
+    assert!(finding.remedy.contains("network.mtu = 1354 on all nodes and make the pods anew"), "{finding:?}");
     // As it says.
     let file = overlay_tests::lab::ClusterFile {
-        network: Network { mtu: Some(1350), ..cluster.network().clone() },
+        network: Network { mtu: Some(1354), ..cluster.network().clone() },
         nodes: cluster.entries(),
     };
     cluster.lab().write_cluster(&file);
     within(Duration::from_secs(10), "the agent takes it over", || {
-        cp.status().is_some_and(|status| status["mtu"] == 1350)
+        cp.status().is_some_and(|status| status["mtu"] == 1354)
     });
     drop(near);
     let near = cluster.add_pod("cp", "again");
     doctor(cluster.lab(), cp, &[]).expect_fine();
-    let echo = ping::unfragmented(near.namespace(), far.addr().into(), 1350).unwrap();
+    let echo = ping::unfragmented(near.namespace(), far.addr().into(), 1354).unwrap();
     assert!(matches!(echo, Probe::Reply(_)));
 }
 

@@ -12,15 +12,14 @@ fn a_link_that_has_outlived_its_device_is_removed_by_remedy_or_fix() {
     let links = bed.a.pins().join("links");
     let before = names(&links);
     let wire = before.iter().find(|name| name.starts_with("wire_")).unwrap();
-    bed.run("ip link add dummy7 type dummy");
+    bed.run("ip link add dummy7 type veth peer name dummy8");
     let index = bed.a.namespace().ip_json("link show dev dummy7")[0]["ifindex"].as_u64().unwrap();
     let stale = format!("wire_{index}_from_wire");
     let path = links.join(&stale).display().to_string();
     for by_fix in [false, true] {
         // A second link on a device that then goes.
         bed.run(&format!(
-            "ip link del dummy7 2>/dev/null; ip link add dummy7 index {index} type dummy && \
-             bpftool link show >/dev/null"
+            "ip link del dummy7 2>/dev/null; ip link add dummy7 index {index} type veth peer name dummy8"
         ));
         attach(&bed, "dummy7", &path);
         bed.run("ip link del dummy7");
@@ -87,7 +86,7 @@ fn the_pins_of_another_schema_are_named_and_go_only_when_nothing_hangs_on_them()
     bed.doctor(&["--only", "pins"]).expect_fine();
 
     fs::create_dir_all(other.join("links")).unwrap();
-    bed.run("ip link add dummy7 type dummy");
+    bed.run("ip link add dummy7 type veth peer name dummy8");
     attach(&bed, "dummy7", &other.join("links/wire_7_from_wire").display().to_string());
     let seen = bed.doctor(&["--only", "pins", "--fix"]);
     let finding = &seen.expect(&[("pins", &object)])[0];

@@ -21,7 +21,7 @@ impl Holder {
     #[track_caller]
     fn start(node: &Node, address: &str) -> Self {
         let mut socat = node.namespace().command("socat");
-        socat.args([address, "STDOUT"]).stdin(Stdio::null()).stdout(Stdio::null());
+        socat.args(["-u", address, "STDOUT"]).stdin(Stdio::null()).stdout(Stdio::null());
         let holder = Self(socat.spawn().unwrap());
         let port = address.split([':', ',']).nth(1).unwrap().to_owned();
         within(Duration::from_secs(10), "the port is held", || {
