@@ -35,6 +35,7 @@ mod host_ports;
 mod life;
 pub(crate) mod local;
 pub(crate) mod lock;
+mod mesh;
 mod news;
 mod node_routes;
 mod nodes;

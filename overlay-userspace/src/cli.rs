@@ -97,6 +97,13 @@ struct AgentArgs {
     /// Answer probes (/healthz, /readyz) on this address [default: `agent.health` of the file, or nowhere]
     #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
     health: Option<SocketAddr>,
+    /// Measure the ways to other nodes [default: `agent.mesh.enabled` of the file, or true]
+    #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          require_equals = true)]
+    mesh: Option<bool>,
+    /// UDP port on which the nodes measure the ways between them [default: `agent.mesh.port` of the file, or 8473]
+    #[arg(long, env = "OVERLAY_MESH_PORT", value_name = "PORT")]
+    mesh_port: Option<u16>,
     /// Install the CNI plugin once the network is there [default: `cni.install` of the file, or false]
     #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           require_equals = true)]
@@ -154,7 +161,7 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let AgentArgs { config, node, source, health, install_cni, log, program_log } = args;
+    let AgentArgs { config, node, source, health, mesh, mesh_port, install_cni, log, program_log } = args;
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {
@@ -166,7 +173,7 @@ fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
     logger.init();
     agent::run(&agent::Options {
         config,
-        overrides: Overrides { node, source, health, install_cni },
+        overrides: Overrides { node, source, health, mesh, mesh_port, install_cni },
         pins,
         program_log: program_log as u8,
     })

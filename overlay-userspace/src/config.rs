@@ -19,7 +19,7 @@ use crate::cluster::{NodeSpec, Snapshot, SnapshotError};
 mod tables;
 
 use tables::AgentTable;
-pub use tables::{Cni, Kubernetes, Source, SourceKind};
+pub use tables::{Cni, Kubernetes, Mesh, Source, SourceKind};
 
 /// Where the configuration is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/overlay/overlay.toml";
@@ -162,6 +162,10 @@ pub struct Overrides {
     pub source: Option<SourceKind>,
     /// Where the agent answers probes.
     pub health: Option<SocketAddr>,
+    /// Whether the agent takes part in the health mesh.
+    pub mesh: Option<bool>,
+    /// The port of the health mesh.
+    pub mesh_port: Option<u16>,
     /// Whether the agent installs the CNI plugin.
     pub install_cni: Option<bool>,
 }
@@ -177,6 +181,8 @@ pub struct Settings {
     pub source: Source,
     /// Where the agent answers probes; nowhere when `None`.
     pub health: Option<SocketAddr>,
+    /// The health mesh.
+    pub mesh: Mesh,
     /// What the agent installs.
     pub cni: Cni,
 }
@@ -236,7 +242,11 @@ impl Settings {
             }
         };
         let health = overrides.health.or(file.agent.health);
-        Ok(Self { node, network: file.network, source, health, cni })
+        let mut mesh = file.agent.mesh;
+        mesh.enabled = overrides.mesh.unwrap_or(mesh.enabled);
+        mesh.port = overrides.mesh_port.unwrap_or(mesh.port);
+        mesh.check(file.network.port).map_err(invalid)?;
+        Ok(Self { node, network: file.network, source, health, mesh, cni })
     }
 
     /// What the node is to be like with these nodes.

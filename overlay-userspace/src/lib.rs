@@ -18,4 +18,5 @@ pub mod config;
 pub mod datapath;
 pub mod doctor;
 pub mod host;
+pub mod mesh;
 pub mod ports;

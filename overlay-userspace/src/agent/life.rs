@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     Locks, Options, Trouble, flannel,
     health::Health,
+    mesh::Mesh,
     recall,
     reconcile::{Reconciler, Scope},
     schedule::Schedule,
@@ -34,6 +35,7 @@ pub(super) struct Life<'a> {
     options: &'a Options,
     settings: Settings,
     health: Health,
+    mesh: Option<Mesh>,
     pub(super) schedule: Schedule,
     /// The API; `None` where the file lists the nodes.
     pub(super) source: Option<kubernetes::Source>,
@@ -65,9 +67,11 @@ impl<'a> Life<'a> {
         if let Some(address) = settings.health {
             health.serve(address)?;
         }
+        let mesh = settings.mesh.enabled.then(|| Mesh::spawn(settings.mesh.clone()));
         let mut life = Self {
             options,
             health,
+            mesh,
             schedule: Schedule::default(),
             source: None,
             patience: None,
@@ -110,7 +114,11 @@ impl<'a> Life<'a> {
             (Source::File(_), Source::File(_)) => true,
             (one, other) => one == other,
         };
-        if !same_source || settings.health != self.settings.health || settings.cni != self.settings.cni {
+        if !same_source
+            || settings.health != self.settings.health
+            || settings.mesh != self.settings.mesh
+            || settings.cni != self.settings.cni
+        {
             warn!("source, [kubernetes], [agent] and [cni] are read at the start only: restart the agent");
         }
         if same_source && let Source::File(nodes) = &settings.source {
@@ -255,6 +263,9 @@ impl<'a> Life<'a> {
 
     /// Notes how a pass went.
     fn settle(&mut self, result: anyhow::Result<Vec<anyhow::Error>>) {
+        if let (Some(mesh), Some(running)) = (&self.mesh, &self.running) {
+            mesh.set(running.reconciler.nodes());
+        }
         let problems = result.unwrap_or_else(|error| vec![error]);
         if problems.is_empty() {
             self.schedule.succeeded();

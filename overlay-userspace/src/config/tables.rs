@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::{
     cluster::Snapshot,
     cni::install::{Chained, VERSIONS, file_name},
+    mesh,
 };
 
 /// Where the list of nodes comes from: the key `source`.
@@ -69,6 +70,45 @@ impl Kubernetes {
 #[serde(deny_unknown_fields)]
 pub(super) struct AgentTable {
     pub(super) health: Option<SocketAddr>,
+    #[serde(default)]
+    pub(super) mesh: Mesh,
+}
+
+/// The `[agent.mesh]` table: how the nodes measure the ways between them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mesh {
+    /// Whether this node asks its peers and answers them.
+    pub enabled: bool,
+    /// UDP port, the same on all nodes.
+    pub port: u16,
+    /// Probes a second that this node sends, in all.
+    pub rate: u32,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { enabled: true, port: mesh::PORT, rate: 10 }
+    }
+}
+
+impl Mesh {
+    pub(super) fn check(&self, tunnel: u16) -> Result<(), String> {
+        if self.port == 0 || self.port == tunnel {
+            return Err(format!(
+                "agent.mesh.port {} is no port, or the tunnel's: leave it out for {}",
+                self.port,
+                mesh::PORT
+            ));
+        }
+        if !(1..=1000).contains(&self.rate) {
+            return Err(format!(
+                "agent.mesh.rate {} is outside 1 to 1000: write enabled = false to switch the mesh off",
+                self.rate
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The `[cni]` table: what the agent installs for container runtimes, and where.

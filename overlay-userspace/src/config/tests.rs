@@ -147,14 +147,36 @@ fn what_the_command_line_says_wins() {
         node: Some("n2".into()),
         source: Some(SourceKind::Kubernetes),
         health: Some("127.0.0.1:1".parse().unwrap()),
+        mesh: Some(false),
+        mesh_port: Some(9),
         install_cni: Some(true),
     };
-    let text = "[network]\ncidr = \"10.244.0.0/16\"\n[agent]\nhealth = \"127.0.0.1:2\"\n";
+    let text =
+        "[network]\ncidr = \"10.244.0.0/16\"\n[agent]\nhealth = \"127.0.0.1:2\"\nmesh = { port = 8 }\n";
     let settings = Settings::parse(text, Path::new("x"), &overrides).unwrap();
     assert_eq!(settings.node, "n2");
     assert!(matches!(settings.source, Source::Kubernetes(_)));
     assert_eq!(settings.health, overrides.health);
+    assert_eq!(settings.mesh, Mesh { enabled: false, port: 9, ..Mesh::default() });
     assert!(settings.cni.install);
+}
+
+#[test]
+fn the_mesh_is_on_unless_it_is_switched_off() {
+    let with = |more: &str| settings(&format!("{KUBERNETES}\n{more}")).map(|settings| settings.mesh);
+    assert_eq!(with("").unwrap(), Mesh { enabled: true, port: 8473, rate: 10 });
+    let given = with("[agent.mesh]\nenabled = false\nport = 9000\nrate = 2\n").unwrap();
+    assert_eq!(given, Mesh { enabled: false, port: 9000, rate: 2 });
+    for (mistake, wanted) in [
+        ("port = 0", "agent.mesh.port 0"),
+        ("port = 8472", "the tunnel's"),
+        ("rate = 0", "enabled = false"),
+        ("rate = 5000", "1 to 1000"),
+        ("speed = 1", "speed"),
+    ] {
+        let message = with(&format!("[agent.mesh]\n{mistake}\n")).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{mistake}: {message}");
+    }
 }
 
 #[test]

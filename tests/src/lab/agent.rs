@@ -25,6 +25,8 @@ const LOG_TAIL: usize = 25;
 pub struct AgentOptions {
     /// Its cluster file instead of the lab's.
     pub config: Option<PathBuf>,
+    /// Takes part in the health mesh. Without that the wire is quiet, and what is counted is the tests'.
+    pub mesh: bool,
     /// More arguments after those that the lab passes.
     pub args: Vec<String>,
     /// More environment variables.

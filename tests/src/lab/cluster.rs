@@ -130,6 +130,19 @@ impl ClusterBuilder {
         cluster
     }
 
+    /// Builds the cluster and starts an agent with these options on every node; returns when all are ready.
+    #[track_caller]
+    pub fn start_with(self, options: &AgentOptions) -> Cluster {
+        let cluster = self.build();
+        for node in &cluster.nodes {
+            node.spawn_agent(options);
+        }
+        for node in &cluster.nodes {
+            node.wait_agent_ready();
+        }
+        cluster
+    }
+
     /// Builds the cluster and starts an agent on every node; returns when all are ready.
     #[track_caller]
     pub fn start(self) -> Cluster {

@@ -202,6 +202,7 @@ impl Node {
         let mut command = self.overlay(&["agent", "--node", self.name()]);
         command.arg("--config").arg(options.config.as_ref().unwrap_or(&shared));
         command.arg("--pins").arg(self.pins());
+        command.env("OVERLAY_MESH", options.mesh.to_string());
         command.args(&options.args).envs(options.env.iter().map(|(key, value)| (key, value)));
         command
     }
