@@ -18,6 +18,7 @@ mod icmp;
 mod kernel;
 mod mtu;
 mod nodes;
+mod peers;
 mod pins;
 mod ports;
 mod site;
@@ -174,6 +175,7 @@ pub(crate) const CHECKS: &[&dyn Check] = &[
     &sysctls::Sysctls,
     &firewall::Firewall,
     &mtu::Mtu,
+    &peers::Peers,
     &checksums::Checksums,
     &pins::Pinned,
     &drift::DriftCheck,

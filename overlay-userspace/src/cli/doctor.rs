@@ -41,6 +41,13 @@ pub(super) struct Doctor {
     /// Where the agent answers probes, as for the agent
     #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
     health: Option<SocketAddr>,
+    /// Whether the nodes answer probes, as for the agent
+    #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
+          require_equals = true)]
+    mesh: Option<bool>,
+    /// UDP port of the probes, as for the agent
+    #[arg(long, env = "OVERLAY_MESH_PORT", value_name = "PORT")]
+    mesh_port: Option<u16>,
     /// Whether the agent installs the CNI plugin, as for the agent
     #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           require_equals = true)]
@@ -67,8 +74,9 @@ impl Row for Finding {
 
 /// Runs the checks, and prints what they have found.
 pub(super) fn run(pins: Pins, args: Doctor) -> anyhow::Result<Verdict> {
-    let Doctor { output, only, fix, dry_run, config, node, source, health, install_cni } = args;
-    let overrides = Overrides { node, source, health, install_cni };
+    let Doctor { output, only, fix, dry_run, config, node, source, health, mesh, mesh_port, install_cni } =
+        args;
+    let overrides = Overrides { node, source, health, mesh, mesh_port, install_cni };
     let mut site = Site::read(pins, config, &overrides)?;
     let mut findings = doctor::examine(&site, &only);
     let mut failed = false;

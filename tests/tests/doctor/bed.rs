@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_tests::lab::{ClusterFile, Docker, Lab, Lan, Link, Network, Node, Pod, exec, overlay_binary};
+use overlay_tests::lab::{AgentOptions, ClusterFile, Docker, Lab, Lan, Link, Network, Node, Pod, exec, overlay_binary};
 use overlay_tests::traffic::ping;
 use serde_json::Value;
 
@@ -43,6 +43,11 @@ pub(crate) struct Finding {
     pub(crate) fix: Option<String>,
 }
 
+/// An agent that answers probes.
+pub(crate) fn with_mesh() -> AgentOptions {
+    AgentOptions { mesh: true, ..AgentOptions::default() }
+}
+
 /// A LAN with no nodes on it yet.
 pub(crate) fn lan() -> (Lab, Lan) {
     let lab = Lab::new();
@@ -71,8 +76,8 @@ impl Bed {
         let (lab, lan) = lan();
         let (a, b) = (node(&lab, &lan, "a", 1, Docker::Down), node(&lab, &lan, "b", 2, Docker::Down));
         configure(&lab, &[&a, &b], Network::default(), more);
-        a.start_agent();
-        b.start_agent();
+        a.start_agent_with(&with_mesh());
+        b.start_agent_with(&with_mesh());
         let (pod_a, pod_b) = (a.add_pod(&lab, "pod"), b.add_pod(&lab, "pod"));
         Self { pod_a, pod_b, a, b, lan, lab }
     }

@@ -2,10 +2,10 @@
 
 use overlay_tests::lab::{Cluster, Docker, Network, exec};
 
-use crate::bed::{Bed, configure, diagnosis, doctor, lan, node};
+use crate::bed::{Bed, configure, diagnosis, doctor, lan, node, with_mesh};
 
 /// All checks, in the order of the list.
-const CHECKS: [&str; 13] = [
+const CHECKS: [&str; 14] = [
     "kernel",
     "bpffs",
     "agent",
@@ -16,6 +16,7 @@ const CHECKS: [&str; 13] = [
     "sysctls",
     "firewall",
     "mtu",
+    "peers",
     "checksums",
     "pins",
     "drift",
@@ -23,7 +24,7 @@ const CHECKS: [&str; 13] = [
 
 #[test]
 fn nothing_is_found_on_healthy_nodes_and_every_check_has_looked() {
-    let cluster = Cluster::builder().start();
+    let cluster = Cluster::builder().start_with(&with_mesh());
     let _pods = [cluster.add_pod("cp", "a"), cluster.add_pod("w1", "b"), cluster.add_pod("w2", "c")];
     for node in cluster.nodes() {
         let seen = doctor(cluster.lab(), node, &[]);
@@ -35,7 +36,9 @@ fn nothing_is_found_on_healthy_nodes_and_every_check_has_looked() {
         assert!(seen.findings.iter().all(|finding| !finding.what.is_empty()), "{seen:#?}");
         let mtu = &seen.findings[9].what;
         assert!(mtu.contains("2 of 2 paths carry 1500 bytes"), "{mtu}");
-        let checksums = &seen.findings[10].what;
+        let peers = &seen.findings[10].what;
+        assert!(peers.contains("2 of 2 peers answer packets of 1450 bytes"), "{peers}");
+        let checksums = &seen.findings[11].what;
         assert!(checksums.contains("1 of its pods"), "{checksums}");
     }
 }
@@ -68,7 +71,7 @@ fn a_node_without_overlay_is_looked_at_before_it_comes() {
     for check in ["kernel", "bpffs", "nodes", "ports", "flannel", "firewall", "mtu", "checksums"] {
         assert!(rows.contains(&(check, "ok")), "{check}: {seen:#?}");
     }
-    for check in ["agent", "cni", "sysctls", "pins", "drift"] {
+    for check in ["agent", "cni", "sysctls", "peers", "pins", "drift"] {
         assert!(rows.contains(&(check, "skipped")), "{check}: {seen:#?}");
     }
     assert!(!host.pins().exists());

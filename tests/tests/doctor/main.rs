@@ -23,6 +23,7 @@ mod healthy;
 mod mtu;
 mod nodes;
 mod page;
+mod peers;
 mod pins;
 mod ports;
 mod sysctls;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use overlay_tests::lab::{Cluster, Network, within};
 use overlay_tests::traffic::ping::{self, Probe};
 
-use crate::bed::{Bed, doctor};
+use crate::bed::{Bed, doctor, with_mesh};
 
 #[test]
 fn a_path_that_is_narrower_than_the_device_says_is_measured() {
-    let cluster = Cluster::builder().start();
+    let cluster = Cluster::builder().start_with(&with_mesh());
     let (near, far) = (cluster.add_pod("cp", "near"), cluster.add_pod("w2", "far"));
     // What is longer is dropped without a word: this end of the wire takes no more (but the four bytes of a VLAN tag), the
     // other one does not know.
@@ -19,7 +19,7 @@ fn a_path_that_is_narrower_than_the_device_says_is_measured() {
     assert!(!matches!(echo(1400), Probe::Reply(_)));
     let cp = cluster.node("cp");
     let seen = doctor(cluster.lab(), cp, &[]);
-    let finding = &seen.expect(&[("mtu", "path to w2")])[0];
+    let finding = &seen.expect(&[("mtu", "path to w2"), ("peers", "peer w2")])[0];
     assert!(finding.what.contains("carries 1404 bytes, tunnel packets have up to 1500"), "{finding:?}");
     assert!(finding.remedy.contains("network.mtu = 1354 on all nodes and make the pods anew"), "{finding:?}");
     // As it says.
