@@ -17,14 +17,17 @@
 //! | `STACK_FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | programs | programs, agent, command line |
 //! | `FLOW_SWITCH` | 0 → 0, or 1 once `STACK_FLOWS` has had an entry | programs | programs |
 //! | `HOST_PORTS` | [`HostPort`] → [`HostPortTarget`] | CNI plugin | CNI plugin, agent, command line |
+//! | `CNI_CALLS` | verb → [`CniCalls`] | CNI plugin | agent |
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
+mod calls;
 mod flow;
 mod host_port;
 
+pub use calls::{CNI_BOUNDS_US, CNI_RESULTS, CNI_VERBS, CNI_VERBS_MAX, CniCalls};
 pub use flow::{Flow, FlowKey, FlowKind, STACK_FLOWS_DEFAULT};
 pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget, PortProtocol};
 
@@ -324,6 +327,7 @@ mod tests {
         assert_eq!([offset_of!(HostPort, port), offset_of!(HostPort, protocol)], [16, 18]);
         assert_eq!([offset_of!(HostPortTarget, port), offset_of!(HostPortTarget, owner)], [16, 20]);
         assert_eq!(size_of::<crate::counter::Counter>(), 16);
+        assert_eq!((size_of::<CniCalls>(), offset_of!(CniCalls, sum_ns)), (8 * (32 + 16 + 1), 8 * (32 + 16)));
     }
 
     #[test]

@@ -4,15 +4,15 @@
 use core::borrow::Borrow;
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort,
-        HostPortTarget, Local, NODES_MAX, Node, STACK_FLOWS_DEFAULT,
+        Addr, CNI_VERBS_MAX, CniCalls, DropEvent, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey,
+        HOST_PORTS_MAX, HostPort, HostPortTarget, Local, NODES_MAX, Node, STACK_FLOWS_DEFAULT,
     },
     reason::Reason,
 };
@@ -54,6 +54,10 @@ static FLOW_SWITCH: Array<u32, 1> = Array::new();
 #[btf_map]
 static HOST_PORTS: HashMap<HostPort, HostPortTarget, HOST_PORTS_MAX, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+/// As [`LOCAL`]: written by the CNI plugin.
+#[btf_map]
+static CNI_CALLS: Array<CniCalls, CNI_VERBS_MAX, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// A key on the stack, aligned for word stores (see `encap::Fib`).
 #[repr(C, align(8))]

@@ -39,6 +39,7 @@ mod mesh;
 mod news;
 mod node_routes;
 mod nodes;
+mod observe;
 mod pods;
 pub(crate) mod recall;
 mod reconcile;

@@ -19,9 +19,12 @@
 use std::{
     io::{self, Read as _, Write as _},
     process::ExitCode,
+    time::Instant,
 };
 
 use serde_json::Value;
+
+use crate::datapath::calls::Calls;
 
 mod add;
 mod check;
@@ -92,23 +95,38 @@ pub fn run() -> ExitCode {
 fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
     match request {
         Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
-        Request::Add { attachment, netns, wanted } => {
-            let conf = Conf::parse(stdin)?;
+        Request::Add { attachment, netns, wanted } => counted("ADD", stdin, |conf| {
             // Before anything is made: afterwards it is too late to refuse.
             let previous = conf.previous()?;
-            let added = add::add(attachment, netns, *wanted, &conf)?;
-            Ok(Some(result::result(&added, &conf, previous)))
-        }
+            let added = add::add(attachment, netns, *wanted, conf)?;
+            Ok(Some(result::result(&added, conf, previous)))
+        }),
         Request::Check { attachment, netns } => {
-            check::check(attachment, netns, &Conf::parse(stdin)?).map(|()| None)
+            counted("CHECK", stdin, |conf| check::check(attachment, netns, conf).map(|()| None))
         }
         Request::Del { attachment } => {
-            let conf = Conf::parse(stdin)?;
-            del::del(attachment, &conf.pins).map(|()| None)
+            counted("DEL", stdin, |conf| del::del(attachment, &conf.pins).map(|()| None))
         }
-        Request::Gc => gc::gc(&Conf::parse(stdin)?).map(|()| None),
-        Request::Status => status::status(&Conf::parse(stdin)?).map(|()| None),
+        Request::Gc => counted("GC", stdin, |conf| gc::gc(conf).map(|()| None)),
+        Request::Status => counted("STATUS", stdin, |conf| status::status(conf).map(|()| None)),
     }
+}
+
+/// Does the work of a verb and counts it for the agent's metrics. A configuration that does not say where is not counted.
+fn counted(
+    verb: &str,
+    stdin: &[u8],
+    work: impl FnOnce(&Conf) -> Result<Option<Value>, Failure>,
+) -> Result<Option<Value>, Failure> {
+    let began = Instant::now();
+    let conf = Conf::parse(stdin)?;
+    let result = work(&conf);
+    let code = result.as_ref().err().map_or(0, |failure| failure.code as u32);
+    // No pod waits for a metric, and none goes without network for it.
+    if let Ok(calls) = Calls::open(&conf.pins) {
+        calls.count(verb, code, began.elapsed());
+    }
+    result
 }
 
 #[cfg(test)]

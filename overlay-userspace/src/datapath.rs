@@ -5,6 +5,8 @@
 //! - [`object`]: the embedded object, its constants, loading
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
+//! - [`calls`]: what calls of the CNI plugin have counted
+//! - [`usage`]: how full maps are, and how long programs ran
 //! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the ring buffer of drop records
 //! - [`run`]: one program on one packet, without a wire
@@ -22,6 +24,7 @@ use aya::{
 };
 
 pub mod attach;
+pub mod calls;
 pub mod events;
 pub mod flows;
 pub mod kernel;
@@ -29,6 +32,7 @@ pub mod object;
 pub mod pins;
 pub mod run;
 pub mod tables;
+pub mod usage;
 
 /// What can go wrong between userspace and the kernel side.
 #[derive(Debug, thiserror::Error)]

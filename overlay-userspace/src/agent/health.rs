@@ -1,10 +1,12 @@
-//! Probes over HTTP: `/healthz`, whether the run loop turns, and `/readyz`, whether pods can have a network.
+//! HTTP: the probes `/healthz`, whether the run loop turns, and `/readyz`, whether pods can have a network; beside them what
+//! [`super::observe`] makes: `/metrics`, `/api/status` and a page at `/`. All of it can only be read.
 //!
 //! Ready is said once: when the maps are filled, the programs attached and `LOCAL` published, by this agent. From then on
 //! the node does not need it, and nothing that goes wrong makes it less ready.
 
 use std::{
     convert::Infallible,
+    hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,7 +18,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
     server::conn::http1,
     service::service_fn,
 };
@@ -28,6 +30,8 @@ use tokio::{
     time::sleep,
 };
 
+use super::observe::{Observed, PAGE, Readiness};
+
 /// The run loop turns at least every few seconds; a pass over thousands of nodes takes less than one.
 const STALLED: Duration = Duration::from_mins(1);
 
@@ -35,10 +39,16 @@ const STALLED: Duration = Duration::from_mins(1);
 const CONNECTIONS: usize = 16;
 const REQUEST: Duration = Duration::from_secs(5);
 
+const PLAIN: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+
 /// What the run loop tells, and the probes read. Clones are the same.
 #[derive(Clone, Debug)]
 pub(super) struct Health {
     state: Arc<Mutex<State>>,
+    observed: Observed,
 }
 
 #[derive(Debug)]
@@ -50,9 +60,14 @@ struct State {
 
 impl Health {
     /// Not ready.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(observed: Observed) -> Self {
         let state = State { turned: Instant::now(), waiting: Some("starting".into()) };
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(state)), observed }
+    }
+
+    /// What can be seen beside the probes.
+    pub(super) fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,24 +92,38 @@ impl Health {
         }
     }
 
-    fn answer(&self, method: &Method, path: &str, now: Instant) -> (StatusCode, String) {
-        let state = self.state();
+    fn answer(&self, method: &Method, path: &str, now: Instant) -> Answer {
         if !matches!(*method, Method::GET | Method::HEAD) {
-            return (StatusCode::METHOD_NOT_ALLOWED, "only GET".into());
+            return Answer::plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
         }
+        let (turned, waiting) = {
+            let state = self.state();
+            (state.turned, state.waiting.clone())
+        };
+        let ok = |kind, body| Answer { status: StatusCode::OK, kind, body, nonce: None };
+        let readiness = Readiness { waiting };
         match path {
-            "/healthz" => match now.saturating_duration_since(state.turned) {
-                late if late > STALLED => (
+            "/healthz" => match now.saturating_duration_since(turned) {
+                late if late > STALLED => Answer::plain(
                     StatusCode::SERVICE_UNAVAILABLE,
                     format!("the run loop has not turned for {} s", late.as_secs()),
                 ),
-                _ => (StatusCode::OK, "ok".into()),
+                _ => Answer::plain(StatusCode::OK, "ok"),
             },
-            "/readyz" => match &state.waiting {
-                Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why.clone()),
-                None => (StatusCode::OK, "ok".into()),
+            "/readyz" => match readiness.waiting {
+                Some(why) => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, why),
+                None => Answer::plain(StatusCode::OK, "ok"),
             },
-            _ => (StatusCode::NOT_FOUND, "there are /healthz and /readyz".into()),
+            "/metrics" => ok(METRICS, self.observed.metrics(&readiness)),
+            "/api/status" => ok(JSON, self.observed.status(&readiness)),
+            "/" => {
+                let nonce = format!("{:016x}", RandomState::new().hash_one(now));
+                Answer { nonce: Some(nonce.clone()), ..ok(HTML, PAGE.replace("@NONCE@", &nonce)) }
+            }
+            _ => Answer::plain(
+                StatusCode::NOT_FOUND,
+                "there are /, /api/status, /metrics, /healthz and /readyz",
+            ),
         }
     }
 
@@ -108,9 +137,44 @@ impl Health {
         let listener = listen().with_context(|| {
             format!("answer probes on {address}: choose another address with agent.health or --health")
         })?;
-        info!("probes are answered on http://{address}/healthz and /readyz");
+        info!("metrics and a page are on http://{address}/, probes on /healthz and /readyz");
         tokio::spawn(accept(listener, self.clone()));
         Ok(())
+    }
+}
+
+/// What a request gets.
+struct Answer {
+    status: StatusCode,
+    kind: &'static str,
+    body: String,
+    /// Of the page: what its scripts and styles are recognised by.
+    nonce: Option<String>,
+}
+
+impl Answer {
+    fn plain(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, kind: PLAIN, body: text.into() + "\n", nonce: None }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let Self { status, kind, body, nonce } = self;
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if let Some(nonce) = nonce {
+            let policy = format!(
+                "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+                 base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            );
+            if let Ok(policy) = HeaderValue::from_str(&policy) {
+                headers.insert(CONTENT_SECURITY_POLICY, policy);
+            }
+        }
+        response
     }
 }
 
@@ -138,11 +202,8 @@ async fn accept(listener: TcpListener, health: Health) {
 
 async fn converse(stream: TcpStream, health: Health) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let (status, text) = health.answer(request.method(), request.uri().path(), Instant::now());
-        let mut response = Response::new(Full::new(Bytes::from(format!("{text}\n"))));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        std::future::ready(Ok::<_, Infallible>(response))
+        let answer = health.answer(request.method(), request.uri().path(), Instant::now());
+        std::future::ready(Ok::<_, Infallible>(answer.into_response()))
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(REQUEST).keep_alive(false);
@@ -154,16 +215,21 @@ async fn converse(stream: TcpStream, health: Health) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::pins::Pins;
+
+    fn health() -> Health {
+        Health::new(Observed::new(Pins::new("/nowhere"), None))
+    }
 
     #[track_caller]
     fn get(health: &Health, path: &str, after: Duration) -> (u16, String) {
-        let (status, text) = health.answer(&Method::GET, path, Instant::now() + after);
-        (status.as_u16(), text)
+        let answer = health.answer(&Method::GET, path, Instant::now() + after);
+        (answer.status.as_u16(), answer.body.trim_end().to_owned())
     }
 
     #[test]
     fn ready_is_said_once_and_for_all() {
-        let health = Health::new();
+        let health = health();
         assert_eq!(get(&health, "/readyz", Duration::ZERO), (503, "starting".into()));
         health.waits_for("a podCIDR");
         assert_eq!(get(&health, "/readyz", Duration::ZERO), (503, "a podCIDR".into()));
@@ -175,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_does_not_turn_is_not_healthy() {
-        let health = Health::new();
+        let health = health();
         health.turn();
         let (status, text) = get(&health, "/healthz", STALLED * 2);
         assert_eq!(status, 503);
@@ -184,8 +250,43 @@ mod tests {
 
     #[test]
     fn other_requests_are_told_so() {
-        let health = Health::new();
-        assert_eq!(get(&health, "/", Duration::ZERO).0, 404);
-        assert_eq!(health.answer(&Method::POST, "/readyz", Instant::now()).0, StatusCode::METHOD_NOT_ALLOWED);
+        let health = health();
+        assert_eq!(get(&health, "/etc/passwd", Duration::ZERO).0, 404);
+        let answer = health.answer(&Method::POST, "/readyz", Instant::now());
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[test]
+    fn before_there_are_pins_metrics_and_status_say_what_there_is() {
+        let health = health();
+        let (status, text) = get(&health, "/metrics", Duration::ZERO);
+        assert_eq!(status, 200);
+        assert!(text.contains("\noverlay_ready 0\n"), "{text}");
+        assert!(!text.contains("overlay_nodes"), "{text}");
+        let (_, text) = get(&health, "/api/status", Duration::ZERO);
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&object["ready"], &object["waiting"]), (&false.into(), &"starting".into()));
+        assert!(object["error"].as_str().unwrap().contains("agent"), "{text}");
+    }
+
+    #[test]
+    fn the_page_runs_its_own_script_and_no_other() {
+        let pages = [(); 2].map(|()| health().answer(&Method::GET, "/", Instant::now()).into_response());
+        let policies = pages.each_ref().map(|page| page.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap());
+        assert_ne!(policies[0], policies[1]);
+        assert!(policies[0].starts_with("default-src 'none'; script-src 'nonce-"), "{}", policies[0]);
+        for (at, _) in PAGE.match_indices("<script").chain(PAGE.match_indices("<style")) {
+            let tag = PAGE[at..].split_once('>').unwrap().0;
+            assert!(tag.ends_with(" nonce=\"@NONCE@\""), "{tag}");
+        }
+        for (at, _) in PAGE.match_indices("://") {
+            assert!(
+                PAGE[..at].ends_with("http") && PAGE[at..].starts_with("://www.w3.org/"),
+                "an external resource"
+            );
+        }
+        for never in ["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", " style=\""] {
+            assert!(!PAGE.contains(never), "{never}");
+        }
     }
 }

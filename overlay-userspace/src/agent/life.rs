@@ -12,6 +12,7 @@ use super::{
     Locks, Options, Trouble, flannel,
     health::Health,
     mesh::Mesh,
+    observe::Observed,
     recall,
     reconcile::{Reconciler, Scope},
     schedule::Schedule,
@@ -35,7 +36,6 @@ pub(super) struct Life<'a> {
     options: &'a Options,
     settings: Settings,
     health: Health,
-    mesh: Option<Mesh>,
     pub(super) schedule: Schedule,
     /// The API; `None` where the file lists the nodes.
     pub(super) source: Option<kubernetes::Source>,
@@ -63,15 +63,14 @@ pub(super) struct Running {
 impl<'a> Life<'a> {
     /// With the `file` source, the whole start.
     pub(super) async fn begin(options: &'a Options, settings: Settings) -> anyhow::Result<Self> {
-        let health = Health::new();
+        let mesh = settings.mesh.enabled.then(|| Mesh::spawn(settings.mesh.clone()));
+        let health = Health::new(Observed::new(options.pins.clone(), mesh));
         if let Some(address) = settings.health {
             health.serve(address)?;
         }
-        let mesh = settings.mesh.enabled.then(|| Mesh::spawn(settings.mesh.clone()));
         let mut life = Self {
             options,
             health,
-            mesh,
             schedule: Schedule::default(),
             source: None,
             patience: None,
@@ -101,6 +100,9 @@ impl<'a> Life<'a> {
     /// The run loop turns.
     pub(super) fn turn(&self) {
         self.health.turn();
+        if let Some(source) = &self.source {
+            self.health.observed().activity().source(source.outage().map_or(Ok(()), Err));
+        }
     }
 
     /// What has to be looked at because of a change in the kernel.
@@ -148,7 +150,9 @@ impl<'a> Life<'a> {
             self.survey();
         }
         if let Some(running) = &mut self.running {
+            let began = Instant::now();
             let result = running.reconciler.run(scope);
+            self.health.observed().activity().pass(scope, began.elapsed());
             self.settle(result);
             if scope == Scope::Everything {
                 self.install();
@@ -250,7 +254,9 @@ impl<'a> Life<'a> {
     fn start(&mut self, config: Config, recalled: bool) -> anyhow::Result<()> {
         flannel::check(&self.settings)?;
         let mut reconciler = Reconciler::new(self.options, config);
+        let began = Instant::now();
         let (locks, problems) = start(self.options, &mut reconciler)?;
+        self.health.observed().activity().pass(Scope::Everything, began.elapsed());
         let Settings { node, .. } = &self.settings;
         info!("node {node} is ready; pins are in {}", self.options.pins.root().display());
         self.running = Some(Running { reconciler, _locks: locks, recalled });
@@ -263,17 +269,21 @@ impl<'a> Life<'a> {
 
     /// Notes how a pass went.
     fn settle(&mut self, result: anyhow::Result<Vec<anyhow::Error>>) {
-        if let (Some(mesh), Some(running)) = (&self.mesh, &self.running) {
+        let observed = self.health.observed();
+        if let (Some(mesh), Some(running)) = (&observed.mesh, &self.running) {
             mesh.set(running.reconciler.nodes());
         }
         let problems = result.unwrap_or_else(|error| vec![error]);
+        let problems: Vec<_> = problems.iter().map(|error| format!("{error:#}")).collect();
         if problems.is_empty() {
             self.schedule.succeeded();
             self.trouble.over();
         } else {
             self.schedule.failed();
-            self.trouble.is(problems.iter().map(|error| format!("{error:#}")).collect::<Vec<_>>().join("; "));
+            self.trouble.is(problems.join("; "));
         }
+        observed.activity().settled(problems, Instant::now().into_std());
+        observed.sample();
     }
 
     /// What comes after the network is there: the plugin and its configuration, and the condition of the Node.

@@ -104,6 +104,11 @@ impl Mesh {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The port, and the probes a second that leave this node.
+    pub(super) fn settings(&self) -> (u16, u32) {
+        (self.shared.settings.port, self.shared.settings.rate)
+    }
+
     /// Takes over the list of nodes, if it is another one.
     pub(super) fn set(&self, nodes: &Snapshot) {
         let mut hasher = DefaultHasher::new();

@@ -13,8 +13,8 @@ use aya_log::EbpfLogger;
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
-        Addr, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX, HostPort, HostPortTarget,
-        Local, NODES_MAX, Node,
+        Addr, CNI_VERBS_MAX, CniCalls, ENDPOINTS_MAX, EVENTS_BYTES, Endpoint, Flow, FlowKey, HOST_PORTS_MAX,
+        HostPort, HostPortTarget, Local, NODES_MAX, Node,
     },
     reason::{Hook, Reason},
 };
@@ -82,6 +82,8 @@ struct Layout {
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
 const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE` (Linux 5.5).
+const MMAPABLE: u32 = 1 << 10;
 
 /// `BPF_FIB_LOOKUP_DIRECT` (Linux 4.18): the main table without policy rules.
 const FIB_LOOKUP_DIRECT: u32 = 1;
@@ -90,7 +92,7 @@ const FIB_LOOKUP_DIRECT: u32 = 1;
 const ANY: usize = 0;
 
 #[rustfmt::skip]
-const LAYOUTS: [Layout; 10] = [
+const LAYOUTS: [Layout; 11] = [
     Layout { name: "NODES", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Node>(), entries: NODES_MAX, flags: NO_PREALLOC },
     Layout { name: "ENDPOINTS", map_type: MapType::Hash, key: size_of::<Addr>(), value: size_of::<Endpoint>(), entries: ENDPOINTS_MAX, flags: NO_PREALLOC },
     Layout { name: "LOCAL", map_type: MapType::Array, key: 4, value: size_of::<Local>(), entries: 1, flags: 0 },
@@ -102,6 +104,7 @@ const LAYOUTS: [Layout; 10] = [
     Layout { name: "STACK_FLOWS", map_type: MapType::LruHash, key: size_of::<FlowKey>(), value: size_of::<Flow>(), entries: ANY, flags: 0 },
     Layout { name: "FLOW_SWITCH", map_type: MapType::Array, key: 4, value: 4, entries: 1, flags: 0 },
     Layout { name: "HOST_PORTS", map_type: MapType::Hash, key: size_of::<HostPort>(), value: size_of::<HostPortTarget>(), entries: HOST_PORTS_MAX, flags: NO_PREALLOC },
+    Layout { name: "CNI_CALLS", map_type: MapType::Array, key: 4, value: size_of::<CniCalls>(), entries: CNI_VERBS_MAX, flags: MMAPABLE },
 ];
 
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.

@@ -56,6 +56,7 @@ impl Fresh {
             assert_eq!(
                 pinned("maps"),
                 [
+                    "CNI_CALLS",
                     "COUNTERS",
                     "DROPS",
                     "ENDPOINTS",
