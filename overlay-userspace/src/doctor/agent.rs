@@ -8,11 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use serde_json::Value;
 
 use super::{Check, Report, Site};
 
 pub(super) struct Agent;
 
+/// The longest answer that is read: `/api/status` of a large node.
+const ANSWER: u64 = 4 << 20;
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(3);
 
@@ -66,9 +69,35 @@ impl Check for Agent {
                 }
             }
         }
+        problems(address, report)?;
         report.saw(format!("process {pid} is healthy and ready"));
         Ok(())
     }
+}
+
+/// What the agent's last pass could not do, and whether it hears the API server.
+fn problems(address: SocketAddr, report: &mut Report) -> anyhow::Result<()> {
+    let (status, text) = get(address, "/api/status")?;
+    // An agent that is older than this doctor.
+    if status != 200 {
+        return Ok(());
+    }
+    let state: Value = serde_json::from_str(&text).context("read /api/status of the agent")?;
+    let problems: Vec<_> =
+        state["problems"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !problems.is_empty() {
+        report
+            .error("agent", "cannot do all that it should")
+            .evidence(problems.join("; "))
+            .remedy("put right what the evidence says");
+    }
+    if let Some(outage) = state["api_server"]["outage"].as_str() {
+        report
+            .error("agent", "does not hear the API server: it goes by the nodes that it knows")
+            .evidence(outage)
+            .remedy("see the check nodes; if that one is fine, restart the agent");
+    }
+    Ok(())
 }
 
 fn is_stopped(pid: u32) -> bool {
@@ -83,7 +112,7 @@ fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     stream.set_read_timeout(Some(LIMIT)).context("wait for the answer")?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("ask")?;
     let mut answer = String::new();
-    stream.take(1 << 16).read_to_string(&mut answer).context("read the answer")?;
+    stream.take(ANSWER).read_to_string(&mut answer).context("read the answer")?;
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let text = answer.split_once("\r\n\r\n").map_or("", |(_, text)| text.trim());
     Ok((status.ok_or_else(|| anyhow!("not an answer of HTTP"))?, text.to_owned()))

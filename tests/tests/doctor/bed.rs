@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use overlay_tests::lab::{AgentOptions, ClusterFile, Docker, Lab, Lan, Link, Network, Node, Pod, exec, overlay_binary};
+use overlay_tests::lab::{
+    AgentOptions, ClusterFile, Docker, Lab, Lan, Link, Network, Node, Pod, exec, overlay_binary,
+};
 use overlay_tests::traffic::ping;
 use serde_json::Value;
 
@@ -186,6 +188,7 @@ impl Diagnosis {
         let error = problems.iter().any(|finding| finding.severity == "error");
         assert_eq!(self.status, if error { 3 } else { 0 }, "{self:#?}");
         for finding in &problems {
+            crate::page::explains(finding);
             for (text, what) in
                 [(&finding.what, "what"), (&finding.evidence, "evidence"), (&finding.remedy, "remedy")]
             {

@@ -36,7 +36,7 @@ fn damaged(bed: &Bed) -> Vec<u8> {
 }
 
 #[test]
-fn a_pod_that_receives_damaged_packets_is_named_while_they_come() {
+pub(crate) fn a_pod_that_receives_damaged_packets_is_named_while_they_come() {
     let bed = Bed::start();
     let frame = damaged(&bed);
     // The kernel looks at the checksum when somebody reads.

@@ -27,7 +27,7 @@ fn installed() -> Bed {
 }
 
 #[test]
-fn a_plugin_that_is_missing_is_installed_by_what_the_finding_says() {
+pub(crate) fn a_plugin_that_is_missing_is_installed_by_what_the_finding_says() {
     let bed = installed();
     let seen = bed.doctor(&[]);
     seen.expect_fine();
@@ -47,7 +47,7 @@ fn a_plugin_that_is_missing_is_installed_by_what_the_finding_says() {
 }
 
 #[test]
-fn a_list_that_comes_before_overlays_is_named() {
+pub(crate) fn a_list_that_comes_before_overlays_is_named() {
     let bed = installed();
     let other = bed.lab.dir().join("cni/net.d/05-bridge.conflist");
     fs::write(&other, r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge"}]}"#).unwrap();
@@ -59,7 +59,7 @@ fn a_list_that_comes_before_overlays_is_named() {
 }
 
 #[test]
-fn a_subnet_without_a_free_address_is_named() {
+pub(crate) fn a_subnet_without_a_free_address_is_named() {
     let (lab, lan) = lan();
     let node = Node::builder("a", "192.0.2.1/24".parse().unwrap(), "10.244.1.0/29".parse().unwrap());
     let node = node.docker(Docker::Absent).on_lan(&lab, &lan);

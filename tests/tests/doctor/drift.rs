@@ -39,7 +39,7 @@ fn found_and_cured(bed: &Bed, objects: &[&str]) {
 }
 
 #[test]
-fn routes_rules_and_filters_that_are_gone_are_found() {
+pub(crate) fn routes_rules_and_filters_that_are_gone_are_found() {
     let bed = Bed::start();
     breaks(
         &bed,
@@ -63,7 +63,7 @@ fn routes_rules_and_filters_that_are_gone_are_found() {
 }
 
 #[test]
-fn an_anchor_that_was_changed_is_found() {
+pub(crate) fn an_anchor_that_was_changed_is_found() {
     let bed = Bed::start();
     bed.a.kill_agent(Signal::SIGKILL);
     for (command, what) in [
@@ -82,7 +82,7 @@ fn an_anchor_that_was_changed_is_found() {
 }
 
 #[test]
-fn an_anchor_that_is_down_or_gone_is_found() {
+pub(crate) fn an_anchor_that_is_down_or_gone_is_found() {
     let bed = Bed::start();
     breaks(
         &bed,
@@ -101,7 +101,7 @@ fn an_anchor_that_is_down_or_gone_is_found() {
 }
 
 #[test]
-fn programs_that_are_not_attached_are_found() {
+pub(crate) fn programs_that_are_not_attached_are_found() {
     let bed = Bed::start();
     let device = bed.pod_a.host_device();
     let links = bed.a.pins().join("links");
@@ -120,7 +120,7 @@ fn programs_that_are_not_attached_are_found() {
 }
 
 #[test]
-fn entries_that_are_missing_wrong_or_too_many_are_found() {
+pub(crate) fn entries_that_are_missing_wrong_or_too_many_are_found() {
     let bed = Bed::start();
     bed.a.kill_agent(Signal::SIGKILL);
     let mut nodes = Nodes::open(&Pins::new(bed.a.pins())).unwrap();
@@ -134,7 +134,7 @@ fn entries_that_are_missing_wrong_or_too_many_are_found() {
 }
 
 #[test]
-fn the_ways_to_a_pod_that_were_removed_are_found() {
+pub(crate) fn the_ways_to_a_pod_that_were_removed_are_found() {
     let bed = Bed::start();
     let (device, address) = (bed.pod_a.host_device(), bed.pod_a.addr());
     breaks(
@@ -153,7 +153,7 @@ fn the_ways_to_a_pod_that_were_removed_are_found() {
 }
 
 #[test]
-fn a_configuration_that_nobody_has_taken_over_is_found() {
+pub(crate) fn a_configuration_that_nobody_has_taken_over_is_found() {
     let bed = Bed::start();
     bed.a.kill_agent(Signal::SIGKILL);
     let third = Node::builder("c", "192.0.2.3/24".parse().unwrap(), "10.244.3.0/24".parse().unwrap());
@@ -173,7 +173,7 @@ fn a_configuration_that_nobody_has_taken_over_is_found() {
 }
 
 #[test]
-fn an_agent_that_runs_puts_it_right_before_anybody_asks() {
+pub(crate) fn an_agent_that_runs_puts_it_right_before_anybody_asks() {
     let bed = Bed::start();
     bed.run("nft delete table ip overlay; ip route del 10.244.0.0/16 dev overlay.1");
     let seen = bed.doctor(&["--fix"]);

@@ -10,7 +10,7 @@ const CLOSED: &str = "table inet closed {
 ";
 
 #[test]
-fn a_chain_that_drops_is_named_and_opened_by_remedy_or_fix() {
+pub(crate) fn a_chain_that_drops_is_named_and_opened_by_remedy_or_fix() {
     let bed = Bed::start();
     bed.a.stop_agent();
     let host = bed.a.namespace();
@@ -35,7 +35,7 @@ fn a_chain_that_drops_is_named_and_opened_by_remedy_or_fix() {
 }
 
 #[test]
-fn dockers_chain_without_the_accepts_is_named() {
+pub(crate) fn dockers_chain_without_the_accepts_is_named() {
     let bed = Bed::start();
     bed.a.stop_agent();
     bed.run("iptables-nft -S FORWARD | grep overlay | sed s/-A/-D/ | while read r; do iptables-nft $r; done");
@@ -48,7 +48,7 @@ fn dockers_chain_without_the_accepts_is_named() {
 }
 
 #[test]
-fn a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_remedy() {
+pub(crate) fn a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_remedy() {
     let bed = Bed::start();
     let script = "table inet hard {
         chain input { type filter hook input priority filter; policy drop; ct state established accept; icmp type echo-request accept; icmp type echo-reply accept; }

@@ -37,7 +37,7 @@ fn leave(bed: &Bed) {
 }
 
 #[test]
-fn leftovers_are_named_and_each_remedy_removes_one() {
+pub(crate) fn leftovers_are_named_and_each_remedy_removes_one() {
     let bed = Bed::start();
     leave(&bed);
     let mut wanted = vec![("flannel", "cni0"), ("flannel", "flannel.7"), TABLE];
@@ -57,7 +57,7 @@ fn leftovers_are_named_and_each_remedy_removes_one() {
 }
 
 #[test]
-fn leftovers_are_removed_only_when_asked_for_by_name() {
+pub(crate) fn leftovers_are_removed_only_when_asked_for_by_name() {
     let bed = Bed::start();
     leave(&bed);
     bed.a.namespace().ip("link add name pod type veth peer name podp");
@@ -81,7 +81,7 @@ fn leftovers_are_removed_only_when_asked_for_by_name() {
 }
 
 #[test]
-fn the_device_of_a_flannel_that_has_the_port_is_found_before_overlay_comes() {
+pub(crate) fn the_device_of_a_flannel_that_has_the_port_is_found_before_overlay_comes() {
     let (lab, lan) = lan();
     let host = node(&lab, &lan, "a", 1, Docker::Absent);
     configure(&lab, &[&host], Network::default(), "");
@@ -95,7 +95,7 @@ fn the_device_of_a_flannel_that_has_the_port_is_found_before_overlay_comes() {
 }
 
 #[test]
-fn the_file_of_flannels_plugin_is_named_and_removed_by_the_remedy() {
+pub(crate) fn the_file_of_flannels_plugin_is_named_and_removed_by_the_remedy() {
     let bed = Bed::start();
     // A `/run` of its own, with all that is in the real one.
     let script = |then: &str| {

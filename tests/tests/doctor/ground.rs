@@ -5,7 +5,7 @@ use overlay_tests::lab::{Docker, Network, exec};
 use crate::bed::{Bed, Finding, configure, diagnosis, in_mounts, lan, node};
 
 #[test]
-fn a_kernel_that_is_too_old_is_named() {
+pub(crate) fn a_kernel_that_is_too_old_is_named() {
     let bed = Bed::start();
     let mut old = bed.a.namespace().command("setarch");
     old.args([std::env::consts::ARCH, "--uname-2.6"]).arg(overlay_tests::lab::overlay_binary());
@@ -19,7 +19,7 @@ fn a_kernel_that_is_too_old_is_named() {
 }
 
 #[test]
-fn a_kernel_that_hides_its_types_and_one_that_does_not_compile_are_named() {
+pub(crate) fn a_kernel_that_hides_its_types_and_one_that_does_not_compile_are_named() {
     let bed = Bed::start();
     let script = "mount -t tmpfs none /sys/kernel/btf; exec \"$OVERLAY\" doctor -o json --only kernel";
     let seen = diagnosis(&mut in_mounts(&bed.lab, &bed.a, script));
@@ -36,7 +36,7 @@ fn a_kernel_that_hides_its_types_and_one_that_does_not_compile_are_named() {
 }
 
 #[test]
-fn a_place_for_pins_that_is_no_bpf_file_system_is_named() {
+pub(crate) fn a_place_for_pins_that_is_no_bpf_file_system_is_named() {
     let (lab, lan) = lan();
     let (a, b) = (node(&lab, &lan, "a", 1, Docker::Down), node(&lab, &lan, "b", 2, Docker::Down));
     configure(&lab, &[&a, &b], Network::default(), "");

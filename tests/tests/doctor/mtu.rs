@@ -8,7 +8,7 @@ use overlay_tests::traffic::ping::{self, Probe};
 use crate::bed::{Bed, doctor, with_mesh};
 
 #[test]
-fn a_path_that_is_narrower_than_the_device_says_is_measured() {
+pub(crate) fn a_path_that_is_narrower_than_the_device_says_is_measured() {
     let cluster = Cluster::builder().start_with(&with_mesh());
     let (near, far) = (cluster.add_pod("cp", "near"), cluster.add_pod("w2", "far"));
     // What is longer is dropped without a word: this end of the wire takes no more (but the four bytes of a VLAN tag), the
@@ -39,7 +39,7 @@ fn a_path_that_is_narrower_than_the_device_says_is_measured() {
 }
 
 #[test]
-fn a_pod_that_was_made_for_a_larger_underlay_is_named() {
+pub(crate) fn a_pod_that_was_made_for_a_larger_underlay_is_named() {
     let bed = Bed::start();
     bed.a.namespace().ip("link set eth0 mtu 1400");
     within(Duration::from_secs(10), "the agent takes it over", || {
@@ -55,7 +55,7 @@ fn a_pod_that_was_made_for_a_larger_underlay_is_named() {
 }
 
 #[test]
-fn a_configured_mtu_that_does_not_fit_is_named() {
+pub(crate) fn a_configured_mtu_that_does_not_fit_is_named() {
     let bed = Bed::start();
     let network = Network { mtu: Some(1500), ..Network::default() };
     crate::bed::configure(&bed.lab, &[&bed.a, &bed.b], network, "");

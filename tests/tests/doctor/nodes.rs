@@ -1,14 +1,15 @@
 //! Where the list of nodes comes from.
 
 use std::fs;
+use std::time::Duration;
 
 use overlay_tests::api::{Api, kubeconfig, node, younger};
-use overlay_tests::lab::{Docker, Lab, Lan, Network, Node};
+use overlay_tests::lab::{Docker, Lab, Lan, Network, Node, within};
 
 use crate::bed::{Bed, configure, doctor, lan, node as lab_node};
 
 #[test]
-fn a_configuration_that_is_not_valid_is_named_with_its_line() {
+pub(crate) fn a_configuration_that_is_not_valid_is_named_with_its_line() {
     let bed = Bed::start();
     let file = bed.lab.cluster_file();
     let good = fs::read_to_string(&file).unwrap();
@@ -42,7 +43,8 @@ impl Cluster {
         let config = lab.dir().join("kubeconfig");
         fs::write(&config, kubeconfig(API.parse().unwrap())).unwrap();
         let text = format!(
-            "source = \"kubernetes\"\n[network]\ncidr = \"10.244.0.0/16\"\n[kubernetes]\nkubeconfig = \"{}\"\n",
+            "source = \"kubernetes\"\n[network]\ncidr = \"10.244.0.0/16\"\n[agent]\nhealth = \"127.0.0.1:9879\"\n\
+             [kubernetes]\nkubeconfig = \"{}\"\n",
             config.display()
         );
         fs::write(lab.cluster_file(), text).unwrap();
@@ -54,21 +56,26 @@ impl Cluster {
 }
 
 #[test]
-fn an_api_server_that_does_not_answer_is_named_with_its_reason() {
+pub(crate) fn an_api_server_that_does_not_answer_is_named_with_its_reason() {
     let cluster = Cluster::start();
     let b = ("peers", "peer b");
     doctor(&cluster.lab, &cluster.node, &[]).expect(&[b]);
     cluster.api.stop();
+    let heard = || doctor(&cluster.lab, &cluster.node, &["--only", "agent"]).problems().is_empty();
+    within(Duration::from_secs(20), "the agent has noticed", || !heard());
     let seen = doctor(&cluster.lab, &cluster.node, &[]);
-    let finding = &seen.expect(&[("nodes", "API server"), ("peers", "peer 192.0.2.2")])[0];
+    let findings = seen.expect(&[("nodes", "API server"), ("agent", "agent"), ("peers", "peer 192.0.2.2")]);
+    assert!(findings[1].what.contains("does not hear the API server"), "{findings:#?}");
+    let finding = &findings[0];
     assert!(finding.what.contains("the 2 nodes that are pinned stay in force"), "{finding:?}");
     assert!(finding.evidence.to_lowercase().contains("connect"), "{finding:?}");
     cluster.api.start();
+    within(Duration::from_secs(20), "the agent has noticed", heard);
     doctor(&cluster.lab, &cluster.node, &[]).expect(&[b]);
 }
 
 #[test]
-fn a_node_that_contradicts_another_is_named() {
+pub(crate) fn a_node_that_contradicts_another_is_named() {
     let cluster = Cluster::start();
     cluster.api.put(younger(node("twin", "192.0.2.2", "10.244.7.0/24"), 40));
     let seen = doctor(&cluster.lab, &cluster.node, &[]);
@@ -79,7 +86,7 @@ fn a_node_that_contradicts_another_is_named() {
 }
 
 #[test]
-fn a_node_that_the_source_does_not_have_is_told_so() {
+pub(crate) fn a_node_that_the_source_does_not_have_is_told_so() {
     let (lab, lan) = lan();
     let (a, b) = (lab_node(&lab, &lan, "a", 1, Docker::Absent), lab_node(&lab, &lan, "b", 2, Docker::Absent));
     configure(&lab, &[&b], Network::default(), "");

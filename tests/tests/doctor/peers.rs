@@ -8,9 +8,8 @@ use crate::bed::{Bed, with_mesh};
 
 /// What a firewall between the nodes drops.
 fn cut(bed: &Bed, what: &str) {
-    let script = format!(
-        "table bridge cut {{ chain c {{ type filter hook forward priority 0; {what} drop; }}; }}"
-    );
+    let script =
+        format!("table bridge cut {{ chain c {{ type filter hook forward priority 0; {what} drop; }}; }}");
     exec::must(bed.lan.switch().command("nft").args(["-f", "-"]), &script);
 }
 
@@ -19,7 +18,7 @@ fn uncut(bed: &Bed) {
 }
 
 #[test]
-fn a_peer_whose_tunnel_port_is_shut_is_named_and_told_from_one_that_is_away() {
+pub(crate) fn a_peer_whose_tunnel_port_is_shut_is_named_and_told_from_one_that_is_away() {
     let bed = Bed::start();
     cut(&bed, "ip daddr 192.0.2.2 udp dport 8472");
     assert!(ping::ping(bed.pod_a.namespace(), bed.pod_b.addr().into()).is_err());
@@ -39,7 +38,7 @@ fn a_peer_whose_tunnel_port_is_shut_is_named_and_told_from_one_that_is_away() {
 }
 
 #[test]
-fn a_peer_that_gets_small_packets_only_is_named() {
+pub(crate) fn a_peer_that_gets_small_packets_only_is_named() {
     let bed = Bed::start();
     cut(&bed, "ip length > 1000");
     let findings = bed.doctor(&[]).expect(&[("mtu", "path to b"), ("peers", "peer b")]);
@@ -49,7 +48,7 @@ fn a_peer_that_gets_small_packets_only_is_named() {
 }
 
 #[test]
-fn a_peer_without_an_agent_is_told_from_one_that_is_not_reached() {
+pub(crate) fn a_peer_without_an_agent_is_told_from_one_that_is_not_reached() {
     let bed = Bed::start();
     bed.b.kill_agent(Signal::SIGKILL);
     let finding = &bed.doctor(&[]).expect(&[("peers", "peer b")])[0];

@@ -5,7 +5,7 @@ use std::fs;
 use crate::bed::{Bed, names};
 
 #[test]
-fn a_link_that_has_outlived_its_device_is_removed_by_remedy_or_fix() {
+pub(crate) fn a_link_that_has_outlived_its_device_is_removed_by_remedy_or_fix() {
     let bed = Bed::start();
     bed.a.stop_agent();
     // The underlay's device is replaced, as by a driver that is loaded anew.
@@ -52,7 +52,7 @@ fn attach(bed: &Bed, device: &str, link: &str) {
 }
 
 #[test]
-fn a_pod_whose_device_is_gone_gives_its_address_back_by_fix_alone() {
+pub(crate) fn a_pod_whose_device_is_gone_gives_its_address_back_by_fix_alone() {
     let bed = Bed::start();
     let address = bed.pod_a.addr();
     bed.run(&format!("ip link del {}", bed.pod_a.host_device()));
@@ -74,7 +74,7 @@ fn a_pod_whose_device_is_gone_gives_its_address_back_by_fix_alone() {
 }
 
 #[test]
-fn the_pins_of_another_schema_are_named_and_go_only_when_nothing_hangs_on_them() {
+pub(crate) fn the_pins_of_another_schema_are_named_and_go_only_when_nothing_hangs_on_them() {
     let bed = Bed::start();
     let other = bed.a.pins().parent().unwrap().join("v999");
     for directory in ["maps", "links"] {

@@ -40,7 +40,7 @@ impl Drop for Holder {
 }
 
 #[test]
-fn a_process_that_has_the_tunnels_port_is_named_and_killed_by_the_remedy() {
+pub(crate) fn a_process_that_has_the_tunnels_port_is_named_and_killed_by_the_remedy() {
     let (host, _lan, lab) = bed("");
     let mut holder = Holder::start(&host, "UDP4-RECV:8472");
     let seen = doctor(&lab, &host, &[]);
@@ -54,7 +54,7 @@ fn a_process_that_has_the_tunnels_port_is_named_and_killed_by_the_remedy() {
 }
 
 #[test]
-fn a_vxlan_device_that_has_the_tunnels_port_is_named_and_removed_by_the_remedy() {
+pub(crate) fn a_vxlan_device_that_has_the_tunnels_port_is_named_and_removed_by_the_remedy() {
     let (host, _lan, lab) = bed("");
     host.namespace().ip("link add name cilium_vxlan type vxlan external dstport 8472");
     let seen = doctor(&lab, &host, &[]);
@@ -66,7 +66,7 @@ fn a_vxlan_device_that_has_the_tunnels_port_is_named_and_removed_by_the_remedy()
 }
 
 #[test]
-fn a_process_that_has_the_port_for_probes_is_named_and_killed_by_the_remedy() {
+pub(crate) fn a_process_that_has_the_port_for_probes_is_named_and_killed_by_the_remedy() {
     let (host, _lan, lab) = bed("[agent]\nhealth = \"127.0.0.1:9879\"\n");
     host.namespace().ip("link set lo up");
     let mut holder = Holder::start(&host, "TCP4-LISTEN:9879,fork");

@@ -3,7 +3,7 @@
 use crate::bed::{Bed, diagnosis, in_mounts};
 
 #[test]
-fn settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix() {
+pub(crate) fn settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix() {
     let bed = Bed::start();
     bed.a.stop_agent();
     let agent = ("agent", "agent");
@@ -32,7 +32,7 @@ fn settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix() {
 }
 
 #[test]
-fn the_file_that_sets_it_is_named() {
+pub(crate) fn the_file_that_sets_it_is_named() {
     let bed = Bed::start();
     bed.a.stop_agent();
     bed.a.namespace().sysctl("net.ipv4.ip_forward", "0");
