@@ -120,7 +120,7 @@ fn paths(
             )
             .evidence(format!("{peer} answers an echo of {carried} bytes, and none of {}, that must not be cut up", carried + 1))
             .remedy(format!(
-                "have the path carry {needed} bytes; or set network.mtu = {fits} on all nodes and make the pods anew"
+                "have the path carry {needed} bytes; or set network.mtu = {fits} on all nodes (the least that any of them says) and make the pods anew"
             ));
     }
     report.saw(format!("{} of {} paths carry {needed} bytes", all.len(), peers.len()));

@@ -88,14 +88,19 @@ fn other_schemas(pins: &Pins, report: &mut Report) -> anyhow::Result<()> {
         let links = other.links()?.len();
         let finding =
             report.warning(path.display().to_string(), "are the pins of another version of overlay");
-        if links == 0 {
+        // Leases are the truth about pods, in whichever schema is in force.
+        let leases = other.map("ENDPOINTS").exists();
+        if links == 0 && !leases {
             finding
-                .evidence("none of their programs is attached by a link")
+                .evidence("no link and no lease is pinned there")
                 .remedy(format!("rm -r {}", path.display()))
                 .fix(Fix::Pins(path));
         } else {
             finding
-                .evidence(format!("{links} of their links are pinned, whose programs may run"))
+                .evidence(format!(
+                    "{links} links are pinned there{}",
+                    if leases { ", and leases of addresses" } else { "" }
+                ))
                 .remedy("start the agent of the version that is to run: it takes over what they hold");
         }
     }

@@ -90,7 +90,7 @@ pub(crate) fn the_pins_of_another_schema_are_named_and_go_only_when_nothing_hang
     attach(&bed, "dummy7", &other.join("links/wire_7_from_wire").display().to_string());
     let seen = bed.doctor(&["--only", "pins", "--fix"]);
     let finding = &seen.expect(&[("pins", &object)])[0];
-    assert!(finding.evidence.contains("1 of their links are pinned") && finding.fix.is_none(), "{finding:?}");
+    assert!(finding.evidence.contains("1 links are pinned there") && finding.fix.is_none(), "{finding:?}");
     fs::remove_file(other.join("links/wire_7_from_wire")).unwrap();
     let seen = bed.doctor(&["--only", "pins", "--fix"]);
     seen.expect_fine();
