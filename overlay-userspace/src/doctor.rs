@@ -142,13 +142,12 @@ impl Report {
 
     fn end(mut self) -> Vec<Finding> {
         if self.findings.is_empty() {
-            match self.skipped.take() {
-                Some(why) => self.add(Severity::Skipped, "", why),
-                None => {
-                    let seen = self.seen.join("; ");
-                    self.add(Severity::Ok, "", seen)
-                }
-            };
+            if let Some(why) = self.skipped.take() {
+                self.add(Severity::Skipped, "", why);
+            } else {
+                let seen = self.seen.join("; ");
+                self.add(Severity::Ok, "", seen);
+            }
         }
         self.findings
     }

@@ -32,6 +32,9 @@ pub(super) struct Anchor {
     pub(super) last_index: Option<u32>,
 }
 
+/// What is found wrong, each with the device's name.
+type Found = Vec<(String, String)>;
+
 /// Devices of ours, whatever their VNI.
 const PREFIX: &str = "overlay.";
 
@@ -147,10 +150,7 @@ impl Anchor {
     }
 
     /// What [`Anchor::ensure`] would change, each with the name of the device; the device, if it may stay.
-    pub(super) fn look(
-        &self,
-        netlink: &mut Netlink,
-    ) -> anyhow::Result<(Option<Link>, Vec<(String, String)>)> {
+    pub(super) fn look(&self, netlink: &mut Netlink) -> anyhow::Result<(Option<Link>, Found)> {
         let name = self.name();
         let mut found = Vec::new();
         for link in netlink.links()?.into_iter().filter(|link| is_anchor(link) && link.name != name) {

@@ -41,7 +41,7 @@ impl PacketFilter {
             warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
         }
         self.examined = found.examined;
-        for warning in found.warnings {
+        for warning in found.warnings.iter().map(ToString::to_string) {
             if self.warned.insert(warning.clone()) {
                 warn!("{warning}");
             }

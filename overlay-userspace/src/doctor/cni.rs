@@ -48,16 +48,16 @@ impl Check for Cni {
         }
         if site.local.is_some() {
             match room(&site.pins) {
-                Ok((held, size)) if held < size => {
+                Ok((held, total)) if held < total => {
                     report.saw(format!(
-                        "{}, first of all; {held} of {size} addresses are held",
+                        "{}, first of all; {held} of {total} addresses are held",
                         Path::new(&cni.name).display()
                     ));
                 }
-                Ok((held, size)) => {
+                Ok((held, total)) => {
                     report
                         .error("addresses", "none is free: new pods do not start")
-                        .evidence(format!("{held} of {size} are held; `overlay endpoints` says by whom"))
+                        .evidence(format!("{held} of {total} are held; `overlay endpoints` says by whom"))
                         .remedy("move pods to other nodes, or give the node a larger subnet");
                 }
                 Err(error) => return Err(error),

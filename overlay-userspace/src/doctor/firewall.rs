@@ -1,7 +1,7 @@
 //! Foreign chains that drop what the stack carries for pods.
 
 use super::{Check, Fix, Report, Site};
-use crate::host::nft::foreign;
+use crate::host::nft::foreign::{self, Obstacle};
 
 pub(super) struct Firewall;
 
@@ -35,19 +35,11 @@ impl Check for Firewall {
                 ));
             }
         }
-        for warning in found.warnings {
-            let (what, remedy) = warning.split_once("run: ").unwrap_or((&warning, "see the evidence"));
-            let chain = what
-                .strip_prefix("chain ")
-                .and_then(|rest| rest.split_once([',', '(']))
-                .map(|(name, _)| name.trim());
+        for Obstacle { chain, what, remedy } in found.warnings {
             report
-                .warning(
-                    format!("chain {}", chain.unwrap_or("of iptables")),
-                    "drops by default, and is not overlay's to change",
-                )
-                .evidence(what.trim_end_matches([' ', ';', ',']))
-                .remedy(remedy);
+                .warning(format!("chain {chain}"), "drops by default, and is not overlay's to change")
+                .evidence(what)
+                .remedy(remedy.strip_prefix("run: ").unwrap_or(&remedy));
         }
         report.saw("no chain drops what is the pods'");
         Ok(())

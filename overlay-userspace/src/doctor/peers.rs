@@ -62,9 +62,9 @@ impl Check for Peers {
         }
         let port = mesh.map_or(mesh::PORT, |mesh| mesh.port);
         let IpAddr::V4(own) = local.gateway[FAMILY_V4].to_ip() else { return Ok(()) };
-        let size = usize::try_from(local.mtu)?;
+        let full = usize::try_from(local.mtu)?;
         let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?).into_iter().collect();
-        let outcomes = ask_all(&peers, |gateway| ask(own, SocketAddrV4::new(gateway, port), size));
+        let outcomes = ask_all(&peers, |gateway| ask(own, SocketAddrV4::new(gateway, port), full));
         let reached = |vtep: &Ipv4Addr| {
             // Without the right to ask, nothing is known.
             Some(Prober::open().ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
@@ -106,7 +106,7 @@ impl Check for Peers {
         }
         let fine = outcomes.values().filter(|outcome| matches!(outcome, Outcome::Fine)).count();
         report.saw(format!(
-            "{fine} of {} peers answer packets of {size} bytes through the tunnel",
+            "{fine} of {} peers answer packets of {full} bytes through the tunnel",
             peers.len()
         ));
         Ok(())

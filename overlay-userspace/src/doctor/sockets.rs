@@ -54,12 +54,11 @@ fn parse(line: &str, state: impl Fn(&str) -> bool) -> Option<Bound> {
     }
     // Words of the kernel's memory, as numbers.
     let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let address = match address.len() {
-        8 => IpAddr::from(Ipv4Addr::from(word(0)?)),
-        _ => {
-            let bytes = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
-            IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical()
-        }
+    let address = if address.len() == 8 {
+        IpAddr::from(Ipv4Addr::from(word(0)?))
+    } else {
+        let bytes = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
+        IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical()
     };
     let port = u16::from_str_radix(port, 16).ok()?;
     Some(Bound { address, port, inode: words.get(9)?.parse().ok()? })

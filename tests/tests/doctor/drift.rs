@@ -2,9 +2,13 @@
 //! own code; or it is there, and does.
 
 use nix::sys::signal::Signal;
-use overlay_common::maps::Addr;
+use overlay_common::maps::{Addr, Local};
 use overlay_tests::lab::{Network, Node};
-use overlay_userspace::datapath::{pins::Pins, tables::Nodes};
+use overlay_userspace::datapath::{
+    pins::Pins,
+    tables::{LocalTable, Nodes},
+};
+use serde_json::json;
 
 use crate::bed::{Bed, configure};
 
@@ -117,6 +121,40 @@ pub(crate) fn programs_that_are_not_attached_are_found() {
             "program from_tunnel on overlay.1",
         ],
     );
+}
+
+#[test]
+pub(crate) fn programs_of_another_load_are_found() {
+    let bed = Bed::start();
+    let device = bed.pod_a.host_device();
+    let other = bed.b.pins().join("programs/to_pod");
+    // The key of overlay's own filters.
+    let replace = format!(
+        "tc filter replace dev {device} egress prio 28534 handle 1 protocol all bpf da pinned {}",
+        other.display()
+    );
+    breaks(&bed, &[&replace], &[&format!("program to_pod on {device}")]);
+}
+
+#[test]
+pub(crate) fn a_node_that_nobody_has_published_is_found() {
+    let bed = Bed::start();
+    bed.a.kill_agent(Signal::SIGKILL);
+    let mut table = LocalTable::open(&Pins::new(bed.a.pins())).unwrap();
+    let local = table.get().unwrap();
+    table.set(&Local { ready: 0, ..local }).unwrap();
+    assert!(bed.a.try_add_pod(&bed.lab, "more").is_err());
+    found_and_cured(&bed, &["map LOCAL"]);
+    bed.doctor(&[]).expect(&[("agent", "agent")]);
+    bed.a.add_pod(&bed.lab, "more");
+}
+
+#[test]
+pub(crate) fn rules_of_host_ports_that_are_gone_are_found() {
+    let bed = Bed::start();
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let _pod = bed.a.add_pod_with_ports(&bed.lab, "web", &ports);
+    breaks(&bed, &["nft delete table ip overlay-ports"], &["nft table ip overlay-ports"]);
 }
 
 #[test]

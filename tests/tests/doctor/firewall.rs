@@ -62,3 +62,32 @@ pub(crate) fn a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_reme
     bed.follow(finding);
     bed.doctor(&[]).expect_fine();
 }
+
+#[test]
+pub(crate) fn a_chain_of_legacy_iptables_is_named_and_opened_by_the_remedy() {
+    let bed = Bed::start();
+    bed.a.stop_agent();
+    bed.run("iptables-legacy -P FORWARD DROP");
+    let object = "chain legacy iptables filter FORWARD";
+    let finding = &bed.doctor(&["--only", "firewall"]).expect(&[("firewall", object)])[0];
+    assert!(finding.remedy.starts_with("iptables-legacy -I FORWARD -d 10.244.0.0/16"), "{finding:?}");
+    bed.follow(finding);
+    bed.doctor(&["--only", "firewall"]).expect_fine();
+    bed.a.start_agent();
+    bed.doctor(&["--only", "firewall"]).expect_fine();
+}
+
+#[test]
+pub(crate) fn firewalld_is_told_in_its_own_words() {
+    let bed = Bed::start();
+    bed.a.stop_agent();
+    let script = "table inet firewalld {
+        chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; ct state established accept; reject; }
+    }";
+    exec::must(bed.a.namespace().command("nft").args(["-f", "-"]), script);
+    let object = "chain inet firewalld filter_FORWARD";
+    let finding = &bed.doctor(&["--only", "firewall"]).expect(&[("firewall", object)])[0];
+    let said = "firewall-cmd --permanent --zone=trusted --add-source=10.244.0.0/16 && firewall-cmd --reload";
+    assert_eq!(finding.remedy, said);
+    bed.doctor(&["--only", "firewall", "--fix"]).expect_fine();
+}

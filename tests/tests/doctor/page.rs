@@ -42,6 +42,9 @@ const SYMPTOMS: &[Symptom] = &[
         "A Service is not reached",
         &["overlay doctor --only firewall,sysctls,drift"],
         &[
+            drift::rules_of_host_ports_that_are_gone_are_found,
+            firewall::a_chain_of_legacy_iptables_is_named_and_opened_by_the_remedy,
+            firewall::firewalld_is_told_in_its_own_words,
             firewall::dockers_chain_without_the_accepts_is_named,
             firewall::a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_remedy,
             sysctls::settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix,
@@ -57,11 +60,12 @@ const SYMPTOMS: &[Symptom] = &[
     ),
     Symptom(
         "New pods stay in ContainerCreating",
-        &["overlay doctor --only cni,agent"],
+        &["overlay doctor --only cni,agent,drift"],
         &[
             cni::a_plugin_that_is_missing_is_installed_by_what_the_finding_says,
             cni::a_list_that_comes_before_overlays_is_named,
             cni::a_subnet_without_a_free_address_is_named,
+            drift::a_node_that_nobody_has_published_is_found,
         ],
     ),
     Symptom(
@@ -132,6 +136,7 @@ const SYMPTOMS: &[Symptom] = &[
         &[
             pins::the_pins_of_another_schema_are_named_and_go_only_when_nothing_hangs_on_them,
             pins::a_link_that_has_outlived_its_device_is_removed_by_remedy_or_fix,
+            drift::programs_of_another_load_are_found,
         ],
     ),
     Symptom(

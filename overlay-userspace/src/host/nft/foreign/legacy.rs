@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{
     super::{NftError, run},
-    COMMENT, DropChain, Foreign,
+    COMMENT, DropChain, Foreign, Obstacle,
     fate::{Fate, Step, fate},
 };
 
@@ -38,21 +38,32 @@ pub(super) fn examine(cluster: IpNet, foreign: &mut Foreign, write: bool) {
             match if write { table.hold(wanted) } else { Ok(!table.holds(wanted)) } {
                 Ok(changed) if drops => foreign.chains.push(chain(changed)),
                 Ok(_) => {}
-                Err(error) => foreign.warnings.push(format!(
-                    "the chain {CHAIN} of legacy iptables drops what the stack forwards for pods, and cannot be changed: \
-                     {error}; run: {}",
-                    commands(wanted).join("; ")
+                Err(error) => foreign.warnings.push(obstacle(
+                    format!(
+                        "the chain {CHAIN} of legacy iptables drops what the stack forwards for pods, and cannot be \
+                         changed: {error}"
+                    ),
+                    format!("run: {}", commands(wanted).join("; ")),
                 )),
             }
         }
         // Somebody had it, to load the table: in a container, say.
-        Err(error @ NftError::Missing { .. }) => foreign.warnings.push(format!(
-            "legacy iptables is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be seen: \
-             {error}; if it does, run: {}",
-            commands(&wanted).join("; ")
+        Err(error @ NftError::Missing { .. }) => foreign.warnings.push(obstacle(
+            format!(
+                "legacy iptables is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be \
+                 seen: {error}"
+            ),
+            format!("if it does, run: {}", commands(&wanted).join("; ")),
         )),
-        Err(error) => foreign.warnings.push(error.to_string()),
+        Err(error) => foreign.warnings.push(obstacle(
+            format!("the chain {CHAIN} of legacy iptables cannot be read: {error}"),
+            "see what iptables-legacy -S says".into(),
+        )),
     }
+}
+
+fn obstacle(what: String, remedy: String) -> Obstacle {
+    Obstacle { chain: chain(false).to_string(), what, remedy }
 }
 
 /// Takes every accept of ours away.
