@@ -51,7 +51,7 @@ enum Command {
     /// Act as CNI plugin: parameters in CNI_* variables, configuration on standard input
     Cni(CniArgs),
     /// Show whether this node works, and what its programs have counted
-    Status(OutputArgs),
+    Status(status::StatusArgs),
     /// List where each node subnet and node address is reached
     Nodes(OutputArgs),
     /// List the pods of this node and who holds which address

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod decode;
 pub mod drops;
 pub mod forge;
+pub mod http;
 pub mod inject;
 pub mod oneway;
 pub mod paths;

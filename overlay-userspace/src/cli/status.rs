@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use clap::Args;
 use overlay_common::{
     counter::Counter,
     maps::{AttachMode, FAMILY_V4, NODE_HOST, NODE_SELF},
@@ -14,10 +15,27 @@ use super::{
     flows::Pressure,
     output::{Cell, OutputArgs, Row, Text, print_object},
 };
-use crate::datapath::{
-    pins::Pins,
-    tables::{self, Endpoints, LocalTable, Nodes},
+use crate::{
+    datapath::{
+        pins::Pins,
+        tables::{self, Endpoints, LocalTable, Nodes},
+    },
+    mesh::PORT,
 };
+
+mod mesh;
+
+use mesh::Mesh;
+
+/// What the command line says.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+    /// UDP port on which the agent measures the ways to other nodes
+    #[arg(long, env = "OVERLAY_MESH_PORT", value_name = "PORT", default_value_t = PORT)]
+    mesh_port: u16,
+}
 
 /// What the pins say of the node.
 #[derive(Debug, Serialize)]
@@ -37,6 +55,7 @@ struct Status {
     stack_flows: Pressure,
     paths: Counters,
     drops: Counters,
+    mesh: Option<Mesh>,
 }
 
 /// Counters by name.
@@ -102,7 +121,7 @@ fn name(bytes: &[u8]) -> String {
 }
 
 impl Status {
-    fn read(pins: &Pins) -> anyhow::Result<Self> {
+    fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
         let local = LocalTable::open(pins)?.get()?;
         let nodes = Nodes::open(pins)?.entries()?;
         let peers = nodes.iter().filter(|(_, n)| n.flags & (NODE_HOST | NODE_SELF) == NODE_HOST).count();
@@ -137,6 +156,7 @@ impl Status {
             stack_flows: Pressure::read(pins)?,
             paths: Counters(paths.collect()),
             drops: Counters(drops.into_iter().map(drop).collect()),
+            mesh: Mesh::read(local.gateway[FAMILY_V4].to_ip(), mesh_port),
         })
     }
 
@@ -158,11 +178,15 @@ impl Status {
             ("tunnel", format!("{} port {} VNI {}", self.vtep, self.port, self.vni).into()),
             ("pods", pods.into()),
             ("peers", self.peers.into()),
+            ("mesh", Mesh::summary(self.mesh.as_ref())),
             ("flows", self.stack_flows.text().into()),
             ("attached", format!("{by}, pins in {}", self.pins).into()),
         ])?;
         if !self.ready {
             text.line("the agent has not completed its first start on this node: its log says why")?;
+        }
+        if let Some(mesh) = &self.mesh {
+            mesh.print(text)?;
         }
         text.gap()?;
         text.rows(&self.paths.0.iter().cloned().map(PathRow).collect::<Vec<_>>())?;
@@ -177,8 +201,9 @@ impl Status {
 }
 
 /// Prints it.
-pub(super) fn run(pins: &Pins, args: OutputArgs) -> anyhow::Result<Verdict> {
-    let status = Status::read(pins)?;
-    print_object(args, &status, |text| status.print(text))?;
+pub(super) fn run(pins: &Pins, args: StatusArgs) -> anyhow::Result<Verdict> {
+    let StatusArgs { output, mesh_port } = args;
+    let status = Status::read(pins, mesh_port)?;
+    print_object(output, &status, |text| status.print(text))?;
     Ok(if status.ready { Verdict::Fine } else { Verdict::Wrong })
 }

@@ -21,7 +21,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
-    core::v1::{ConfigMap, Namespace, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use overlay_userspace::config::{Overrides, Settings, Source};
@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 const HEADER: &str = "# overlay, the pod network. Made from deploy/chart/overlay";
 
 /// In the order in which Helm installs their kinds.
-const TEMPLATES: [&str; 3] = ["rbac.yaml", "configmap.yaml", "daemonset.yaml"];
+const TEMPLATES: [&str; 4] = ["rbac.yaml", "configmap.yaml", "daemonset.yaml", "metrics.yaml"];
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
@@ -69,8 +69,12 @@ fn render(template: &str, values: &Value) -> String {
 fn manifest(values: &Value, header: &str) -> String {
     let mut text = format!("{header}\n{}", read("namespace.yaml"));
     for template in TEMPLATES {
-        text.push_str("---\n");
-        text.push_str(render(template, values).trim_start_matches('\n'));
+        let objects = render(template, values);
+        // A template that is switched off.
+        if !objects.trim().is_empty() {
+            text.push_str("---\n");
+            text.push_str(objects.trim_start_matches('\n'));
+        }
     }
     text
 }
@@ -111,6 +115,9 @@ fn round<T: DeserializeOwned + Serialize>(object: &Value) {
 fn check(object: &Value) {
     match (object["apiVersion"].as_str().unwrap(), object["kind"].as_str().unwrap()) {
         ("v1", "Namespace") => round::<Namespace>(object),
+        ("v1", "Service") => round::<Service>(object),
+        // The operator's own type, which is in no crate that is used here.
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => service_monitor(object),
         ("v1", "ServiceAccount") => round::<ServiceAccount>(object),
         ("v1", "ConfigMap") => round::<ConfigMap>(object),
         ("apps/v1", "DaemonSet") => round::<DaemonSet>(object),
@@ -120,9 +127,23 @@ fn check(object: &Value) {
     }
 }
 
+/// The fields that the chart uses, as the operator's documentation has them.
+fn service_monitor(object: &Value) {
+    let spec = &object["spec"];
+    let endpoint = &spec["endpoints"][0];
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(spec), ["endpoints", "jobLabel", "selector"]);
+    assert_eq!(keys(&spec["selector"]), ["matchLabels"]);
+    assert_eq!(
+        (keys(endpoint), &endpoint["port"]),
+        (vec!["path".to_owned(), "port".to_owned()], &json!("metrics"))
+    );
+}
+
 /// Values that reach every branch of the templates.
 fn everything() -> Value {
     let mut values = values();
+    values["overlay"]["metrics"] = json!({ "enabled": true, "annotations": true, "serviceMonitor": true });
     values["global"]["imagePullSecrets"] = json!([{ "name": "secret" }]);
     let overlay = &mut values["overlay"];
     for (key, value) in [
@@ -149,6 +170,37 @@ fn every_object_has_the_shape_of_its_type_and_a_stable_version() {
         assert!(objects.len() >= 6, "{} objects", objects.len());
         objects.iter().for_each(check);
     }
+}
+
+#[test]
+fn metrics_are_offered_where_prometheus_reaches_them_and_only_when_asked_for() {
+    let set = |values: &Value| yaml(&render("daemonset.yaml", values))["spec"]["template"].clone();
+    let health = |set: &Value| {
+        let variables = set["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        variables.iter().find(|variable| variable["name"] == "OVERLAY_HEALTH").cloned()
+    };
+    let probe = |set: &Value| set["spec"]["containers"][0]["livenessProbe"]["httpGet"]["host"].clone();
+    let off = set(&values());
+    assert_eq!((health(&off), probe(&off)), (None, json!("127.0.0.1")));
+    assert_eq!(off["metadata"].get("annotations"), None);
+    assert!(render("metrics.yaml", &values()).trim().is_empty());
+
+    let on = set(&everything());
+    assert_eq!(health(&on).unwrap()["value"], "$(HOST_IP):9879");
+    assert_eq!(probe(&on), Value::Null);
+    let annotations = json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "9879", "a": "b" });
+    assert_eq!(on["metadata"]["annotations"], annotations);
+    let objects = documents(&render("metrics.yaml", &everything()));
+    let [service, monitor] = &objects[..] else { panic!("{} objects", objects.len()) };
+    assert_eq!(
+        service["spec"]["selector"],
+        on["metadata"]["labels"]
+            .as_object()
+            .map(|labels| { json!({ "app.kubernetes.io/name": labels["app.kubernetes.io/name"] }) })
+            .unwrap()
+    );
+    assert_eq!(monitor["spec"]["selector"]["matchLabels"], service["metadata"]["labels"]);
+    assert_eq!(monitor["spec"]["endpoints"][0]["port"], service["spec"]["ports"][0]["name"]);
 }
 
 #[test]

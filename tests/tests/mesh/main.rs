@@ -1,4 +1,4 @@
-//! The health mesh on three nodes: what agents measure, whom they answer, and what is done with it.
+//! The health mesh on three nodes, and what can be seen of an agent: metrics, dashboards, alerts, the page.
 
 #![allow(
     clippy::panic,
@@ -7,5 +7,12 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
+mod alerts;
 mod bed;
+mod matrix;
+mod metrics;
+mod page;
 mod probe;
+mod prometheus;
+mod promql;
+mod scrape;

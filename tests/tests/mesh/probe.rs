@@ -4,17 +4,17 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use overlay_tests::lab::{Cluster, Namespace, within};
+use overlay_tests::lab::{Namespace, within};
 use overlay_tests::traffic::paths::Volumes;
 use overlay_userspace::datapath::pins::Pins;
 use overlay_userspace::datapath::tables::Nodes;
 use overlay_userspace::mesh::{self, ProbeError, packet};
 
-use crate::bed::{LIMIT, port_of, probe, with_mesh};
+use crate::bed::{LIMIT, port_of, probe, start};
 
 #[test]
 fn a_probe_of_any_size_that_fits_goes_through_the_tunnel_and_back() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = start();
     let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
     // 1450 is the MTU of pods: the longest packet there is in the tunnel.
     for size in [mesh::ask::SMALLEST, 500, 1450] {
@@ -34,7 +34,7 @@ fn a_probe_of_any_size_that_fits_goes_through_the_tunnel_and_back() {
 
 #[test]
 fn a_way_that_is_too_narrow_a_missing_agent_and_a_dead_way_are_told_apart() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = start();
     let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
     let w2 = cluster.node("w2");
     probe(cp, w2, 1450).unwrap();
@@ -65,7 +65,7 @@ fn asked_from(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> io::Re
 
 #[test]
 fn only_gateways_are_answered_and_never_with_more_than_was_asked() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = start();
     let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
     let (own, far) = (cluster.add_pod("cp", "own"), cluster.add_pod("w1", "far"));
     let to = SocketAddr::V4(port_of(cp));
@@ -86,7 +86,7 @@ fn only_gateways_are_answered_and_never_with_more_than_was_asked() {
 
 #[test]
 fn a_flood_of_a_pod_costs_the_agent_nothing_and_peers_nothing() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = start();
     let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
     let pod = cluster.add_pod("cp", "a");
     let before = Volumes::read(cp);

@@ -68,6 +68,10 @@ const PROGRAMS: &[Program] = &[
     program("crun", &["crun"], &[Part::Test]),
     // With ctr. Docker's archive has another package of the same.
     program("containerd", &["containerd", "containerd.io"], &[Part::Test]),
+    // The page, as a browser shows it; without fonts it would be empty boxes.
+    Program { with: &["fonts-dejavu-core"], ..program("chromium", &["chromium"], &[Part::Test]) },
+    // With promtool.
+    program("prometheus", &["prometheus"], &[Part::Test]),
     // libFuzzer comes as source.
     program("c++", &["g++"], &[Part::Fuzz]),
 ];

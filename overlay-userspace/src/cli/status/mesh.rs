@@ -1,0 +1,130 @@
+//! The part of `overlay status` that needs the agent: what it has measured of the ways to other nodes. It is asked by a probe to
+//! this node's own gateway address, so nothing else has to be open.
+
+use std::{
+    net::{IpAddr, SocketAddrV4},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use crate::{
+    cli::output::{Cell, Row, Text},
+    mesh::{self, Entry, ProbeError, State, table::DETAILED},
+};
+
+/// The agent answers at once, or when a pass has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the agent knows of the other nodes.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Mesh {
+    up: usize,
+    lost: usize,
+    no_agent: usize,
+    peers: Vec<Peer>,
+}
+
+/// One of them: a cell of the matrix.
+#[derive(Clone, Debug, Serialize)]
+struct Peer {
+    /// Its tunnel address.
+    address: IpAddr,
+    state: State,
+    latency_seconds: Option<f64>,
+    /// Of the last probes, 0 to 1.
+    loss: f64,
+    /// Since the last answer.
+    age_seconds: Option<u64>,
+}
+
+impl From<Entry> for Peer {
+    fn from(Entry { node, state, latency, loss, age }: Entry) -> Self {
+        Self {
+            address: node.to_ip(),
+            state,
+            latency_seconds: latency.map(|latency| latency.as_secs_f64()),
+            loss: f64::from(loss) / 1000.0,
+            age_seconds: age.map(|age| age.as_secs()),
+        }
+    }
+}
+
+impl Row for Peer {
+    const COLUMNS: &'static [&'static str] = &["PEER", "STATE", "LATENCY", "LOSS", "LAST ANSWER"];
+
+    fn cells(&self) -> Vec<Cell> {
+        let state = match self.state {
+            State::Up => Cell::good("up"),
+            State::Lost => Cell::bad("lost"),
+            State::NoAgent => Cell::bad("no agent"),
+            State::Unknown => "unknown".into(),
+            State::Foreign => "not overlay".into(),
+        };
+        let latency = self.latency_seconds.map(|seconds| format!("{:.2} ms", seconds * 1000.0));
+        let age = self.age_seconds.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
+        vec![
+            self.address.into(),
+            state,
+            latency.unwrap_or_default().into(),
+            format!("{:.1} %", self.loss * 100.0).into(),
+            age.into(),
+        ]
+    }
+}
+
+impl Mesh {
+    /// Asks the agent of this node; `None` where it does not answer, or takes no part.
+    pub(super) fn read(gateway: IpAddr, port: u16) -> Option<Self> {
+        let IpAddr::V4(gateway) = gateway else { return None };
+        let row: Result<Vec<Entry>, ProbeError> =
+            mesh::row(gateway, SocketAddrV4::new(gateway, port), PATIENCE);
+        let peers: Vec<Peer> = row.ok()?.into_iter().map(Peer::from).collect();
+        let count = |state| peers.iter().filter(|peer| peer.state == state).count();
+        let (up, lost, no_agent) = (count(State::Up), count(State::Lost), count(State::NoAgent));
+        Some(Self { up, lost, no_agent, peers })
+    }
+
+    /// In one line.
+    pub(super) fn summary(mesh: Option<&Self>) -> Cell {
+        match mesh {
+            None => "unknown: no agent with agent.mesh answers on this node".into(),
+            Some(Self { up, lost, no_agent, peers }) => {
+                let text = format!(
+                    "{up} of {} peers answer, {lost} are lost, {no_agent} have no agent",
+                    peers.len()
+                );
+                if *lost > 0 { Cell::bad(text) } else { text.into() }
+            }
+        }
+    }
+
+    /// This node's row of the matrix; in a large cluster only what is not up.
+    pub(super) fn print(&self, text: &mut Text<'_>) -> std::io::Result<()> {
+        let all = self.peers.len() < DETAILED;
+        let shown = self.peers.iter().filter(|peer| all || peer.state != State::Up).take(DETAILED);
+        let shown: Vec<Peer> = shown.cloned().collect();
+        if shown.is_empty() {
+            return Ok(());
+        }
+        text.gap()?;
+        text.rows(&shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::maps::Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_row_says_what_is_known_and_no_more() {
+        let entry =
+            Entry { node: Addr::v4([192, 0, 2, 7]), state: State::Lost, latency: None, loss: 125, age: None };
+        let cells = Peer::from(entry).cells();
+        assert_eq!(cells[0], "192.0.2.7".into());
+        assert_eq!(cells[1], Cell::bad("lost"));
+        assert_eq!(cells[2..], ["".into(), "12.5 %".into(), "never".into()]);
+    }
+}
