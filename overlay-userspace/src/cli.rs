@@ -29,6 +29,7 @@ mod output;
 mod ports;
 mod programs;
 mod status;
+mod trace;
 
 use exit::Verdict;
 use output::OutputArgs;
@@ -73,6 +74,8 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Look for what is wrong with this node, and say what helps
     Doctor(doctor::Doctor),
+    /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
+    Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -138,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
         Command::Doctor(args) => doctor::run(pins, args),
+        Command::Trace(trace) => trace.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {

@@ -9,6 +9,7 @@
 //! - [`usage`]: how full maps are, and how long programs ran
 //! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the ring buffer of drop records
+//! - [`replica`]: a private instance of the attached programs, to be asked
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
 //!
@@ -30,6 +31,7 @@ pub mod flows;
 pub mod kernel;
 pub mod object;
 pub mod pins;
+pub mod replica;
 pub mod run;
 pub mod tables;
 pub mod usage;

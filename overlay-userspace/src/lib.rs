@@ -9,6 +9,7 @@
 //! - [`doctor`]: what is wrong with a node, and what helps
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`ports`]: host ports, map and rules together
+//! - [`trace`]: what the datapath would do with a packet, and why
 
 pub mod agent;
 pub mod cli;
@@ -20,3 +21,4 @@ pub mod doctor;
 pub mod host;
 pub mod mesh;
 pub mod ports;
+pub mod trace;

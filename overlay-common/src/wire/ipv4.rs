@@ -4,6 +4,14 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{PROTO_TCP, PROTO_UDP, checksum};
 
+/// The header at the front of these bytes, options left out; `None` where they are too few.
+#[inline(always)]
+pub fn from_bytes(bytes: &[u8]) -> Option<Ipv4Hdr> {
+    let bytes = bytes.get(..Ipv4Hdr::LEN)?;
+    // SAFETY: as many bytes as the header has, and any are valid for it; it is made of bytes, so needs no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<Ipv4Hdr>().read_unaligned() })
+}
+
 /// Version 4 without options: the only headers the fast path handles; others take the kernel's own path.
 #[inline(always)]
 pub const fn is_plain(h: &Ipv4Hdr) -> bool {

@@ -96,6 +96,17 @@ impl Encap {
     }
 }
 
+impl Encap {
+    /// The headers as bytes.
+    pub const fn to_bytes(&self) -> [u8; OVERHEAD] {
+        // SAFETY: the headers are made of bytes and numbers, for which all zeroes are valid.
+        let mut outer: Outer = unsafe { core::mem::zeroed() };
+        self.write(&mut outer);
+        // SAFETY: as many bytes, without padding between them (`OVERHEAD` is their sum).
+        unsafe { core::mem::transmute(outer) }
+    }
+}
+
 /// A whole tunnel packet up to the end of the inner IPv4 header, as it lies on an underlay device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +135,14 @@ pub struct Vtep {
 }
 
 impl Tunnel {
+    /// The packet at the front of these bytes; `None` where they are too few.
+    #[inline(always)]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..TUNNEL_LEN)?;
+        // SAFETY: as many bytes as the headers have, and any are valid for them.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+
     /// A packet that a program may decapsulate: addressed to this VTEP, whole, without options, with our VNI and no
     /// VXLAN extension, carrying IPv4 without options. Whatever is not, the anchor device takes.
     ///

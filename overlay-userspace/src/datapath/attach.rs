@@ -18,8 +18,10 @@ use crate::host::netlink::Netlink;
 
 mod clsact;
 mod look;
+mod running;
 
 pub use look::{Attachment, severed};
+pub use running::{Running, running};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {

@@ -25,7 +25,7 @@ mod trial;
 
 pub use trial::verify;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
 
 /// Values of the object's constants (`overlay-ebpf/src/config.rs`). Two loads with equal constants are equal.
 #[allow(clippy::struct_excessive_bools, reason = "each is a constant of the object")]

@@ -71,11 +71,17 @@ pub fn run(
         })
         .map_err(|e| DatapathError::new(format!("run {}", hook.name()), e))?;
     out.truncate(result.data_size_out as usize);
-    let verdict = match result.return_value.cast_signed() {
-        -1 => Verdict::Pass,
-        2 => Verdict::Drop,
-        7 => Verdict::Redirect,
-        other => Verdict::Other(other),
-    };
-    Ok((verdict, out))
+    Ok((Verdict::of(result.return_value.cast_signed()), out))
+}
+
+impl Verdict {
+    /// The verdict with this number.
+    pub(super) const fn of(returned: i32) -> Self {
+        match returned {
+            -1 => Self::Pass,
+            2 => Self::Drop,
+            7 => Self::Redirect,
+            other => Self::Other(other),
+        }
+    }
 }

@@ -84,6 +84,16 @@ pub fn list(mut each: impl FnMut(Tuple)) -> Result<(), ConntrackError> {
     })
 }
 
+/// The connection that packets like this one belong to, in either direction.
+pub fn find(packet: Tuple) -> Result<Option<Connection>, ConntrackError> {
+    let mut found = None;
+    dump(&mut Ctnetlink::open()?, |payload| {
+        let meant = |c: &Connection| c.original == packet || c.reply == packet;
+        found = found.or_else(|| connection(payload).filter(meant));
+    })?;
+    Ok(found)
+}
+
 /// Forgets the connections of UDP that `stale` picks out; returns how many. One that is gone meanwhile is none.
 ///
 /// A translation is decided once for a connection, and a sender that never falls silent keeps its connection alive: from

@@ -19,6 +19,7 @@ mod namespace;
 mod neighbour;
 mod route;
 mod rule;
+mod way;
 
 use std::{
     io,
@@ -40,6 +41,7 @@ pub use filter::{BpfFilter, Direction, FilterKey};
 pub use link::{Link, MacAddress, VethSpec, VxlanInfo, VxlanSpec};
 pub use neighbour::Neighbour;
 pub use route::{ROUTE_PROTOCOL, Route, RouteKind};
+pub use way::{Traveller, Way};
 
 /// The kernel sizes the parts of a dump by the reader's buffer, up to 32 KiB (`netlink_recvmsg`,
 /// net/netlink/af_netlink.c); twice that also holds any single object asked for here.

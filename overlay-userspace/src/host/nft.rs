@@ -3,6 +3,7 @@
 //! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
 //!   Service have sources that keep them apart from others and that other nodes believe;
 //! * [`ports`] – our own table `ip overlay-ports`: ports of the node lead to pods;
+//! * [`translation`] – whose rules send a packet to another destination;
 //! * [`foreign`] – accepts in foreign chains that would drop what is forwarded for pods.
 //!
 //! [`own`] lists and removes the tables that are ours as a whole.
@@ -15,6 +16,7 @@ pub mod foreign;
 pub mod own;
 pub mod ports;
 pub mod source_nat;
+pub mod translation;
 
 use std::{
     fs::File,

@@ -18,7 +18,7 @@ use crate::{
 /// Fixed, so that a restarted agent finds its own. Room is left before.
 const KEY: FilterKey = FilterKey { priority: 0x6f76, handle: 1 };
 
-const fn direction(hook: Hook) -> Direction {
+pub(super) const fn direction(hook: Hook) -> Direction {
     match hook {
         Hook::FromPod | Hook::FromTunnel | Hook::FromWire => Direction::Ingress,
         Hook::ToPod | Hook::FromHost => Direction::Egress,

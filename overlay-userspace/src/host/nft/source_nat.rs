@@ -184,6 +184,36 @@ pub fn ensure(nat: &SourceNat) -> Result<bool, NftError> {
     Ok(true)
 }
 
+/// The rule that gives what a pod sends to this destination, outside of the cluster, the node's address, as nft lists it;
+/// `None` where there is none, or an exception before it.
+pub fn rule_for(dst: Ipv4Addr) -> Result<Option<String>, NftError> {
+    let arguments = ["list", "chain", "ip", TABLE, "postrouting"];
+    match super::run("nft", "nftables", &arguments, "", "read the masquerade") {
+        Ok(listed) => Ok(masquerading(&listed, dst)),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn masquerading(listed: &str, dst: Ipv4Addr) -> Option<String> {
+    let excepted = |rule: &str| {
+        let nets = rule.split([' ', ',']).filter_map(|word| {
+            word.parse::<Ipv4Net>().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+        });
+        rule.contains("ip daddr") && nets.into_iter().any(|net| net.contains(&dst))
+    };
+    for rule in listed.lines().map(str::trim) {
+        let words: Vec<_> = rule.split_whitespace().collect();
+        if words.contains(&"return") && excepted(rule) {
+            return None;
+        }
+        if words.contains(&"masquerade") {
+            return Some(rule.to_owned());
+        }
+    }
+    None
+}
+
 /// Removes the table; false when there was none.
 pub fn remove() -> Result<bool, NftError> {
     own::remove(TABLE)

@@ -194,3 +194,23 @@ fn other_tables_are_left_alone_and_removal_is_idempotent() {
         assert_eq!(run("nft list tables"), "table ip nat\ntable inet overlay\n");
     });
 }
+
+#[test]
+fn the_rule_for_a_destination_is_the_one_that_the_kernel_would_apply() {
+    in_fresh_netns(|| {
+        assert_eq!(rule_for([198, 51, 100, 7].into()).unwrap(), None, "without a table");
+        let never = vec!["172.16.0.0/12".parse().unwrap(), "192.168.7.0/24".parse().unwrap()];
+        let masquerade = Masquerade { nodes: [[192, 0, 2, 1].into()].into(), never, port: 8472 };
+        let nat = SourceNat {
+            subnets: vec!["10.244.1.0/24".parse().unwrap()],
+            cluster: "10.244.0.0/16".parse().unwrap(),
+            anchor: "overlay.1".into(),
+            masquerade: Some(masquerade),
+        };
+        ensure(&nat).unwrap();
+        assert!(rule_for([198, 51, 100, 7].into()).unwrap().unwrap().starts_with("masquerade"));
+        for dst in [[172, 16, 9, 9], [192, 168, 7, 1], [10, 244, 3, 3]] {
+            assert_eq!(rule_for(dst.into()).unwrap(), None, "{dst:?}");
+        }
+    });
+}
