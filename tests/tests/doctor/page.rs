@@ -2,7 +2,11 @@
 //! and whatever a test finds is explained on the page. Neither can miss the other.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use overlay_common::reason::Reason;
 use overlay_tests::lab::exec;
@@ -98,6 +102,11 @@ const SYMPTOMS: &[Symptom] = &[
             nodes::a_configuration_that_is_not_valid_is_named_with_its_line,
             drift::a_configuration_that_nobody_has_taken_over_is_found,
         ],
+    ),
+    Symptom(
+        "One destination is not reached",
+        &["overlay trace 10.244.1.2 10.244.77.1"],
+        &[what_would_become_of_a_packet_is_said_with_the_reason],
     ),
     Symptom(
         "Packets are dropped",
@@ -254,12 +263,58 @@ pub(crate) fn a_drop_is_counted_and_shown_under_the_reason_that_the_page_explain
     let bed = Bed::start();
     let pod = bed.pod_a.namespace();
     pod.ip("addr add 10.244.1.99/32 dev lo");
-    let mut ping = pod.command("ping");
-    ping.args(["-c", "1", "-W", "1", "-I", "10.244.1.99", &bed.pod_b.addr().to_string()]);
-    let out = exec::output(&mut ping, b"", exec::COMMAND_LIMIT).unwrap();
-    assert!(!out.status.success(), "{out:?}");
+    let mut monitor = bed.a.overlay(&["monitor", "-o", "json"]);
+    monitor.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut monitor = Running(exec::spawn_tied(monitor).unwrap());
+    let lines = BufReader::new(monitor.0.stdout.take().expect("a pipe")).lines();
+    let send = || {
+        let mut ping = pod.command("ping");
+        ping.args(["-c", "1", "-W", "1", "-I", "10.244.1.99", &bed.pod_b.addr().to_string()]);
+        let out = exec::output(&mut ping, b"", exec::COMMAND_LIMIT).unwrap();
+        assert!(!out.status.success(), "{out:?}");
+    };
+    // Until the monitor listens, and has said so.
+    let seen = AtomicBool::new(false);
+    let said = thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20 {
+                if !seen.load(Ordering::Relaxed) {
+                    send();
+                }
+            }
+        });
+        let said = lines.map_while(Result::ok).find(|line| line.contains("pod_source_address"));
+        seen.store(true, Ordering::Relaxed);
+        said
+    });
+    assert!(said.is_some_and(|line| line.contains("10.244.1.99")));
     let status = exec::must(&mut bed.a.overlay(&["status"]), "");
     let row = status.lines().find(|line| line.starts_with("pod_source_address ")).expect(&status);
     let (_, text) = *sections().iter().find(|(heading, _)| *heading == "Packets are dropped").unwrap();
     assert!(text.lines().any(|line| words(line) == words(row)), "{row}");
+}
+
+/// Killed when the test ends, however it does.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+pub(crate) fn what_would_become_of_a_packet_is_said_with_the_reason() {
+    let bed = Bed::start();
+    let (_, text) =
+        *sections().iter().find(|(heading, _)| *heading == "One destination is not reached").unwrap();
+    let (pod, known) = (bed.pod_a.addr().to_string(), bed.pod_b.addr().to_string());
+    for (destination, status) in [("10.244.77.1", 3), (&*known, 0)] {
+        let out = exec::output(&mut bed.a.overlay(&["trace", &pod, destination]), b"", exec::COMMAND_LIMIT)
+            .unwrap();
+        assert_eq!(out.status.code(), Some(status), "{out:?}");
+        let verdict = out.stdout.lines().find(|line| line.starts_with("=> ")).expect(&out.stdout);
+        assert!(text.lines().any(|line| words(line) == words(verdict)), "{verdict}");
+    }
 }
