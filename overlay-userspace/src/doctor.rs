@@ -1,7 +1,7 @@
 //! `overlay doctor`: looks for what is wrong with a node, and says what, how it is seen, and what helps.
 //!
-//! Each check is one file below and implements [`Check`]. It only looks; what may be put right without asking is a
-//! [`Fix`] at the finding. Checks need no agent and, but for drift, no overlay on the node: what does not apply is
+//! Each check is one file below and implements `Check`. It only looks; what may be put right without asking is a
+//! `Fix` at the finding. Checks need no agent and, but for drift, no overlay on the node: what does not apply is
 //! skipped, and says so. A check that cannot look is a finding as well. Called by the command line.
 
 use serde::Serialize;
