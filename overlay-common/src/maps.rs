@@ -56,7 +56,8 @@ impl Addr {
     /// The IPv4-mapped form of four bytes in network order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4]) -> Self {
-        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]] }
+        // As one number: from single bytes LLVM makes a call to a loop over bytes for those that are zero.
+        Self { bytes: (0xffff_0000_0000 | u32::from_be_bytes(a) as u128).to_be_bytes() }
     }
 
     /// The four bytes of an IPv4-mapped address; meaningless for IPv6.

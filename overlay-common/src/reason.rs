@@ -142,11 +142,14 @@ pub enum Hook {
     FromTunnel = 3,
     /// tc ingress of an underlay device.
     FromWire = 4,
+    /// XDP of an underlay device, where that is used.
+    XdpWire = 5,
 }
 
 impl Hook {
     /// Every hook, in index order.
-    pub const ALL: [Self; 5] = [Self::FromPod, Self::ToPod, Self::FromHost, Self::FromTunnel, Self::FromWire];
+    pub const ALL: [Self; 6] =
+        [Self::FromPod, Self::ToPod, Self::FromHost, Self::FromTunnel, Self::FromWire, Self::XdpWire];
 
     /// The name of the program, as `bpftool prog` shows it.
     pub const fn name(self) -> &'static str {
@@ -156,6 +159,7 @@ impl Hook {
             Self::FromHost => "from_host",
             Self::FromTunnel => "from_tunnel",
             Self::FromWire => "from_wire",
+            Self::XdpWire => "xdp_wire",
         }
     }
 

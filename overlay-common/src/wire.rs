@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod ecn;
+pub mod guard;
 pub mod ipv4;
 pub mod vxlan;
 

@@ -53,6 +53,9 @@ static STACK_FLOWS_ON: Global<u8> = Global::new(1);
 /// 1 where what pods send to nodes is the stack's, which masquerades it.
 #[unsafe(no_mangle)]
 static NODES_MASQUERADED: Global<u8> = Global::new(0);
+/// MAC of the underlay device that `xdp_wire` is for.
+#[unsafe(no_mangle)]
+static WIRE_MAC: Global<[u8; 6]> = Global::new([0; 6]);
 /// Flags of `bpf_fib_lookup`: `BPF_FIB_LOOKUP_DIRECT` where the main table alone says where packets go.
 #[unsafe(no_mangle)]
 static FIB_FLAGS: Global<u32> = Global::new(0);
@@ -109,6 +112,11 @@ pub(crate) fn anchor_mac() -> [u8; 6] {
 #[inline(always)]
 pub(crate) fn plain_pods() -> bool {
     PLAIN_PODS.load() != 0
+}
+
+#[inline(always)]
+pub(crate) fn wire_mac() -> [u8; 6] {
+    WIRE_MAC.load()
 }
 
 #[inline(always)]

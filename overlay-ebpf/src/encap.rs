@@ -8,6 +8,8 @@
 //!
 //! Called by `from_pod` and `from_host`. What cannot be encapsulated here is reported as [`Outcome::Anchor`], untouched.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
@@ -102,8 +104,8 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
     // SAFETY: a helper on the context.
     let src_port = source_port(unsafe { bpf_get_hash_recalc(packet::skb(ctx)) });
 
-    let mut fib = Fib::zeroed();
-    let fib = fib.get();
+    let mut fib = Fib::new();
+    let fib = fib.zeroed();
     fib.family = AF_INET;
     // The ports take part in multipath selection, as they do for a packet of the anchor device.
     fib.l4_protocol = PROTO_UDP;
@@ -180,20 +182,25 @@ struct Headers {
 /// The parameters of a FIB lookup, aligned for word stores: the verifier wants aligned access to the stack whatever
 /// the compiler may do to packets.
 #[repr(C, align(8))]
-struct Fib([u64; size_of::<FibLookup>() / 8]);
+struct Fib(MaybeUninit<[u64; size_of::<FibLookup>() / 8]>);
 
 impl Fib {
     #[inline(always)]
-    const fn zeroed() -> Self {
-        Self([0; size_of::<FibLookup>() / 8])
+    const fn new() -> Self {
+        Self(MaybeUninit::uninit())
     }
 
+    /// Clears all words.
     #[inline(always)]
-    fn get(&mut self) -> &mut FibLookup {
-        // The barrier keeps the words whole: merged with the stores of single fields they would be misaligned.
-        let words = core::hint::black_box(&mut self.0);
-        // SAFETY: as many bytes, better aligned, and every bit pattern is valid.
-        unsafe { &mut *words.as_mut_ptr().cast::<FibLookup>() }
+    fn zeroed(&mut self) -> &mut FibLookup {
+        let words = self.0.as_mut_ptr().cast::<u64>();
+        for index in 0..size_of::<Self>() / 8 {
+            // Volatile: plain stores become a call to a loop over bytes, or are merged with those of single fields and then misaligned.
+            // SAFETY: inside of the array, and aligned.
+            unsafe { words.add(index).write_volatile(0) };
+        }
+        // SAFETY: as many bytes, better aligned, all initialised, and every bit pattern is valid.
+        unsafe { &mut *words.cast::<FibLookup>() }
     }
 }
 

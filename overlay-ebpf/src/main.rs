@@ -1,4 +1,4 @@
-//! The tc programs of overlay: glue between hooks, maps and the header arithmetic of overlay-common.
+//! The programs of overlay: glue between hooks, maps and the header arithmetic of overlay-common.
 //!
 //! | program | hook | what it does |
 //! |---|---|---|
@@ -7,6 +7,7 @@
 //! | [`from_host`] | tc egress of the anchor device | into the tunnel: host traffic, and what a program could not encapsulate |
 //! | [`from_tunnel`] | tc ingress of the anchor device | checks what the kernel decapsulated; to a pod or to the stack |
 //! | [`from_wire`] | tc ingress of an underlay device | checks and decapsulates natively; the rest goes to the kernel |
+//! | [`xdp_wire`] | XDP of an underlay device, where it is wanted | drops what `from_wire` and `from_tunnel` would, earlier |
 //!
 //! Invariants: no program keeps per-packet state; a packet that is not fully understood takes the kernel's own path;
 //! a packet dropped on purpose is counted under its [`overlay_common::reason::Reason`]; nothing panics (the build
@@ -22,13 +23,17 @@
     clippy::cast_sign_loss,
     reason = "helpers take lengths as i32 and return i64; the verifier knows the ranges"
 )]
-#![allow(clippy::needless_pass_by_value, reason = "`#[classifier]` hands the context over by value")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "`#[classifier]` and `#[xdp]` hand the context over by value"
+)]
 
 mod config;
 mod decap;
 mod drop;
 mod encap;
 mod flows;
+mod frame;
 mod from_host;
 mod from_pod;
 mod from_tunnel;
@@ -36,6 +41,7 @@ mod from_wire;
 mod maps;
 mod packet;
 mod to_pod;
+mod xdp_wire;
 
 /// Several helpers used here (`bpf_redirect_neigh`, `bpf_fib_lookup`, …) are for GPL-compatible programs only.
 #[unsafe(link_section = "license")]

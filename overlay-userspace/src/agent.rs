@@ -46,6 +46,7 @@ mod reconcile;
 mod schedule;
 mod undo;
 mod wire;
+mod xdp;
 
 pub(crate) use anchor::is_anchor;
 use life::Life;

@@ -61,7 +61,7 @@ enum Command {
     Ports(OutputArgs),
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
-    /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
+    /// List the links that attach programs to devices by tcx or XDP (bpftool 7.1, Debian 12's, does not show them)
     #[command(visible_alias = "links")]
     Programs(OutputArgs),
     /// Mount the file system of the pins, where the node has none

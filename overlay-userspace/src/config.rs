@@ -84,6 +84,29 @@ impl fmt::Display for Attach {
     }
 }
 
+/// What an XDP program on the underlay device is for: what was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    /// No XDP program.
+    #[default]
+    Off,
+    /// Drops forged packets before there is an skb.
+    Guard,
+    /// `Guard` where the driver loses nothing by it.
+    Auto,
+}
+
+impl fmt::Display for Xdp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Guard => "guard",
+            Self::Auto => "auto",
+        })
+    }
+}
+
 /// The `[network]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +137,9 @@ pub struct Network {
     pub attach: Attach,
     /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
     pub stack_flows: Option<u32>,
+    /// The XDP program of the underlay device.
+    #[serde(default)]
+    pub xdp: Xdp,
 }
 
 const fn default_vni() -> u32 {

@@ -3,6 +3,7 @@
 //!
 //! * [`bpffs`] – the file system of the pins;
 //! * [`netlink`] – links, addresses, routes and neighbours, synchronously;
+//! * [`netdev`] – what a driver can do with XDP;
 //! * [`conntrack`] – connections that the kernel tracks;
 //! * [`monitor`] – a stream of what changed, so that the agent reconciles on events;
 //! * [`netns`] – pods' network namespaces;
@@ -16,6 +17,7 @@
 pub mod bpffs;
 pub mod conntrack;
 pub mod monitor;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

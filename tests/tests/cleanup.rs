@@ -32,7 +32,7 @@ table ip6 overlay { chain forward { type filter hook forward priority filter; po
 ";
 
 impl Bed {
-    fn new(attach: Option<&str>) -> Self {
+    fn new(attach: Option<&str>, xdp: Option<&str>) -> Self {
         let lab = Lab::new();
         let lan = Lan::new(&lab, "lan", Link::default());
         let node = |name: &str, number: u8| {
@@ -41,7 +41,8 @@ impl Bed {
             Node::builder(name, address, subnet).on_lan(&lab, &lan)
         };
         let (a, b) = (node("a", 1), node("b", 2));
-        let network = Network { attach: attach.map(str::to_owned), ..Network::default() };
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        let network = Network { attach: own(attach), xdp: own(xdp), ..Network::default() };
         lab.write_cluster(&ClusterFile { network, nodes: vec![a.entry(), b.entry()] });
         let host = a.namespace();
         exec::must(host.command("nft").args(["-f", "-"]), FOREIGN);
@@ -118,11 +119,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn a_node_is_as_it_was_before() {
-    for attach in [None, Some("clsact")] {
-        let mut bed = Bed::new(attach);
+    for (attach, xdp) in [(None, None), (Some("clsact"), None), (None, Some("guard"))] {
+        let mut bed = Bed::new(attach, xdp);
         let before = bed.snapshot();
         bed.start();
         let running = bed.snapshot();
+        assert_eq!(running.contains("xdp"), xdp.is_some(), "{running}");
 
         let out = bed.cleanup(&["--pods"]);
         assert!(!out.status.success() && out.stderr.contains("agent is running"), "{out:?}");
@@ -158,7 +160,7 @@ fn a_node_is_as_it_was_before() {
 
 #[test]
 fn devices_of_pods_stay_where_only_the_rest_is_to_go() {
-    let mut bed = Bed::new(None);
+    let mut bed = Bed::new(None, None);
     bed.start();
     let device = bed.pods[0].host_device();
     bed.a.stop_agent();
@@ -182,7 +184,7 @@ fn devices_of_pods_stay_where_only_the_rest_is_to_go() {
 
 #[test]
 fn one_thing_that_cannot_be_removed_keeps_nothing_else_from_it() {
-    let mut bed = Bed::new(None);
+    let mut bed = Bed::new(None, None);
     bed.start();
     bed.a.stop_agent();
     // Not empty, and no file: it cannot be read as a configuration, nor be removed as one.

@@ -52,6 +52,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         masquerade_to_nodes,
         attach,
         stack_flows,
+        xdp,
     } = now;
     [
         changed("cidr", before.cidr, cidr),
@@ -64,6 +65,7 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         changed("masquerade_to_nodes", before.masquerade_to_nodes, masquerade_to_nodes),
         changed("attach", before.attach, attach),
         changed("stack_flows", or_auto(before.stack_flows), or_auto(*stack_flows)),
+        changed("xdp", before.xdp, xdp),
     ]
     .into_iter()
     .flatten()
@@ -140,11 +142,13 @@ mod tests {
             &["network.vni is 7 now, was 1", "network.masquerade is false now, was true"],
         );
         said(
-            &FILE.replace("[network]", "[network]\nmtu = 1400\nattach = \"tcx\"\nport = 4789"),
+            &FILE
+                .replace("[network]", "[network]\nmtu = 1400\nattach = \"tcx\"\nport = 4789\nxdp = \"auto\""),
             &[
                 "network.port is 4789 now, was 8472",
                 "network.mtu is 1400 now, was automatic",
                 "network.attach is tcx now, was auto",
+                "network.xdp is auto now, was off",
             ],
         );
         said(

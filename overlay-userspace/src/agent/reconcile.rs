@@ -12,7 +12,10 @@ use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
 use ipnet::IpNet;
 use log::{error, info, log};
-use overlay_common::maps::{Addr, AttachMode, Node};
+use overlay_common::{
+    maps::{Addr, AttachMode, Node},
+    reason::Hook,
+};
 use tokio::io::unix::AsyncFd;
 
 use super::{
@@ -26,6 +29,7 @@ use super::{
     nodes::{self, Difference},
     pods::Pods,
     wire::Wire,
+    xdp::XdpWire,
 };
 use crate::{
     cluster::Snapshot,
@@ -93,6 +97,7 @@ pub(super) struct Reconciler {
     pods: Pods,
     filter: PacketFilter,
     wire: Option<Wire>,
+    xdp: XdpWire,
     growth: Option<Growth>,
     sweep: Sweep,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
@@ -111,6 +116,7 @@ impl Reconciler {
             pods: Pods::default(),
             filter: PacketFilter::default(),
             wire: None,
+            xdp: XdpWire::default(),
             growth: None,
             sweep: Sweep::default(),
             mtu: 0,
@@ -185,6 +191,12 @@ impl Reconciler {
             // Before anything is made: a map that does not fit ends the start.
             object::check_pinned(&self.pins)?;
         }
+        // Pods' devices have no say in it; without an underlay it stays as it is.
+        if let Some(link) = &wire
+            && scope != Scope::Pods
+        {
+            self.xdp.plan(&mut netlink, &self.pins, self.config.network.xdp, link);
+        }
 
         let anchor = pass.step(self.ensure_anchor(&mut netlink))?;
         // The likeliest to fail, and the slowest: first of all at the start, last of all later.
@@ -203,6 +215,9 @@ impl Reconciler {
             if let Some(link) = link {
                 pass.step(self.attach(&programs, role, link))?;
             }
+        }
+        if let Some(link) = &wire {
+            pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
         // A pod that cannot be helped is no reason not to start.
@@ -384,6 +399,7 @@ impl Reconciler {
             flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
             nodes_masqueraded: network.masquerade_to_nodes,
             main_table_only: false,
+            xdp_wire: self.xdp.planned(),
             log_level: self.program_log_level,
         })
     }
@@ -394,7 +410,9 @@ impl Reconciler {
         if programs.attach_all(role, device)? == Attached::New {
             info!("attached the programs of {} (index {})", link.name, link.index);
         }
-        let keep: Vec<_> = role.hooks().iter().map(|hook| role.link_name(device, *hook)).collect();
+        // That of XDP is the business of `xdp`.
+        let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
+        let keep: Vec<_> = hooks.map(|hook| role.link_name(device, *hook)).collect();
         // The first part of a link's name is the same for all devices of a role.
         let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
         for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {

@@ -72,6 +72,7 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
             flow_entries: 1024,
             main_table_only: false,
             nodes_masqueraded: false,
+            xdp_wire: None,
             log_level: 0,
         };
         object::load(&node.pins, &constants).unwrap();

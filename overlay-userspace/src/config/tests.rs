@@ -42,13 +42,14 @@ fn a_small_file_gets_the_documented_defaults() {
         masquerade_to_nodes,
         attach,
         stack_flows,
+        xdp,
     } = config.network;
     assert_eq!(
         (cidr.to_string().as_str(), vni, port, mtu, interface),
         ("10.244.0.0/16", 1, 8472, None, None)
     );
     assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
-    assert_eq!((attach, stack_flows), (Attach::Auto, None));
+    assert_eq!((attach, stack_flows, xdp), (Attach::Auto, None, Xdp::Off));
     assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
 }
 
@@ -71,6 +72,7 @@ fn mistakes_are_named_with_their_place() {
     refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
     refused(&GOOD.replace("[network]", "[network]\nmtu = 500"), "576");
     refused(&GOOD.replace("[network]", "[network]\nstack_flows = 7"), "network.stack_flows 7");
+    refused(&GOOD.replace("[network]", "[network]\nxdp = \"generic\""), "unknown variant `generic`");
     let never = |net: &str| GOOD.replace("[network]", &format!("[network]\nno_masquerade = [\"{net}\"]"));
     refused(
         &never("192.168.1.0/16"),

@@ -1,4 +1,4 @@
-//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc (`clsact`).
+//! Programs onto devices: tcx links, pinned, or filters on a clsact qdisc (`clsact`); of the underlay also an XDP link ([`xdp`]).
 //!
 //! Level-triggered: [`Programs::attach_all`] brings a device into the wanted state from whatever it is in, and keeps the link (and
 //! its id) where one is attached. Used by the agent for anchor, underlay and existing pods, and by the CNI plugin for new
@@ -19,6 +19,7 @@ use crate::host::netlink::Netlink;
 mod clsact;
 mod look;
 mod running;
+pub mod xdp;
 
 pub use look::{Attachment, severed};
 pub use running::{Running, running};
@@ -81,7 +82,8 @@ impl Role {
 
 const fn attach_type(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => TcAttachType::Ingress,
+        // XDP is no tcx link; its way is the same.
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire | Hook::XdpWire => TcAttachType::Ingress,
         Hook::ToPod | Hook::FromHost => TcAttachType::Egress,
     }
 }

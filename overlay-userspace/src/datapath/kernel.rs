@@ -13,6 +13,16 @@ const MINIMUM: (u8, u8) = (5, 13);
 /// The first kernel with tcx links (6.6, e420bed02507).
 const TCX: (u8, u8) = (6, 6);
 
+/// The first kernel that runs XDP programs on packets in several parts, and has the helpers for them (5.18, f45d5b6ce2e8).
+const XDP_FRAGS: (u8, u8) = (5, 18);
+
+/// Why this kernel cannot run `xdp_wire`, if it cannot.
+pub fn lacks_xdp() -> Option<String> {
+    let (major, minor) = XDP_FRAGS;
+    (!at_least(XDP_FRAGS))
+        .then(|| format!("this kernel has no XDP for packets in parts (Linux {major}.{minor})"))
+}
+
 fn at_least((major, minor): (u8, u8)) -> bool {
     KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(major, minor, 0))
 }

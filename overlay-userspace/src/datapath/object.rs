@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{MapInfo, MapType},
-    programs::SchedClassifier,
+    programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp},
 };
 use aya_log::EbpfLogger;
 use overlay_common::{
@@ -19,7 +19,7 @@ use overlay_common::{
     reason::{Hook, Reason},
 };
 
-use super::{Cause, DatapathError, kernel, pins, pins::Pins};
+use super::{DatapathError, kernel, pins, pins::Pins};
 
 mod trial;
 
@@ -57,6 +57,8 @@ pub struct Constants {
     pub main_table_only: bool,
     /// What pods send to nodes is the stack's, which masquerades it.
     pub nodes_masqueraded: bool,
+    /// MAC of the underlay device that `xdp_wire` is loaded for: what is not addressed to it passes. `None`: not loaded.
+    pub xdp_wire: Option<[u8; 6]>,
     /// Level of the programs' own diagnostics; 0 is off and costs nothing.
     pub log_level: u8,
 }
@@ -178,6 +180,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         flow_entries,
         main_table_only,
         nodes_masqueraded,
+        xdp_wire,
         log_level,
     } = constants;
     let address = |ip: Ipv4Addr| raw(ip.to_bits());
@@ -197,6 +200,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         [*plain_pods, *stack_flows, *nodes_masqueraded].map(u8::from);
     let any_gso = u8::from(decap_flags.is_some());
     let decap_flags = decap_flags.unwrap_or(0);
+    let wire_mac = xdp_wire.unwrap_or_default();
     let paths = LAYOUTS.map(|layout| (layout.name, pins.map(layout.name)));
 
     let mut loader = EbpfLoader::new();
@@ -207,6 +211,7 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     loader
         .override_global("TUNNEL_PORT", port, true)
         .override_global("ANCHOR_MAC", anchor_mac, true)
+        .override_global("WIRE_MAC", &wire_mac, true)
         .override_global("PLAIN_PODS", &plain_pods, true)
         .override_global("STACK_FLOWS_ON", &stack_flows, true)
         .override_global("NODES_MASQUERADED", &nodes_masqueraded, true)
@@ -219,23 +224,30 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     }
     let mut ebpf = loader.load(OBJECT).map_err(|e| DatapathError::new("load the eBPF object", e))?;
 
-    let facts = Hook::ALL.into_iter().map(|hook| facts(&mut ebpf, hook.name())).collect::<Result<_, _>>()?;
+    let wanted = |hook: &Hook| *hook != Hook::XdpWire || xdp_wire.is_some();
+    let facts = Hook::ALL
+        .into_iter()
+        .filter(wanted)
+        .map(|hook| facts(&mut ebpf, hook.name()))
+        .collect::<Result<_, _>>()?;
     // Pinned only when all are loaded: a load that fails halfway leaves the earlier programs in place.
-    for hook in Hook::ALL {
+    for hook in Hook::ALL.into_iter().filter(wanted) {
         let name = hook.name();
-        let program = classifier(&mut ebpf, name)?;
+        let program = program(&mut ebpf, name)?;
         pins::replace(&pins.program(name), |path| {
             program.pin(path).map_err(|e| DatapathError::new(format!("pin {}", path.display()), e))
         })?;
+    }
+    if xdp_wire.is_none() {
+        pins.remove_program(Hook::XdpWire.name())?;
     }
     Ok(Loaded { ebpf, facts })
 }
 
 /// Loads one program.
 fn facts(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFacts, DatapathError> {
-    let program = classifier(ebpf, name)?;
-    program.load().map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
-    let info = program.info().map_err(|e| DatapathError::new(format!("inspect program {name}"), e))?;
+    let info = load_program(program(ebpf, name)?)
+        .map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
     Ok(ProgramFacts {
         name,
         verified_instructions: info.verified_instruction_count().unwrap_or(0),
@@ -243,11 +255,20 @@ fn facts(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFacts, DatapathEr
     })
 }
 
-fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, DatapathError> {
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, DatapathError> {
     ebpf.program_mut(name)
-        .ok_or_else(|| DatapathError::Unsupported(format!("the eBPF object has no program {name}")))?
-        .try_into()
-        .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))
+        .ok_or_else(|| DatapathError::Unsupported(format!("the eBPF object has no program {name}")))
+}
+
+fn load_program(program: &mut Program) -> Result<ProgramInfo, ProgramError> {
+    if let Program::Xdp(_) = program {
+        let xdp: &mut Xdp = program.try_into()?;
+        xdp.load()?;
+        return xdp.info();
+    }
+    let classifier: &mut SchedClassifier = program.try_into()?;
+    classifier.load()?;
+    classifier.info()
 }
 
 impl Loaded {

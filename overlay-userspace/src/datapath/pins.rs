@@ -107,15 +107,23 @@ impl Pins {
         }
     }
 
+    /// Removes the pin of a program, which runs on where it is attached. Missing is fine.
+    pub fn remove_program(&self, name: &str) -> Result<(), DatapathError> {
+        unpin(&self.program(name))
+    }
+
     /// Removes the pin of a link; without another reference the kernel then detaches it. Missing is fine.
     pub fn remove_link(&self, name: &str) -> Result<(), DatapathError> {
-        let path = self.link(name);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::new(format!("remove {}", path.display()), e))
-            }
-            _ => Ok(()),
+        unpin(&self.link(name))
+    }
+}
+
+fn unpin(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::new(format!("remove {}", path.display()), e))
         }
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use aya::{
 };
 use overlay_common::reason::Hook;
 
-use super::{DatapathError, pins::Pins};
+use super::{DatapathError, attach::xdp, pins::Pins};
 
 /// The circumstances of a packet that are not in its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,12 +18,12 @@ pub struct Context {
     pub gso: Option<(u32, u32)>,
 }
 
-/// What a program returned (include/uapi/linux/pkt_cls.h).
+/// What a program returned (include/uapi/linux/pkt_cls.h; of XDP include/uapi/linux/bpf.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// `TC_ACT_UNSPEC`, `TCX_NEXT`: on to the next program and the kernel.
+    /// `TC_ACT_UNSPEC`, `TCX_NEXT`: on to the next program and the kernel. `XDP_PASS`.
     Pass,
-    /// `TC_ACT_SHOT`.
+    /// `TC_ACT_SHOT`. `XDP_DROP`.
     Drop,
     /// `TC_ACT_REDIRECT`.
     Redirect,
@@ -40,13 +40,17 @@ const SK_BUFF: usize = 192;
 /// Room for what a program adds.
 const HEADROOM: usize = 256;
 
-/// Runs `hook` on `packet`, which begins with an Ethernet header.
+/// Runs `hook` on `packet`, which begins with an Ethernet header. Of XDP nothing of the context is used, and what comes
+/// out begins with the metadata.
 pub fn run(
     pins: &Pins,
     hook: Hook,
     packet: &[u8],
     context: Context,
 ) -> Result<(Verdict, Vec<u8>), DatapathError> {
+    if hook == Hook::XdpWire {
+        return run_xdp(pins, packet);
+    }
     let path = pins.program(hook.name());
     let program = SchedClassifier::from_pin(&path)
         .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
@@ -84,4 +88,22 @@ impl Verdict {
             other => Self::Other(other),
         }
     }
+}
+
+fn run_xdp(pins: &Pins, packet: &[u8]) -> Result<(Verdict, Vec<u8>), DatapathError> {
+    let mut out = vec![0; packet.len() + HEADROOM];
+    let result = xdp::open(pins)?
+        .test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })
+        .map_err(|e| DatapathError::new(format!("run {}", Hook::XdpWire.name()), e))?;
+    out.truncate(result.data_size_out as usize);
+    let verdict = match result.return_value {
+        1 => Verdict::Drop,
+        2 => Verdict::Pass,
+        other => Verdict::Other(other.cast_signed()),
+    };
+    Ok((verdict, out))
 }

@@ -46,6 +46,9 @@ pub struct Network {
     /// Entries of the table of flows that return through the stack; 0 is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack_flows: Option<u32>,
+    /// `off`, `guard` or `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xdp: Option<String>,
 }
 
 impl Default for Network {
@@ -61,6 +64,7 @@ impl Default for Network {
             masquerade_to_nodes: false,
             attach: None,
             stack_flows: None,
+            xdp: None,
         }
     }
 }

@@ -20,3 +20,4 @@ mod prefixes;
 mod settings;
 mod sysctls;
 mod underlay;
+mod xdp;

@@ -204,6 +204,13 @@ impl Bed {
         StackFlows::open(&self.pins).unwrap()
     }
 
+    /// Loads the programs with other constants; the maps stay.
+    pub(crate) fn reload(&mut self, change: impl FnOnce(&mut Constants)) {
+        let mut constants = constants(self.devices.anchor);
+        change(&mut constants);
+        self.loaded = object::load(&self.pins, &constants).unwrap();
+    }
+
     pub(crate) fn program_pin(&self, name: &str) -> PathBuf {
         self.pins.program(name)
     }
@@ -289,6 +296,7 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
         flow_entries: 4096,
         main_table_only: true,
         nodes_masqueraded: false,
+        xdp_wire: Some(WIRE_MAC),
         log_level: 0,
     }
 }

@@ -4,12 +4,13 @@
 use crate::bed::Bed;
 
 /// Instructions that the verifier may walk through, for each program.
-const VERIFIED: [(&str, u32); 5] = [
+const VERIFIED: [(&str, u32); 6] = [
     ("from_pod", 12_000),
     ("to_pod", 2_500),
     ("from_host", 9_000),
     ("from_tunnel", 8_500),
     ("from_wire", 9_000),
+    ("xdp_wire", 9_500),
 ];
 
 #[test]

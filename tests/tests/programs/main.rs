@@ -18,3 +18,4 @@ mod from_pod;
 mod from_tunnel;
 mod from_wire;
 mod to_pod;
+mod xdp_wire;

@@ -9,7 +9,13 @@ use crate::stage::{COUNT, MARK, PORT, SOME_MAC, Stage};
 
 #[test]
 fn a_pods_address_is_refused_outside_of_the_tunnel() {
-    let stage = Stage::new();
+    for xdp in [None, Some("guard")] {
+        refused(&Stage::with(xdp));
+    }
+}
+
+#[track_caller]
+fn refused(stage: &Stage) {
     let lookout = stage.watch();
     let (pod, neighbour, peer) = (stage.pod.addr(), stage.neighbour.addr(), stage.peer.addr());
     for (what, from, to) in [
@@ -29,7 +35,7 @@ fn a_pods_address_is_refused_outside_of_the_tunnel() {
         let records = stage.dropped(what, "pod_address_on_wire", COUNT, || {
             inject(&stage.stranger, "eth0", &vec![frame; COUNT]);
         });
-        assert_eq!(records[0]["hook"], "from_wire");
+        assert_eq!(records[0]["hook"], stage.first_hook());
         assert_eq!(records[0]["source"], from.to_string());
     }
     lookout.saw_nothing();

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use overlay_tests::lab::{Cluster, Link, Namespace, Node, Pod};
+use overlay_tests::lab::{Cluster, Link, Namespace, Network, Node, Pod};
 use overlay_tests::traffic::drops::{Drops, Monitor};
 use overlay_tests::traffic::inject::mac_of;
 use overlay_tests::traffic::udp;
@@ -58,6 +58,8 @@ pub(crate) struct Stage {
     pub(crate) stranger: Namespace,
     pub(crate) macs: Macs,
     pub(crate) cluster: Cluster,
+    /// What the underlay devices have before `from_wire`: `network.xdp`.
+    pub(crate) xdp: Option<&'static str>,
 }
 
 /// The MACs of `cp`.
@@ -72,7 +74,13 @@ pub(crate) struct Macs {
 
 impl Stage {
     pub(crate) fn new() -> Self {
-        let cluster = Cluster::builder().start();
+        Self::with(None)
+    }
+
+    /// As [`Stage::new`], with this setting of `network.xdp`.
+    pub(crate) fn with(xdp: Option<&'static str>) -> Self {
+        let network = Network { xdp: xdp.map(str::to_owned), ..Network::default() };
+        let cluster = Cluster::builder().network(network).start();
         let stranger = cluster.lab().namespace("stranger");
         cluster.lan_a().attach(&stranger, "eth0");
         stranger.ip(&format!("addr add {STRANGER}/26 dev eth0"));
@@ -90,7 +98,7 @@ impl Stage {
             gateway: mac_of(cp, Node::ANCHOR),
         };
         let monitor = Monitor::start(cluster.node("cp"));
-        Self { monitor, pod, neighbour, peer, far, stranger, macs, cluster }
+        Self { monitor, pod, neighbour, peer, far, stranger, macs, cluster, xdp }
     }
 
     pub(crate) fn node(&self, name: &str) -> &Node {
@@ -100,6 +108,11 @@ impl Stage {
     /// The node under attack.
     pub(crate) fn cp(&self) -> &Node {
         self.node("cp")
+    }
+
+    /// The program that sees first what comes by the underlay device and is not odd.
+    pub(crate) fn first_hook(&self) -> &'static str {
+        if self.xdp.is_some() { "xdp_wire" } else { "from_wire" }
     }
 
     pub(crate) fn world(&self) -> Ipv4Addr {

@@ -55,8 +55,13 @@ impl Way {
     }
 
     /// The program that sees to the sender first.
-    fn hook(self) -> &'static str {
-        if self == Self::Native { "from_wire" } else { "from_tunnel" }
+    fn hook(self, stage: &Stage) -> &'static str {
+        if self == Self::Native { stage.first_hook() } else { "from_tunnel" }
+    }
+
+    /// The program that sees to what is in the tunnel.
+    fn later_hook(self, stage: &Stage) -> &'static str {
+        if self == Self::Native && stage.xdp.is_some() { "xdp_wire" } else { "from_tunnel" }
     }
 }
 
@@ -89,7 +94,17 @@ fn honest_packets_arrive(stage: &Stage, way: Way) {
 
 #[test]
 fn forged_senders_are_refused_on_every_way_in() {
-    let stage = Stage::new();
+    forged_senders_are_refused(&Stage::new(), &Way::ALL);
+}
+
+/// Before there is an skb, counted and described as without XDP; what the guard does not see is refused as ever.
+#[test]
+fn forged_senders_are_refused_by_the_guard() {
+    forged_senders_are_refused(&Stage::with(Some("guard")), &[Way::Native, Way::Options]);
+}
+
+#[track_caller]
+fn forged_senders_are_refused(stage: &Stage, ways: &[Way]) {
     let (cp, w1, w2) = (stage.cp(), stage.node("w1"), stage.node("w2"));
     let (pod, peer, far, world) = (stage.pod.addr(), stage.peer.addr(), stage.far.addr(), stage.world());
     let router = Ipv4Addr::new(192, 0, 2, 1);
@@ -122,8 +137,8 @@ fn forged_senders_are_refused_on_every_way_in() {
         inner(cp.address(), cp.address()),
     ];
     let targets = [pod, cp.address(), cp.gateway_address()];
-    for way in Way::ALL {
-        honest_packets_arrive(&stage, way);
+    for &way in ways {
+        honest_packets_arrive(stage, way);
         let lookout = stage.watch();
         for (outer_source, inner_source, reason) in cases {
             // What claims to come from the node's own address the kernel itself drops as a martian.
@@ -133,12 +148,12 @@ fn forged_senders_are_refused_on_every_way_in() {
             let what = format!("{MARK} {way:?} by {outer_source} in the name of {inner_source}");
             let send = || {
                 for to in targets {
-                    way.send(&stage, &stage.tunnel(outer_source, inner_source, to, &what));
+                    way.send(stage, &stage.tunnel(outer_source, inner_source, to, &what));
                 }
             };
             let records = stage.dropped(&what, reason, targets.len() * COUNT, send);
             for (record, to) in records.iter().zip(targets.iter().flat_map(|to| [to; COUNT])) {
-                assert_eq!(record["hook"], way.hook(), "{what}: {record}");
+                assert_eq!(record["hook"], way.hook(stage), "{what}: {record}");
                 assert_eq!(record["outer_source"], outer_source.to_string(), "{what}: {record}");
                 assert_eq!(record["source"], inner_source.to_string(), "{what}: {record}");
                 assert_eq!(record["destination"], to.to_string(), "{what}: {record}");
@@ -156,7 +171,16 @@ fn inner_of(stage: &Stage, ether_type: u16, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_node_is_no_gateway_for_what_its_peers_send() {
-    let stage = Stage::new();
+    foreign_destinations_are_refused(&Stage::new(), &Way::ALL);
+}
+
+#[test]
+fn the_guard_lets_nobody_through_to_somewhere_else() {
+    foreign_destinations_are_refused(&Stage::with(Some("guard")), &[Way::Native, Way::Fragments]);
+}
+
+#[track_caller]
+fn foreign_destinations_are_refused(stage: &Stage, ways: &[Way]) {
     let (w1, peer) = (stage.node("w1"), stage.peer.addr());
     let targets = [
         // Back to the sender, to a third node, to the world, to nobody.
@@ -176,13 +200,13 @@ fn a_node_is_no_gateway_for_what_its_peers_send() {
         Ipv4Addr::BROADCAST,
         Ipv4Addr::UNSPECIFIED,
     ];
-    for way in Way::ALL {
+    for &way in ways {
         let lookout = stage.watch();
         for to in targets {
             let what = format!("{MARK} {way:?} to {to}");
             let tunnel = stage.tunnel(w1.address(), peer, to, &what);
-            for record in stage.dropped(&what, "inner_destination", COUNT, || way.send(&stage, &tunnel)) {
-                assert_eq!(record["hook"], "from_tunnel", "{what}: {record}");
+            for record in stage.dropped(&what, "inner_destination", COUNT, || way.send(stage, &tunnel)) {
+                assert_eq!(record["hook"], way.later_hook(stage), "{what}: {record}");
                 assert_eq!(record["outer_source"], w1.address().to_string(), "{what}: {record}");
                 assert_eq!(record["destination"], to.to_string(), "{what}: {record}");
             }
@@ -193,7 +217,16 @@ fn a_node_is_no_gateway_for_what_its_peers_send() {
 
 #[test]
 fn odd_tunnel_packets_are_refused_on_every_way_in() {
-    let stage = Stage::new();
+    odd_tunnel_packets_are_refused(&Stage::new(), &Way::ALL);
+}
+
+#[test]
+fn odd_tunnel_packets_are_refused_by_the_guard() {
+    odd_tunnel_packets_are_refused(&Stage::with(Some("guard")), &[Way::Native, Way::SecondAddress]);
+}
+
+#[track_caller]
+fn odd_tunnel_packets_are_refused(stage: &Stage, ways: &[Way]) {
     let (w1, peer, pod) = (stage.node("w1").address(), stage.peer.addr(), stage.pod.addr());
     let honest = stage.tunnel(w1, peer, pod, &format!("{MARK} oddly"));
     let with_inner = |inner| Tunnel { inner, ..honest.clone() };
@@ -203,17 +236,17 @@ fn odd_tunnel_packets_are_refused_on_every_way_in() {
         ("VNI 0", Tunnel { vni: 0, ..honest.clone() }, "vni"),
         ("VNI 2", Tunnel { vni: 2, ..honest.clone() }, "vni"),
         ("VNI 2^24-1", Tunnel { vni: 0xff_ffff, ..honest.clone() }, "vni"),
-        ("ARP", with_inner(inner_of(&stage, 0x0806, &[0; 28])), "inner_protocol"),
-        ("IPv6", with_inner(inner_of(&stage, 0x86dd, &ipv6)), "inner_protocol"),
-        ("LLDP", with_inner(inner_of(&stage, 0x88cc, &[0; 46])), "inner_protocol"),
+        ("ARP", with_inner(inner_of(stage, 0x0806, &[0; 28])), "inner_protocol"),
+        ("IPv6", with_inner(inner_of(stage, 0x86dd, &ipv6)), "inner_protocol"),
+        ("LLDP", with_inner(inner_of(stage, 0x88cc, &[0; 46])), "inner_protocol"),
         ("a VLAN", with_inner(tagged(&honest.inner, 7)), "inner_protocol"),
     ];
-    for way in Way::ALL {
+    for &way in ways {
         let lookout = stage.watch();
         for (what, tunnel, reason) in &cases {
             let what = format!("{way:?}: {what}");
-            for record in stage.dropped(&what, reason, COUNT, || way.send(&stage, tunnel)) {
-                assert_eq!(record["hook"], "from_tunnel", "{what}: {record}");
+            for record in stage.dropped(&what, reason, COUNT, || way.send(stage, tunnel)) {
+                assert_eq!(record["hook"], way.later_hook(stage), "{what}: {record}");
                 assert_eq!(record["outer_source"], w1.to_string(), "{what}: {record}");
             }
         }

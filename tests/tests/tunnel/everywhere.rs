@@ -75,3 +75,28 @@ fn everything_holds_with_clsact_on_a_nic_wire_with_another_vni_and_port() {
     let stage = prove(Cluster::builder().link(Link::new(WireMode::Nic)).network(network));
     expect_filters(&stage, "overlay.1234567");
 }
+
+/// The underlay devices run `xdp_wire` in native mode.
+#[track_caller]
+fn expect_xdp(stage: &Stage) {
+    for node in stage.cluster().nodes() {
+        let link = &node.namespace().ip_json(&format!("-d link show dev {}", Node::DEVICE))[0];
+        assert_eq!(link["xdp"]["mode"], 1, "{}: {link}", node.name());
+        assert_eq!(link["xdp"]["prog"]["name"], "xdp_wire", "{}: {link}", node.name());
+    }
+}
+
+#[test]
+fn everything_holds_with_a_guard_before_the_stack() {
+    let _traffic = bed::quiet();
+    let network = Network { xdp: Some("guard".into()), ..Network::default() };
+    expect_xdp(&prove(Cluster::builder().network(network)));
+}
+
+#[test]
+fn everything_holds_with_a_guard_on_a_nic_wire_with_clsact_filters() {
+    let _traffic = bed::quiet();
+    let network = Network { xdp: Some("guard".into()), ..clsact() };
+    let link = Link { checksums: true, ..Link::new(WireMode::Nic) };
+    expect_xdp(&prove(Cluster::builder().link(link).network(network)));
+}

@@ -20,7 +20,8 @@ const KEY: FilterKey = FilterKey { priority: 0x6f76, handle: 1 };
 
 pub(super) const fn direction(hook: Hook) -> Direction {
     match hook {
-        Hook::FromPod | Hook::FromTunnel | Hook::FromWire => Direction::Ingress,
+        // XDP is no filter; its way is the same.
+        Hook::FromPod | Hook::FromTunnel | Hook::FromWire | Hook::XdpWire => Direction::Ingress,
         Hook::ToPod | Hook::FromHost => Direction::Egress,
     }
 }

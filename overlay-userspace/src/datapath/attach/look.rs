@@ -66,6 +66,10 @@ pub fn severed(pins: &Pins, links: &[Link]) -> Result<Vec<String>, DatapathError
             [Role::Pod, Role::Anchor, Role::Wire].iter().any(|role| role.link_name(device, hook) == *name)
         });
         device.is_none_or(|link| {
+            // A link of XDP is none of tcx; it goes with its device alone.
+            if hook == Hook::XdpWire {
+                return false;
+            }
             let attached = SchedClassifier::query_tcx(&link.name, attach_type(hook));
             attached.is_ok_and(|(_, programs)| !programs.iter().any(|program| is(program, hook)))
         })

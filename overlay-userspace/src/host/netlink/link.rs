@@ -10,7 +10,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
-        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
     },
 };
 use nix::errno::Errno;
@@ -20,12 +20,21 @@ use super::{Failure, Netlink, NetlinkError};
 /// linux/sockios.h and linux/ethtool.h.
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GLINK: u32 = 0x0a;
+const ETHTOOL_GDRVINFO: u32 = 0x03;
 
 /// `struct ethtool_value` of linux/ethtool.h.
 #[repr(C)]
 struct EthtoolValue {
     command: u32,
     data: u32,
+}
+
+/// `struct ethtool_drvinfo` of linux/ethtool.h; of the rest nothing is read.
+#[repr(C)]
+struct EthtoolDriver {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
 }
 
 /// An Ethernet address, in the order of the wire.
@@ -61,6 +70,8 @@ pub struct Link {
     pub link_netnsid: Option<i32>,
     /// The bridge, bond or VRF that this link belongs to.
     pub master: Option<u32>,
+    /// The kernel's id of the XDP program that it runs, in whatever mode.
+    pub xdp: Option<u32>,
 }
 
 /// Settings of a vxlan device.
@@ -231,23 +242,42 @@ impl Netlink {
     /// Since Linux 6.8 the query for the link state handles the pending link-watch event (`linkwatch_sync_dev`,
     /// net/core/link_watch.c). Before, the event is handled by a kernel worker: look for [`Link::running`].
     pub fn settle_carrier(&mut self, name: &str) -> Result<bool, NetlinkError> {
-        let failed = |cause| NetlinkError::new(format!("read the link state of {name}"), cause);
-        if !is_name(name) {
-            return Err(failed(io::Error::from(Errno::ENODEV)));
-        }
         let mut value = EthtoolValue { command: ETHTOOL_GLINK, data: 0 };
+        // SAFETY: `value` is of the size that ETHTOOL_GLINK fills.
+        match unsafe { self.ethtool(name, &mut value) } {
+            Ok(()) => Ok(value.data != 0),
+            Err(cause) => Err(NetlinkError::new(format!("read the link state of {name}"), cause)),
+        }
+    }
+
+    /// The name of a link's driver, as `ethtool -i` shows it.
+    pub fn driver(&mut self, name: &str) -> Result<String, NetlinkError> {
+        let mut info = EthtoolDriver { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+        // SAFETY: `info` is of the size that ETHTOOL_GDRVINFO fills.
+        unsafe { self.ethtool(name, &mut info) }
+            .map_err(|cause| NetlinkError::new(format!("read the driver of {name}"), cause))?;
+        let name = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Asks a driver.
+    ///
+    /// # Safety
+    ///
+    /// `value` begins with a command, and is as large as what the kernel writes for that.
+    unsafe fn ethtool<T>(&self, name: &str, value: &mut T) -> io::Result<()> {
+        if !is_name(name) {
+            return Err(io::Error::from(Errno::ENODEV));
+        }
         // SAFETY: all zero is a valid ifreq.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_data = (&raw mut value).cast();
-        // SAFETY: the request names a buffer of the size that ETHTOOL_GLINK fills, and both outlive the call.
+        request.ifr_ifru.ifru_data = std::ptr::from_mut(value).cast();
+        // SAFETY: the request names a buffer that the caller answers for, and both outlive the call.
         let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-        match Errno::result(result) {
-            Ok(_) => Ok(value.data != 0),
-            Err(errno) => Err(failed(errno.into())),
-        }
+        Errno::result(result).map(drop).map_err(Into::into)
     }
 
     /// Takes a link down.
@@ -340,6 +370,7 @@ fn into_link(reply: RouteNetlinkMessage) -> Option<Link> {
         link: None,
         link_netnsid: None,
         master: None,
+        xdp: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -349,6 +380,7 @@ fn into_link(reply: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Link(index) => link.link = Some(index),
             LinkAttribute::LinkNetNsId(id) => link.link_netnsid = Some(id),
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Xdp(attributes) => link.xdp = into_xdp(&attributes),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
@@ -362,6 +394,16 @@ fn into_link(reply: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn into_xdp(attributes: &[LinkXdp]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match *attribute {
+        // Without the first one where there is one in each of several modes.
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+            Some(id)
+        }
+        _ => None,
+    })
 }
 
 fn into_vxlan(data: &[InfoVxlan]) -> VxlanInfo {
