@@ -19,20 +19,21 @@ use tokio::{
 
 use crate::{
     cluster::file::Watch,
-    config::{Overrides, Settings},
+    config::{Config, Overrides, Settings},
     datapath::{kernel, pins::Pins},
     host::monitor::Monitor,
 };
 
 mod anchor;
+pub(crate) mod drift;
 mod filter;
-mod flannel;
+pub(crate) mod flannel;
 mod flows;
-mod forwarding;
+pub(crate) mod forwarding;
 mod health;
 mod host_ports;
 mod life;
-mod local;
+pub(crate) mod local;
 pub(crate) mod lock;
 mod mesh;
 mod names;
@@ -41,7 +42,7 @@ mod node_routes;
 mod nodes;
 mod observe;
 mod pods;
-mod recall;
+pub(crate) mod recall;
 mod reconcile;
 mod schedule;
 mod undo;
@@ -165,6 +166,18 @@ impl Trouble {
 }
 
 type Locks = [Flock<File>; 2];
+
+/// One pass by the calling process, for a node on which no agent runs; returns what could not be done.
+pub(crate) fn pass(pins: &Pins, config: Config) -> anyhow::Result<Vec<anyhow::Error>> {
+    let options = Options {
+        config: PathBuf::new(),
+        overrides: Overrides::default(),
+        pins: pins.clone(),
+        program_log: 0,
+    };
+    let mut reconciler = Reconciler::new(&options, config);
+    start(&options, &mut reconciler).map(|(_, problems)| problems)
+}
 
 /// The first pass. When it fails, what it has made is taken back.
 fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {

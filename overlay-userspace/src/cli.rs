@@ -20,6 +20,7 @@ use crate::{
 
 mod capture;
 mod cleanup;
+mod doctor;
 mod endpoints;
 mod exit;
 mod flows;
@@ -74,6 +75,8 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Print what a pod of this node really sends and gets
     Capture(capture::Capture),
+    /// Look for what is wrong with this node, and say what helps
+    Doctor(doctor::Doctor),
     /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
     Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
@@ -141,6 +144,7 @@ pub fn main() -> ExitCode {
         Command::Monitor(args) => args.run(&pins).map(fine),
         Command::Capture(args) => args.run(&pins).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Doctor(args) => doctor::run(pins, args),
         Command::Trace(trace) => trace.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };

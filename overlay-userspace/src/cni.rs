@@ -52,6 +52,13 @@ pub use owner::{device_name, is_pod_device, owner_text};
 pub use parse::parse;
 use types::{Conf, Version, result};
 
+/// How many addresses pods of the node hold, and how many there are. Needs an agent to have been ready once.
+pub(crate) fn room(pins: &crate::datapath::pins::Pins) -> anyhow::Result<(usize, usize)> {
+    let read =
+        || lease::occupied(&crate::datapath::tables::Endpoints::open(pins)?, &local::Node::read(pins)?);
+    read().map_err(|failure: Failure| anyhow::anyhow!(failure.message))
+}
+
 /// More than any network configuration; what is longer is not read.
 const STDIN_MAX: u64 = 4 << 20;
 

@@ -6,6 +6,7 @@
 //! - [`cni`]: the CNI plugin
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
+//! - [`doctor`]: what is wrong with a node, and what helps
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`observe`]: what packets do, for people
 //! - [`ports`]: host ports, map and rules together
@@ -17,6 +18,7 @@ pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod datapath;
+pub mod doctor;
 pub mod host;
 pub mod mesh;
 pub mod observe;

@@ -118,6 +118,17 @@ pub struct Reconciled {
     pub pods: HashSet<Addr>,
 }
 
+/// What [`HostPorts::reconcile`] has to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Entries that a lease stands behind.
+    pub held: Vec<Entry>,
+    /// Entries without one.
+    pub stale: Vec<Entry>,
+    /// The rules are not those of what is held.
+    pub rewrite: bool,
+}
+
 impl HostPorts {
     /// Waits for the lock.
     ///
@@ -239,6 +250,20 @@ impl HostPorts {
     ///
     /// As [`HostPorts::release`].
     pub fn reconcile(&mut self, pins: &Pins) -> Result<Reconciled, PortsError> {
+        let Plan { held, stale, rewrite } = self.plan(pins)?;
+        if rewrite {
+            self.rewrite(&held)?;
+        }
+        self.remove(&stale)?;
+        Ok(Reconciled {
+            removed: stale.into_iter().map(|(port, _)| port).collect(),
+            rewritten: rewrite,
+            pods: held.into_iter().map(|(_, target)| target.pod).collect(),
+        })
+    }
+
+    /// What [`HostPorts::reconcile`] would do.
+    pub fn plan(&self, pins: &Pins) -> Result<Plan, PortsError> {
         // In this order: who is in the map has had his lease before.
         let entries = self.table.entries()?;
         let (mut held, mut stale) = (Vec::new(), Vec::new());
@@ -250,22 +275,14 @@ impl HostPorts {
             }
         }
         let wanted = mappings(&held);
-        let rewritten = match rules::loaded() {
+        let rewrite = match rules::loaded() {
             Ok(None) => !wanted.is_empty(),
             Ok(Some(loaded)) => wanted.is_empty() || !loaded.is(self.gateway, &wanted),
             // What nft cannot show is not as it was made: nft 1.0.6 crashes on a table with flags.
             Err(NftError::Refused { .. } | NftError::Output { .. }) => true,
             Err(error) => return Err(error.into()),
         };
-        if rewritten {
-            self.rewrite(&held)?;
-        }
-        self.remove(&stale)?;
-        Ok(Reconciled {
-            removed: stale.into_iter().map(|(port, _)| port).collect(),
-            rewritten,
-            pods: held.into_iter().map(|(_, target)| target.pod).collect(),
-        })
+        Ok(Plan { held, stale, rewrite })
     }
 
     /// What is not as [`HostPorts::take`] of `wanted` has left it, in words.

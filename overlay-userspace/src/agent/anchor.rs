@@ -4,7 +4,7 @@
 //! Its UDP socket makes the kernel aggregate tunnel packets (GRO) and tells NICs of the port; it is the slow path; and it
 //! is where the node's own traffic to pods enters the tunnel.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
@@ -31,6 +31,9 @@ pub(super) struct Anchor {
     /// The index it had, so that it gets the same one again.
     pub(super) last_index: Option<u32>,
 }
+
+/// What is found wrong, each with the device's name.
+type Found = Vec<(String, String)>;
 
 /// Devices of ours, whatever their VNI.
 const PREFIX: &str = "overlay.";
@@ -104,42 +107,69 @@ impl Anchor {
     }
 
     /// Settings and addresses; returns what differed.
-    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<String>> {
-        let mut repairs = Vec::new();
-        if link.mac != Some(self.mac) {
-            netlink.set_mac(link.index, self.mac)?;
-            repairs.push("set its MAC address again".into());
-        }
-        if link.mtu != self.mtu {
-            netlink.set_mtu(link.index, self.mtu)?;
-            repairs.push(format!("set its MTU to {}, it was {}", self.mtu, link.mtu));
-        }
-        if !link.noarp {
-            netlink.set_noarp(link.index, true)?;
-            repairs.push("turned neighbour resolution off again".into());
-        }
+    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<Fault>> {
+        let faults = self.faults(netlink, link)?;
         without_ipv6(&link.name)?;
-        if !link.up {
-            netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?;
-            repairs.push("was down, is up again".into());
+        for fault in &faults {
+            match fault {
+                Fault::Mac => netlink.set_mac(link.index, self.mac)?,
+                Fault::Mtu { .. } => netlink.set_mtu(link.index, self.mtu)?,
+                Fault::Arp => netlink.set_noarp(link.index, true)?,
+                Fault::Down => netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?,
+                Fault::Lacks(wanted) => netlink.replace_address(link.index, *wanted)?,
+                Fault::Holds(address) => drop(netlink.delete_address(link.index, *address)?),
+            }
         }
-        self.addresses(netlink, link, &mut repairs)?;
-        Ok(repairs)
+        Ok(faults)
     }
 
-    fn addresses(&self, netlink: &mut Netlink, link: &Link, repairs: &mut Vec<String>) -> anyhow::Result<()> {
+    /// In which ways a device that fits is not as it should be, in the order in which that is put right.
+    fn faults(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<Fault>> {
+        let mut faults = Vec::new();
+        if link.mac != Some(self.mac) {
+            faults.push(Fault::Mac);
+        }
+        if link.mtu != self.mtu {
+            faults.push(Fault::Mtu { found: link.mtu, wanted: self.mtu });
+        }
+        if !link.noarp {
+            faults.push(Fault::Arp);
+        }
+        if !link.up {
+            faults.push(Fault::Down);
+        }
         let wanted = IpNet::from(gateway(self.subnet));
         let present = netlink.addresses(Some(link.index))?;
         // The new one first: routes go with the address that they prefer as source.
         if !present.iter().any(|address| address.net == wanted) {
-            netlink.replace_address(link.index, wanted)?;
-            repairs.push(format!("added address {wanted}"));
+            faults.push(Fault::Lacks(wanted));
         }
-        for address in present.iter().filter(|address| address.net != wanted) {
-            netlink.delete_address(link.index, address.net)?;
-            repairs.push(format!("removed address {}", address.net));
+        let others = present.iter().filter(|address| address.net != wanted);
+        faults.extend(others.map(|address| Fault::Holds(address.net)));
+        Ok(faults)
+    }
+
+    /// What [`Anchor::ensure`] would change, each with the name of the device; the device, if it may stay.
+    pub(super) fn look(&self, netlink: &mut Netlink) -> anyhow::Result<(Option<Link>, Found)> {
+        let name = self.name();
+        let mut found = Vec::new();
+        for link in netlink.links()?.into_iter().filter(|link| is_anchor(link) && link.name != name) {
+            found.push((link.name, format!("is the anchor device of another VNI than {}", self.vni)));
         }
-        Ok(())
+        let link = match netlink.link(&name)? {
+            Some(link) if self.fits(&link) => link,
+            Some(_) => {
+                let what = format!("is not an external-mode vxlan device on UDP port {}", self.port);
+                found.push((name, what));
+                return Ok((None, found));
+            }
+            None => {
+                found.push((name, "the anchor device is missing".into()));
+                return Ok((None, found));
+            }
+        };
+        found.extend(self.faults(netlink, &link)?.into_iter().map(|fault| (name.clone(), fault.found())));
+        Ok((Some(link), found))
     }
 
     /// The routes of the node that are ours, but those to its pods: the cluster through the anchor, and no loop for
@@ -179,6 +209,44 @@ impl Anchor {
     }
 }
 
+/// One way in which the device is not as it should be.
+enum Fault {
+    Mac,
+    Mtu { found: u32, wanted: u32 },
+    Arp,
+    Down,
+    Lacks(IpNet),
+    Holds(IpNet),
+}
+
+impl Fault {
+    /// As it is found.
+    fn found(&self) -> String {
+        match self {
+            Self::Mac => "has another MAC address than peers send to".into(),
+            Self::Mtu { found, wanted } => format!("has MTU {found} instead of {wanted}"),
+            Self::Arp => "resolves neighbours, which nobody answers".into(),
+            Self::Down => "is down".into(),
+            Self::Lacks(address) => format!("lacks the address {address}"),
+            Self::Holds(address) => format!("holds the address {address}, which is not its own"),
+        }
+    }
+}
+
+/// As it was put right.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac => f.write_str("set its MAC address again"),
+            Self::Mtu { found, wanted } => write!(f, "set its MTU to {wanted}, it was {found}"),
+            Self::Arp => f.write_str("turned neighbour resolution off again"),
+            Self::Down => f.write_str("was down, is up again"),
+            Self::Lacks(address) => write!(f, "added address {address}"),
+            Self::Holds(address) => write!(f, "removed address {address}"),
+        }
+    }
+}
+
 /// Keeps IPv6 off a device that carries IPv4 only.
 fn without_ipv6(device: &str) -> anyhow::Result<()> {
     match sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1") {
@@ -190,25 +258,38 @@ fn without_ipv6(device: &str) -> anyhow::Result<()> {
 
 /// Writes missing routes, removes those of ours that nobody wants.
 pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Result<(), NetlinkError> {
-    let present = netlink.routes(Some(ROUTE_PROTOCOL))?;
-    for route in wanted {
-        if !present.contains(route) {
-            info!("adding route {route}");
-            netlink.replace_route(route)?;
-        }
+    let RouteDifference { add, remove } = RouteDifference::read(netlink, wanted)?;
+    for route in add {
+        info!("adding route {route}");
+        netlink.replace_route(&route)?;
     }
-    for route in &present {
-        // A pod's route belongs to the CNI plugin, which may be at work on it right now.
-        let host = route.dst.prefix_len() == route.dst.max_prefix_len() && route.kind == RouteKind::Unicast;
-        if !host
-            && !wanted.contains(route)
-            && !wanted.iter().any(|w| w.dst == route.dst && w.metric == route.metric)
-        {
-            info!("removing route {route}");
-            netlink.delete_route(route)?;
-        }
+    for route in remove {
+        info!("removing route {route}");
+        netlink.delete_route(&route)?;
     }
     Ok(())
+}
+
+/// The difference of the routes of ours to those that are wanted; pods' are left out.
+pub(super) struct RouteDifference {
+    /// Missing or wrong.
+    pub(super) add: Vec<Route>,
+    /// Nobody wants them.
+    pub(super) remove: Vec<Route>,
+}
+
+impl RouteDifference {
+    pub(super) fn read(netlink: &mut Netlink, wanted: &[Route]) -> Result<Self, NetlinkError> {
+        let present = netlink.routes(Some(ROUTE_PROTOCOL))?;
+        let add = wanted.iter().filter(|route| !present.contains(route)).cloned().collect();
+        // A pod's route belongs to the CNI plugin, which may be at work on it right now.
+        let is_pod = |route: &Route| {
+            route.dst.prefix_len() == route.dst.max_prefix_len() && route.kind == RouteKind::Unicast
+        };
+        let replaced = |route: &Route| wanted.iter().any(|w| w.dst == route.dst && w.metric == route.metric);
+        let remove = present.iter().filter(|route| !is_pod(route) && !replaced(route)).cloned().collect();
+        Ok(Self { add, remove })
+    }
 }
 
 /// The route from the node to one of its pods.

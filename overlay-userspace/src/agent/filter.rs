@@ -29,23 +29,8 @@ pub(super) struct PacketFilter {
 impl PacketFilter {
     /// Brings the packet filter into the wanted state. Forks `nft`.
     pub(super) fn ensure(&mut self, config: &Config) -> anyhow::Result<()> {
-        let Config { network, nodes, .. } = config;
-        let cluster =
-            v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-        let address = |node: &NodeSpec| match node.address {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
-        };
-        let changed = source_nat::ensure(&SourceNat {
-            subnets: v4(nodes.own().subnet).into_iter().collect(),
-            cluster,
-            anchor: Anchor::name_of(network.vni),
-            masquerade: network.masquerade.then(|| Masquerade {
-                nodes: nodes.nodes().iter().filter_map(address).collect(),
-                never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
-                port: network.port,
-            }),
-        })?;
+        let network = &config.network;
+        let changed = source_nat::ensure(&wanted(config)?)?;
         if changed {
             self.made = true;
             info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
@@ -56,7 +41,7 @@ impl PacketFilter {
             warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
         }
         self.examined = found.examined;
-        for warning in found.warnings {
+        for warning in found.warnings.iter().map(ToString::to_string) {
             if self.warned.insert(warning.clone()) {
                 warn!("{warning}");
             }
@@ -81,6 +66,26 @@ impl PacketFilter {
             }
         }
     }
+}
+
+/// What the table `ip overlay` should be made from.
+pub(super) fn wanted(config: &Config) -> anyhow::Result<SourceNat> {
+    let Config { network, nodes, .. } = config;
+    let cluster = v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
+    let address = |node: &NodeSpec| match node.address {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    };
+    Ok(SourceNat {
+        subnets: v4(nodes.own().subnet).into_iter().collect(),
+        cluster,
+        anchor: Anchor::name_of(network.vni),
+        masquerade: network.masquerade.then(|| Masquerade {
+            nodes: nodes.nodes().iter().filter_map(address).collect(),
+            never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
+            port: network.port,
+        }),
+    })
 }
 
 fn v4(net: IpNet) -> Option<Ipv4Net> {

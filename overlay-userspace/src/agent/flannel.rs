@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// Flannel's bridge, and what it tells its CNI plugin.
-const BRIDGE: &str = "cni0";
-const SUBNET_ENV: &str = "/run/flannel/subnet.env";
+pub(crate) const BRIDGE: &str = "cni0";
+pub(crate) const SUBNET_ENV: &str = "/run/flannel/subnet.env";
 
 /// Refuses where Flannel is alive; warns of what it has left.
 pub(super) fn check(settings: &Settings) -> anyhow::Result<()> {

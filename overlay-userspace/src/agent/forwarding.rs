@@ -18,10 +18,23 @@ use log::info;
 
 use crate::host::sysctl::{self, Family};
 
+const FORWARD: &str = "net/ipv4/ip_forward";
+
+/// What a node with these devices, the anchor among them, has set: paths below `/proc/sys`, and values.
+pub(crate) fn wanted<'a>(
+    devices: impl IntoIterator<Item = &'a str>,
+    anchor: &str,
+) -> Vec<(String, &'static str)> {
+    let forwarding = devices.into_iter().map(|device| sysctl::interface(Family::Ipv4, device, "forwarding"));
+    let redirects = ["all", anchor].map(|device| sysctl::interface(Family::Ipv4, device, "send_redirects"));
+    let on = std::iter::once(FORWARD.to_owned()).chain(forwarding).map(|path| (path, "1"));
+    on.chain(redirects.map(|path| (path, "0"))).collect()
+}
+
 /// Switches it on in general and on devices; one that is gone needs nothing. Looks at all before it fails.
 pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
     // First: it writes the settings of all devices.
-    let mut result = switch_on("net/ipv4/ip_forward");
+    let mut result = switch_on(FORWARD);
     for device in devices {
         match switch_on(&sysctl::interface(Family::Ipv4, device, "forwarding")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

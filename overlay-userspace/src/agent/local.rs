@@ -40,7 +40,7 @@ pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: Atta
 }
 
 /// What an agent has published; `None` before the first start on this node is complete.
-pub(super) fn published(pins: &Pins) -> Option<Local> {
+pub(crate) fn published(pins: &Pins) -> Option<Local> {
     LocalTable::open(pins).and_then(|table| table.get()).ok().filter(|local| local.ready == 1)
 }
 

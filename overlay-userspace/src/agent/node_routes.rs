@@ -16,47 +16,68 @@ use crate::{
 /// The number of the table, and what marks our routes and rules besides.
 pub(super) const TABLE: u8 = ROUTE_PROTOCOL;
 
-/// Makes table and rule what they should be: routes by `anchor`, or nothing at all without it.
-pub(super) fn reconcile(
+/// What is to be changed.
+pub(super) struct Difference {
+    /// Missing or wrong.
+    pub(super) add: Vec<Route>,
+    /// Nobody wants them.
+    pub(super) remove: Vec<Route>,
+    /// The source that is not led to the table yet.
+    pub(super) lead: Option<Ipv4Net>,
+    /// Sources that should not be.
+    pub(super) release: Vec<Ipv4Net>,
+}
+
+/// Compares table and rule with what they should be: routes by `anchor`, or nothing at all without it.
+pub(super) fn difference(
     netlink: &mut Netlink,
     nodes: &Snapshot,
     anchor: Option<u32>,
-) -> Result<(), NetlinkError> {
+) -> Result<Difference, NetlinkError> {
     let wanted: Vec<Route> = anchor
         .into_iter()
         .flat_map(|anchor| nodes.peers().map(move |peer| Route::unicast(peer.address.into(), anchor)))
         .filter(|route| route.dst.addr().is_ipv4())
         .collect();
     let present = netlink.routes_of_table(TABLE, Some(ROUTE_PROTOCOL))?;
-    for route in wanted.iter().filter(|route| !present.contains(route)) {
-        netlink.replace_route_in(TABLE.into(), route)?;
-    }
-    // Before a source is led there the routes are complete, and it is led there no longer before they go.
     let subnet = match nodes.own().subnet {
         IpNet::V4(subnet) if anchor.is_some() => Some(subnet),
         _ => None,
     };
-    reconcile_rule(netlink, subnet)?;
-    for route in present.iter().filter(|route| !wanted.iter().any(|wanted| wanted.dst == route.dst)) {
-        netlink.delete_route_in(TABLE.into(), route)?;
-    }
-    Ok(())
-}
-
-fn reconcile_rule(netlink: &mut Netlink, wanted: Option<Ipv4Net>) -> Result<(), NetlinkError> {
-    let present: Vec<_> = netlink
+    let led: Vec<_> = netlink
         .source_rules()?
         .into_iter()
         .filter_map(|(source, table)| (table == u32::from(TABLE)).then_some(source))
         .collect();
-    if let Some(subnet) = wanted
-        && !present.contains(&subnet)
-    {
+    let replaced = |route: &Route| wanted.iter().any(|wanted| wanted.dst == route.dst);
+    Ok(Difference {
+        add: wanted.iter().filter(|route| !present.contains(route)).cloned().collect(),
+        remove: present.iter().filter(|route| !replaced(route)).cloned().collect(),
+        lead: subnet.filter(|subnet| !led.contains(subnet)),
+        release: led.into_iter().filter(|source| Some(*source) != subnet).collect(),
+    })
+}
+
+/// Makes table and rule what they should be: routes by `anchor`, or nothing at all without it.
+pub(super) fn reconcile(
+    netlink: &mut Netlink,
+    nodes: &Snapshot,
+    anchor: Option<u32>,
+) -> Result<(), NetlinkError> {
+    let Difference { add, remove, lead, release } = difference(netlink, nodes, anchor)?;
+    for route in &add {
+        netlink.replace_route_in(TABLE.into(), route)?;
+    }
+    // Before a source is led there the routes are complete, and it is led there no longer before they go.
+    if let Some(subnet) = lead {
         info!("leading what is sent from {subnet} to nodes into the tunnel: table {TABLE}");
         netlink.add_source_rule(subnet, TABLE)?;
     }
-    for source in present.into_iter().filter(|source| Some(*source) != wanted) {
+    for source in release {
         netlink.delete_source_rule(source, TABLE)?;
+    }
+    for route in &remove {
+        netlink.delete_route_in(TABLE.into(), route)?;
     }
     Ok(())
 }

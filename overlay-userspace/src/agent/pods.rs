@@ -134,6 +134,61 @@ impl Pods {
     }
 }
 
+/// What a closer look at a pod shows: what is to be written again, and what the device has of programs.
+struct Faults {
+    down: bool,
+    neighbour: bool,
+    route: bool,
+}
+
+impl Faults {
+    fn of(
+        netlink: &mut Netlink,
+        actual: &mut Actual,
+        ip: IpAddr,
+        endpoint: &Endpoint,
+        link: &Link,
+        route: &Route,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            down: !link.up,
+            neighbour: actual.neighbour(netlink, link.index, ip)? != Some(endpoint.mac),
+            route: actual.routes.get(&route.dst) != Some(route),
+        })
+    }
+}
+
+/// What [`Pods::reconcile`] would put right, each with the pod and its device. Programs are not looked at.
+pub(super) fn look(
+    netlink: &mut Netlink,
+    endpoints: &[(Addr, Endpoint)],
+    links: &[Link],
+    subnet: IpNet,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let mut actual = Actual::read(netlink)?;
+    let mut found = Vec::new();
+    for (addr, endpoint) in endpoints {
+        let Some(link) = links.iter().find(|link| link.index == endpoint.ifindex) else { continue };
+        let ip = addr.to_ip();
+        let mut add = |what: &str| found.push((format!("pod {ip} on {}", link.name), what.to_owned()));
+        if !subnet.contains(&ip) {
+            add(&format!("is outside of this node's subnet {subnet}: other nodes do not find it"));
+        }
+        let route = pod_route(ip, link.index, subnet);
+        let Faults { down, neighbour, route } = Faults::of(netlink, &mut actual, ip, endpoint, link, &route)?;
+        if down {
+            add("its device is down");
+        }
+        if neighbour {
+            add("the node's neighbour entry of it is missing or wrong");
+        }
+        if route {
+            add("the node's route to it is missing or wrong");
+        }
+    }
+    Ok(found)
+}
+
 fn put_right(
     netlink: &mut Netlink,
     programs: &Programs,
@@ -148,15 +203,16 @@ fn put_right(
     if programs.attach_all(Role::Pod, Device { name, ifindex: link.index })? == Attached::New {
         warn!("pod {ip}: attached the programs of {name} again");
     }
-    if !link.up {
+    let faults = Faults::of(netlink, actual, ip, endpoint, link, route)?;
+    if faults.down {
         netlink.set_up(link.index)?;
         warn!("pod {ip}: {name} was down, is up again");
     }
-    if actual.neighbour(netlink, link.index, ip)? != Some(endpoint.mac) {
+    if faults.neighbour {
         netlink.replace_neighbour(link.index, ip, endpoint.mac).context("write its neighbour entry")?;
         info!("pod {ip}: wrote its neighbour entry on {name} again");
     }
-    if actual.routes.get(&route.dst) != Some(route) {
+    if faults.route {
         netlink.replace_route(route)?;
         info!("pod {ip}: wrote its route to {name} again");
     }

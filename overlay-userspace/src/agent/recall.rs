@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// This node as its pods know it; `None` when there has been no agent of this node.
-pub(super) fn own(pins: &Pins, name: &str) -> Option<NodeSpec> {
+pub(crate) fn own(pins: &Pins, name: &str) -> Option<NodeSpec> {
     own_of(&local::published(pins)?, name)
 }
 
 /// All nodes that are pinned; `None` when they are none, or not of this network any more.
-pub(super) fn nodes(pins: &Pins, name: &str, cidr: IpNet) -> Option<Snapshot> {
+pub(crate) fn nodes(pins: &Pins, name: &str, cidr: IpNet) -> Option<Snapshot> {
     let own = own(pins, name)?;
     let entries = Nodes::open(pins).ok()?.entries().ok()?;
     let mut nodes = peers_of(&entries);

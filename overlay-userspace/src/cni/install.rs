@@ -154,6 +154,19 @@ impl Install {
         bin_dir.join(BINARY).exists() && conf_dir.join(name).exists()
     }
 
+    /// Both files.
+    pub(crate) fn files(&self) -> [PathBuf; 2] {
+        let Places { bin_dir, conf_dir, name } = &self.places;
+        [bin_dir.join(BINARY), conf_dir.join(name)]
+    }
+
+    /// The configurations that the runtime takes before this one.
+    pub(crate) fn earlier(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let Places { conf_dir, name, .. } = &self.places;
+        let earlier = conflist::others(conf_dir)?.filter(|other| other.as_str() < name.as_str());
+        Ok(earlier.map(|name| conf_dir.join(name)).collect())
+    }
+
     /// Puts both files in place where they differ, the list last.
     pub(crate) fn apply(&self, pins: &Pins) -> anyhow::Result<Installed> {
         let Places { bin_dir, conf_dir, name } = &self.places;
@@ -176,9 +189,7 @@ impl Install {
         let put_binary = put(&binary, 0o755, source)?;
         // Last: from now on the runtime calls the plugin.
         let put_list = put(&path, 0o644, || Ok(list.as_bytes()))?;
-        let earlier = conflist::others(conf_dir)?.filter(|other| other.as_str() < name.as_str());
-        let earlier = earlier.map(|name| conf_dir.join(name)).collect();
-        Ok(Installed { binary: (put_binary, binary), list: (put_list, path), earlier })
+        Ok(Installed { binary: (put_binary, binary), list: (put_list, path), earlier: self.earlier()? })
     }
 
     fn run(&self, pins: &Pins) -> anyhow::Result<()> {

@@ -158,6 +158,15 @@ pub(super) fn exhausted(endpoints: &Endpoints, node: &Node) -> Failure {
     Failure::new(Code::PoolExhausted, message).with_details(format!("held: {}{more}", named.join(", ")))
 }
 
+/// How many addresses of the node's subnet are held, and how many there are.
+pub(super) fn occupied(endpoints: &Endpoints, node: &Node) -> Result<(usize, usize), Failure> {
+    let Node { subnet, gateway, .. } = node;
+    let entries = endpoints.entries()?;
+    let inside = |address: &Addr| matches!(address.to_ip(), IpAddr::V4(v4) if subnet.contains(&v4));
+    let held = entries.iter().filter(|(address, _)| inside(address)).count();
+    Ok((held, candidates(*subnet, *gateway, subnet.network()).count()))
+}
+
 /// Whether a new pod would get an address. Reads single entries: one, unless the subnet is nearly full.
 pub(super) fn has_room(endpoints: &Endpoints, cursor: &LeaseCursor, node: &Node) -> Result<bool, Failure> {
     let last = Ipv4Addr::from(cursor.get(FAMILY_V4)?.v4_bytes());

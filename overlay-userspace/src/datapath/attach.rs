@@ -17,9 +17,11 @@ use super::{Cause, DatapathError, pins::Pins};
 use crate::host::netlink::Netlink;
 
 mod clsact;
+mod look;
 mod running;
 pub mod xdp;
 
+pub use look::{Attachment, severed};
 pub use running::{Running, running};
 
 /// The pinned programs, opened once for any number of devices.

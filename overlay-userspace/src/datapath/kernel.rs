@@ -27,16 +27,21 @@ fn at_least((major, minor): (u8, u8)) -> bool {
     KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(major, minor, 0))
 }
 
+/// The release of the running kernel.
+pub fn release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned())
+}
+
 /// Refuses kernels that cannot run the programs.
 pub fn check_version() -> Result<(), DatapathError> {
     let (major, minor) = MINIMUM;
     if at_least(MINIMUM) {
         return Ok(());
     }
-    let running = nix::sys::utsname::uname()
-        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned());
     Err(DatapathError::Unsupported(format!(
-        "kernel {running} is too old: overlay needs Linux {major}.{minor} or newer (tc programs that build VXLAN headers)"
+        "kernel {} is too old: overlay needs Linux {major}.{minor} or newer (tc programs that build VXLAN headers)",
+        release()
     )))
 }
 

@@ -22,6 +22,10 @@ use overlay_common::{
 
 use super::{DatapathError, kernel, pins, pins::Pins};
 
+mod trial;
+
+pub use trial::verify;
+
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("OVERLAY_BPF_OBJECT"));
 
 /// Values of the object's constants (`overlay-ebpf/src/config.rs`). Two loads with equal constants are equal.
@@ -228,17 +232,11 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     let mut ebpf = loader.load(OBJECT).map_err(|e| DatapathError::new("load the eBPF object", e))?;
 
     let wanted = |hook: &Hook| *hook != Hook::XdpWire || xdp_wire.is_some();
-    let mut facts = Vec::new();
-    for hook in Hook::ALL.into_iter().filter(wanted) {
-        let name = hook.name();
-        let info = load_program(program(&mut ebpf, name)?)
-            .map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
-        facts.push(ProgramFacts {
-            name,
-            verified_instructions: info.verified_instruction_count().unwrap_or(0),
-            jited_bytes: info.size_jitted(),
-        });
-    }
+    let facts = Hook::ALL
+        .into_iter()
+        .filter(wanted)
+        .map(|hook| facts(&mut ebpf, hook.name()))
+        .collect::<Result<_, _>>()?;
     // Pinned only when all are loaded: a load that fails halfway leaves the earlier programs in place.
     for hook in Hook::ALL.into_iter().filter(wanted) {
         let name = hook.name();
@@ -251,6 +249,17 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         pins.remove_program(Hook::XdpWire.name())?;
     }
     Ok(Loaded { ebpf, facts })
+}
+
+/// Loads one program.
+fn facts(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFacts, DatapathError> {
+    let info = load_program(program(ebpf, name)?)
+        .map_err(|e| DatapathError::new(format!("load program {name}"), e))?;
+    Ok(ProgramFacts {
+        name,
+        verified_instructions: info.verified_instruction_count().unwrap_or(0),
+        jited_bytes: info.size_jitted(),
+    })
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, DatapathError> {

@@ -15,6 +15,7 @@
 mod address;
 mod filter;
 mod link;
+mod namespace;
 mod neighbour;
 mod netns;
 mod route;

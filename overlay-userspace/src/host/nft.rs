@@ -136,6 +136,18 @@ fn json(commands: &[Value], action: &str) -> Result<Vec<Value>, NftError> {
     Ok(objects)
 }
 
+/// Every table that has a chain and is not ours: family and name.
+pub fn foreign_tables() -> Result<Vec<(String, String)>, NftError> {
+    let objects = json(&[serde_json::json!({ "list": { "chains": null } })], "list chains")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let tables = objects.iter().filter_map(|object| object.get("chain"));
+    let mut tables: Vec<_> = tables.map(|chain| (text(&chain["family"]), text(&chain["table"]))).collect();
+    tables.retain(|(family, name)| family != "ip" || name != TABLE && name != ports::TABLE);
+    tables.sort();
+    tables.dedup();
+    Ok(tables)
+}
+
 /// What a rule of a table carries to tell which text the table was made from. Need not be the same in another build: a
 /// different one costs one replacement.
 fn digest(text: &str) -> String {

@@ -32,7 +32,7 @@ impl From<NetlinkError> for DatapathError {
     }
 }
 
-fn open(pins: &Pins, hook: Hook) -> Result<ProgramInfo, DatapathError> {
+pub(super) fn open(pins: &Pins, hook: Hook) -> Result<ProgramInfo, DatapathError> {
     let path = pins.program(hook.name());
     ProgramInfo::from_pin(&path).map_err(|e| match Cause::from(e) {
         Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
@@ -80,6 +80,16 @@ pub(super) fn ensure(
     }
     replace(&program, netlink, device, hook)?;
     Ok(if present.is_some() { Attached::Kept } else { Attached::New })
+}
+
+/// The kernel's id of the program that our filter runs, if it is there.
+pub(super) fn program(
+    netlink: &mut Netlink,
+    device: Device<'_>,
+    hook: Hook,
+) -> Result<Option<u32>, DatapathError> {
+    let filters = netlink.bpf_filters(device.ifindex, direction(hook))?;
+    Ok(filters.iter().find(|filter| filter.key == KEY).and_then(|filter| filter.program))
 }
 
 /// Whether our filter is there.

@@ -25,15 +25,35 @@ use fate::Fate;
 /// What marks a rule as ours.
 const COMMENT: &str = "overlay";
 
+/// The table of firewalld.
+const FIREWALLD: &str = "firewalld";
+
 /// What stands in the way of the stack's packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Foreign {
     /// Chains that drop by default, now with accepts for the cluster on top.
     pub chains: Vec<DropChain>,
     /// What was found but cannot be helped, with the remedy, for people.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Obstacle>,
     /// Chains that this rests on, by table and name: a change there is a reason to look again.
     pub examined: HashSet<(String, String)>,
+}
+
+/// What was found and cannot be helped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The chain: family, table and name.
+    pub chain: String,
+    /// What it does, and why it stays so.
+    pub what: String,
+    /// What helps: after `run: `, commands.
+    pub remedy: String,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.remedy)
+    }
 }
 
 /// A foreign base chain on the way of forwarded packets that drops by default.
@@ -49,6 +69,26 @@ pub struct DropChain {
     pub changed: bool,
 }
 
+impl DropChain {
+    /// The commands that let the cluster through the chain: accepts on top of it, or what its owner has for that.
+    pub fn commands(&self, cluster: IpNet) -> Vec<String> {
+        if self.table == FIREWALLD {
+            return firewall_cmd(cluster).into();
+        }
+        if self.family == legacy::FAMILY {
+            return legacy::commands(&legacy::accepts(cluster));
+        }
+        let version = if cluster.addr().is_ipv4() { "ip" } else { "ip6" };
+        let insert = |side| {
+            format!(
+                "nft insert rule {self} {version} {side} {} counter accept comment overlay",
+                cluster.trunc()
+            )
+        };
+        ["daddr", "saddr"].map(insert).into()
+    }
+}
+
 impl fmt::Display for DropChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family, self.table, self.chain)
@@ -60,6 +100,15 @@ impl fmt::Display for DropChain {
 ///
 /// Takes its accepts back from a chain that no longer drops. A chain that cannot be changed is a warning.
 pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
+    examine(cluster, port, true)
+}
+
+/// What [`ensure`] would find, `changed` where it would write; nothing is written.
+pub fn look(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
+    examine(cluster, port, false)
+}
+
+fn examine(cluster: IpNet, port: u16, write: bool) -> Result<Foreign, NftError> {
     let cluster = cluster.trunc();
     let accepts = accepts(cluster);
     let mut foreign = Foreign::default();
@@ -84,16 +133,19 @@ pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
         if !chain.forwards() {
             continue;
         }
-        match if held { Ok(false) } else { chain.hold(wanted) } {
+        match if held || !write { Ok(!held) } else { chain.hold(wanted) } {
             Ok(changed) if drops => foreign.chains.push(chain.found(changed)),
             Ok(_) => {}
-            Err(error) => foreign.warnings.push(format!(
-                "chain {chain} drops what the stack forwards for pods, and cannot be changed: {error}; {}",
-                chain.remedy(cluster)
-            )),
+            Err(error) => foreign.warnings.push(Obstacle {
+                chain: chain.to_string(),
+                what: format!(
+                    "chain {chain} drops what the stack forwards for pods, and cannot be changed: {error}"
+                ),
+                remedy: chain.remedy(cluster),
+            }),
         }
     }
-    legacy::ensure(cluster, &mut foreign);
+    legacy::examine(cluster, &mut foreign, write);
     Ok(foreign)
 }
 
@@ -214,21 +266,20 @@ impl Chain {
         Ok((own, drops))
     }
 
-    fn closes(&self, port: u16) -> String {
-        format!(
+    fn closes(&self, port: u16) -> Obstacle {
+        let what = format!(
             "chain {self} ({}) drops by default and no rule of its table is about UDP port {port}: tunnel packets that take \
-             the stack, as UDP in large pieces does, are lost there, unless another rule accepts what comes from nodes; \
-             run: nft insert rule {self} udp dport {port} accept",
+             the stack, as UDP in large pieces does, are lost there, unless another rule accepts what comes from nodes",
             self.hook
-        )
+        );
+        let remedy = format!("run: nft insert rule {self} udp dport {port} accept");
+        Obstacle { chain: self.to_string(), what, remedy }
     }
 
     /// What lets the cluster through where we may not.
     fn remedy(&self, cluster: IpNet) -> String {
-        if self.table == "firewalld" {
-            return format!(
-                "run: firewall-cmd --permanent --zone=trusted --add-source={cluster}; firewall-cmd --reload"
-            );
+        if self.table == FIREWALLD {
+            return format!("run: {}", firewall_cmd(cluster).join("; "));
         }
         format!("have its owner accept what is from or to {cluster} in that chain")
     }
@@ -268,6 +319,14 @@ impl Chain {
         json(&deletes.chain(inserts).collect::<Vec<_>>(), &action)?;
         Ok(true)
     }
+}
+
+/// How firewalld is told; what is written into its table by others it may not keep, or not allow.
+fn firewall_cmd(cluster: IpNet) -> [String; 2] {
+    [
+        format!("firewall-cmd --permanent --zone=trusted --add-source={cluster}"),
+        "firewall-cmd --reload".into(),
+    ]
 }
 
 /// Whether accepts for `wanted` are the only rules of ours, and the first of all.

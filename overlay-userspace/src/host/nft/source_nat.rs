@@ -170,9 +170,14 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
     items.join(", ")
 }
 
+/// Whether what is loaded is just that.
+pub fn is_loaded(nat: &SourceNat) -> Result<bool, NftError> {
+    Ok(loaded()?.is_some_and(|table| table == Loaded::wanted(nat)))
+}
+
 /// Loads the table if what is loaded differs; true when it did.
 pub fn ensure(nat: &SourceNat) -> Result<bool, NftError> {
-    if loaded()?.is_some_and(|table| table == Loaded::wanted(nat)) {
+    if is_loaded(nat)? {
         return Ok(false);
     }
     apply(&render(nat), "load the table of translated sources")?;

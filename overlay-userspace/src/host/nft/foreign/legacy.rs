@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{
     super::{NftError, run},
-    COMMENT, DropChain, Foreign,
+    COMMENT, DropChain, Foreign, Obstacle,
     fate::{Fate, Step, fate},
 };
 
@@ -24,7 +24,9 @@ const CHAIN: &str = "FORWARD";
 pub(super) const FAMILY: &str = "legacy iptables";
 
 /// Lets the cluster through the chain if it drops by default; takes the accepts back if it does not.
-pub(super) fn ensure(cluster: IpNet, foreign: &mut Foreign) {
+///
+/// Without `write` it says what it would do, and does not.
+pub(super) fn examine(cluster: IpNet, foreign: &mut Foreign, write: bool) {
     if cluster.addr().is_ipv6() || !in_use() {
         return;
     }
@@ -33,24 +35,35 @@ pub(super) fn ensure(cluster: IpNet, foreign: &mut Foreign) {
         Ok(table) => {
             let drops = table.drops();
             let wanted = if drops { wanted.as_slice() } else { &[] };
-            match table.hold(wanted) {
+            match if write { table.hold(wanted) } else { Ok(!table.holds(wanted)) } {
                 Ok(changed) if drops => foreign.chains.push(chain(changed)),
                 Ok(_) => {}
-                Err(error) => foreign.warnings.push(format!(
-                    "the chain {CHAIN} of legacy iptables drops what the stack forwards for pods, and cannot be changed: \
-                     {error}; run: {}",
-                    commands(wanted)
+                Err(error) => foreign.warnings.push(obstacle(
+                    format!(
+                        "the chain {CHAIN} of legacy iptables drops what the stack forwards for pods, and cannot be \
+                         changed: {error}"
+                    ),
+                    format!("run: {}", commands(wanted).join("; ")),
                 )),
             }
         }
         // Somebody had it, to load the table: in a container, say.
-        Err(error @ NftError::Missing { .. }) => foreign.warnings.push(format!(
-            "legacy iptables is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be seen: \
-             {error}; if it does, run: {}",
-            commands(&wanted)
+        Err(error @ NftError::Missing { .. }) => foreign.warnings.push(obstacle(
+            format!(
+                "legacy iptables is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be \
+                 seen: {error}"
+            ),
+            format!("if it does, run: {}", commands(&wanted).join("; ")),
         )),
-        Err(error) => foreign.warnings.push(error.to_string()),
+        Err(error) => foreign.warnings.push(obstacle(
+            format!("the chain {CHAIN} of legacy iptables cannot be read: {error}"),
+            "see what iptables-legacy -S says".into(),
+        )),
     }
+}
+
+fn obstacle(what: String, remedy: String) -> Obstacle {
+    Obstacle { chain: chain(false).to_string(), what, remedy }
 }
 
 /// Takes every accept of ours away.
@@ -80,15 +93,14 @@ fn chain(changed: bool) -> DropChain {
 }
 
 /// Our rules as `iptables -S` prints them, from top to bottom.
-fn accepts(cluster: IpNet) -> [String; 2] {
+pub(super) fn accepts(cluster: IpNet) -> [String; 2] {
     ["-s", "-d"]
         .map(|side| format!("-A {CHAIN} {side} {} -m comment --comment {COMMENT} -j ACCEPT", cluster.trunc()))
 }
 
 /// What inserts rules, for people.
-fn commands(rules: &[String]) -> String {
-    let each = rules.iter().rev().map(|rule| format!("iptables-legacy {}", rule.replacen("-A", "-I", 1)));
-    each.collect::<Vec<_>>().join("; ")
+pub(super) fn commands(rules: &[String]) -> Vec<String> {
+    rules.iter().rev().map(|rule| format!("iptables-legacy {}", rule.replacen("-A", "-I", 1))).collect()
 }
 
 fn read() -> Result<Table, NftError> {
@@ -138,13 +150,18 @@ impl Table {
         }
     }
 
+    /// Whether `wanted` are the only rules of ours, and the first of the chain.
+    fn holds(&self, wanted: &[String]) -> bool {
+        let on_top = self.rules(CHAIN).zip(wanted).filter(|(rule, wanted)| rule == wanted).count();
+        on_top == wanted.len() && self.ours().len() == wanted.len()
+    }
+
     /// Makes `wanted` the only rules of ours, and the first of the chain; true when they were not.
     fn hold(&self, wanted: &[String]) -> Result<bool, NftError> {
-        let ours = self.ours();
-        let on_top = self.rules(CHAIN).zip(wanted).filter(|(rule, wanted)| rule == wanted).count();
-        if on_top == wanted.len() && ours.len() == wanted.len() {
+        if self.holds(wanted) {
             return Ok(false);
         }
+        let ours = self.ours();
         // One transaction; each insert goes on top of the one before.
         let deletes = ours.iter().map(|rule| rule.replacen("-A", "-D", 1));
         let inserts = wanted.iter().rev().map(|rule| rule.replacen("-A", "-I", 1));
@@ -200,8 +217,10 @@ mod tests {
     fn the_remedy_inserts_the_accepts_in_their_order() {
         assert_eq!(
             commands(&accepts("10.244.0.0/16".parse().unwrap())),
-            "iptables-legacy -I FORWARD -d 10.244.0.0/16 -m comment --comment overlay -j ACCEPT; \
-             iptables-legacy -I FORWARD -s 10.244.0.0/16 -m comment --comment overlay -j ACCEPT"
+            [
+                "iptables-legacy -I FORWARD -d 10.244.0.0/16 -m comment --comment overlay -j ACCEPT",
+                "iptables-legacy -I FORWARD -s 10.244.0.0/16 -m comment --comment overlay -j ACCEPT"
+            ]
         );
     }
 }

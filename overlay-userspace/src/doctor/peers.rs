@@ -1,0 +1,163 @@
+//! Every peer, by packets through the tunnel: a small one, and one as large as pods send.
+//!
+//! The probes are those of the health mesh ([`crate::mesh`]), and the peers' agents answer them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use overlay_common::maps::FAMILY_V4;
+
+use super::{
+    Check, Report, Site,
+    icmp::{Prober, SMALL},
+};
+use crate::{
+    datapath::tables::Nodes,
+    mesh::{
+        self,
+        ask::{ProbeError, SMALLEST, probe},
+    },
+};
+
+pub(super) struct Peers;
+
+/// How long an answer may take, and how often it is asked for.
+const LIMIT: Duration = Duration::from_millis(700);
+const TRIES: usize = 3;
+/// Peers that are asked at a time.
+const CROWD: usize = 32;
+
+/// What came of asking a peer.
+enum Outcome {
+    Fine,
+    NoAgent,
+    /// Not even a small packet comes back.
+    Dead(ProbeError),
+    /// Small ones do, large ones do not.
+    Small(ProbeError),
+}
+
+impl Check for Peers {
+    fn name(&self) -> &'static str {
+        "peers"
+    }
+
+    fn run(&self, site: &Site, report: &mut Report) -> anyhow::Result<()> {
+        let Some(local) = &site.local else {
+            report.skip("overlay is not installed on this node");
+            return Ok(());
+        };
+        let mesh = site.settings.as_ref().map(|settings| &settings.mesh);
+        if mesh.is_ok_and(|mesh| !mesh.enabled) {
+            report.skip("the nodes answer no probes (agent.mesh.enabled)");
+            return Ok(());
+        }
+        let port = mesh.map_or(mesh::PORT, |mesh| mesh.port);
+        let IpAddr::V4(own) = local.gateway[FAMILY_V4].to_ip() else { return Ok(()) };
+        let full = usize::try_from(local.mtu)?;
+        let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?).into_iter().collect();
+        let outcomes = ask_all(&peers, |gateway| ask(own, SocketAddrV4::new(gateway, port), full));
+        let reached = |vtep: &Ipv4Addr| {
+            // Without the right to ask, nothing is known.
+            Some(Prober::open().ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
+        };
+        for (vtep, outcome) in &outcomes {
+            let name = name(site, *vtep);
+            match outcome {
+                Outcome::Fine => {}
+                Outcome::NoAgent => {
+                    report
+                        .warning(name, "is reached through the tunnel, but no agent answers there")
+                        .evidence(format!("{vtep}: port {port} is closed"))
+                        .remedy("start the agent there; its pods keep their network meanwhile");
+                }
+                Outcome::Dead(error) => {
+                    let (underlay, remedy) = match reached(vtep) {
+                        Some(true) => (
+                            format!("{vtep} itself answers an echo"),
+                            format!("on that node: overlay doctor; between the nodes: let UDP port {} pass", local.port),
+                        ),
+                        Some(false) => (
+                            format!("{vtep} itself answers no echo either"),
+                            "have the underlay connect the nodes: see whether that one runs, cables, routes, firewalls between".into(),
+                        ),
+                        None => (String::new(), "on that node: overlay doctor".into()),
+                    };
+                    report
+                        .error(name, "does not answer through the tunnel: its pods are not reached")
+                        .evidence(format!("{error}; {underlay}").trim_end_matches("; "))
+                        .remedy(remedy);
+                }
+                Outcome::Small(error) => {
+                    report
+                        .error(name, "answers small packets only: large ones vanish in the tunnel")
+                        .evidence(error.to_string())
+                        .remedy("overlay doctor --only mtu, here and there, says what the path carries");
+                }
+            }
+        }
+        let fine = outcomes.values().filter(|outcome| matches!(outcome, Outcome::Fine)).count();
+        report.saw(format!(
+            "{fine} of {} peers answer packets of {full} bytes through the tunnel",
+            peers.len()
+        ));
+        Ok(())
+    }
+}
+
+fn name(site: &Site, vtep: Ipv4Addr) -> String {
+    let config = site.config();
+    let nodes = config.as_ref().map(|config| config.nodes.nodes()).unwrap_or_default();
+    let name = nodes.iter().find(|node| node.address == IpAddr::V4(vtep)).map(|node| node.name.clone());
+    format!("peer {}", name.unwrap_or_else(|| vtep.to_string()))
+}
+
+/// All peers, some at a time.
+fn ask_all(
+    peers: &[(Ipv4Addr, Ipv4Addr)],
+    ask: impl Fn(Ipv4Addr) -> Outcome + Sync,
+) -> BTreeMap<Ipv4Addr, Outcome> {
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some((vtep, gateway)) = peers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = ask(*gateway);
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(*vtep, outcome);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..CROWD.min(peers.len()) {
+            scope.spawn(work);
+        }
+    });
+    outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ask(own: Ipv4Addr, peer: SocketAddrV4, size: usize) -> Outcome {
+    let attempt = |size: usize| {
+        let mut result = probe(own, peer, size, LIMIT);
+        for _ in 1..TRIES {
+            if !matches!(result, Err(ProbeError::Lost { .. })) {
+                break;
+            }
+            result = probe(own, peer, size, LIMIT);
+        }
+        result
+    };
+    match attempt(SMALLEST) {
+        Err(ProbeError::NoAgent { .. }) => Outcome::NoAgent,
+        Err(error) => Outcome::Dead(error),
+        Ok(_) => match attempt(size) {
+            Ok(_) => Outcome::Fine,
+            Err(error) => Outcome::Small(error),
+        },
+    }
+}
