@@ -38,6 +38,7 @@ mod news;
 mod node_routes;
 mod nodes;
 mod pods;
+pub(crate) mod process;
 mod recall;
 mod reconcile;
 mod schedule;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     agent,
@@ -19,15 +19,20 @@ use crate::{
 };
 
 mod cleanup;
+#[cfg(test)]
+mod documented;
 mod endpoints;
 mod exit;
 mod flows;
+mod generate;
 mod monitor;
 mod nodes;
 mod output;
 mod ports;
 mod programs;
 mod status;
+mod told;
+mod version;
 
 use exit::Verdict;
 use output::OutputArgs;
@@ -59,9 +64,9 @@ enum Command {
     Ports(OutputArgs),
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
-    /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
+    /// List the programs: where each is attached and by what, and what it costs
     #[command(visible_alias = "links")]
-    Programs(OutputArgs),
+    Programs(programs::Programs),
     /// Mount the file system of the pins, where the node has none
     Bpffs {
         /// Where
@@ -72,6 +77,12 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
+    /// Show the version, the layout of the maps and what kernel is needed
+    Version(OutputArgs),
+    /// Print a script that completes the command line in a shell
+    Completions(generate::Completions),
+    /// Write the manual pages, section 8
+    Man(generate::Man),
 }
 
 #[derive(Debug, Args)]
@@ -124,9 +135,12 @@ pub fn main() -> ExitCode {
         Command::Endpoints(args) => endpoints::run(&pins, args).map(fine),
         Command::Ports(args) => ports::run(&pins, args).map(fine),
         Command::Flows(args) => flows::run(&pins, args).map(fine),
-        Command::Programs(args) => programs::run(&pins, args).map(fine),
+        Command::Programs(args) => programs::run(&pins, &args).map(fine),
         Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Version(args) => version::run(args).map(fine),
+        Command::Completions(completions) => completions.run(Cli::command()).map(fine),
+        Command::Man(man) => man.run(Cli::command()).map(fine),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {

@@ -4,6 +4,7 @@
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
+//! - [`attached`]: which program is attached where
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
 //! - [`events`]: the ring buffer of drop records
@@ -22,6 +23,7 @@ use aya::{
 };
 
 pub mod attach;
+pub mod attached;
 pub mod events;
 pub mod flows;
 pub mod kernel;
