@@ -37,6 +37,7 @@ pub(crate) mod lock;
 mod news;
 mod node_routes;
 mod nodes;
+mod notify;
 mod pods;
 pub(crate) mod process;
 mod recall;
@@ -98,6 +99,7 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         life.turn();
+        let sign = life.next_sign();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -125,10 +127,12 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
             }
             () = life::nodes_changed(&mut life.source) => life.schedule.event(Scope::Everything),
             () = life::sleep_until(life.patience) => life.recall(),
+            () = life::sleep_until(sign) => {}
             () = life::program_log(&mut life.running) => {}
             scope = life.schedule.due() => life.pass(scope),
         }
     }
+    life.stopping();
     info!("stopping; pods keep their network");
     Ok(())
 }

@@ -25,12 +25,14 @@ mod endpoints;
 mod exit;
 mod flows;
 mod generate;
+mod kubectl;
 mod monitor;
 mod nodes;
 mod output;
 mod ports;
 mod programs;
 mod status;
+mod sysdump;
 mod told;
 mod version;
 
@@ -77,6 +79,10 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
+    /// Collect all that there is to know of this node into one archive, without secrets
+    Sysdump(sysdump::Sysdump),
+    /// Run a command on the nodes of a Kubernetes cluster, by kubectl: what `kubectl overlay` does
+    Kubectl(kubectl::Kubectl),
     /// Show the version, the layout of the maps and what kernel is needed
     Version(OutputArgs),
     /// Print a script that completes the command line in a shell
@@ -119,6 +125,10 @@ struct AgentArgs {
 
 /// Parses the command line and runs it; errors go to standard error on one line.
 pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.as_deref().and_then(Path::file_name).is_some_and(|name| name == kubectl::PLUGIN) {
+        return end(kubectl::Plugin::parse().kubectl.run());
+    }
     // A runtime gives a plugin no arguments, but a configuration on standard input; a person has a terminal there.
     let bare = std::env::args_os().len() == 1;
     if bare && (std::env::var_os("CNI_COMMAND").is_some() || !io::stdin().is_terminal()) {
@@ -138,11 +148,17 @@ pub fn main() -> ExitCode {
         Command::Programs(args) => programs::run(&pins, &args).map(fine),
         Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Sysdump(sysdump) => sysdump.run(&pins).map(fine),
+        Command::Kubectl(kubectl) => kubectl.run(),
         Command::Version(args) => version::run(args).map(fine),
         Command::Completions(completions) => completions.run(Cli::command()).map(fine),
         Command::Man(man) => man.run(Cli::command()).map(fine),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
+    end(result)
+}
+
+fn end(result: anyhow::Result<Verdict>) -> ExitCode {
     match result {
         Ok(verdict) => verdict.into(),
         Err(error) => {
@@ -163,8 +179,16 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl AgentArgs {
+    fn overrides(&self) -> Overrides {
+        let Self { node, source, health, install_cni, .. } = self;
+        Overrides { node: node.clone(), source: *source, health: *health, install_cni: *install_cni }
+    }
+}
+
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let AgentArgs { config, node, source, health, install_cni, log, program_log } = args;
+    let overrides = args.overrides();
+    let AgentArgs { config, log, program_log, .. } = args;
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {
@@ -174,10 +198,5 @@ fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
         }
     }
     logger.init();
-    agent::run(&agent::Options {
-        config,
-        overrides: Overrides { node, source, health, install_cni },
-        pins,
-        program_log: program_log as u8,
-    })
+    agent::run(&agent::Options { config, overrides, pins, program_log: program_log as u8 })
 }

@@ -7,6 +7,7 @@
 //! - [`attached`]: which program is attached where
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
+//! - [`dump`]: the maps byte by byte
 //! - [`events`]: the ring buffer of drop records
 //! - [`run`]: one program on one packet, without a wire
 //! - [`kernel`]: what this kernel can do
@@ -24,6 +25,7 @@ use aya::{
 
 pub mod attach;
 pub mod attached;
+pub mod dump;
 pub mod events;
 pub mod flows;
 pub mod kernel;

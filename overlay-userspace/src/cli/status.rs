@@ -34,6 +34,8 @@ pub(super) struct Status {
     /// What is wrong, with its remedy.
     problems: Vec<String>,
     node: String,
+    /// Of this binary; in a pod, the agent's too.
+    version: &'static str,
     agent: Agent,
     vtep: IpAddr,
     vni: u32,
@@ -143,6 +145,7 @@ impl Status {
             ready: node_problems.is_empty(),
             problems: node_problems.into_iter().chain(pods).collect(),
             node: name(&local),
+            version: env!("CARGO_PKG_VERSION"),
             agent: Agent::find(pins),
             vtep: local.vtep.to_ip(),
             vni: local.vni,

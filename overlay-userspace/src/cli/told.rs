@@ -31,14 +31,8 @@ impl Agent {
         let found = Self { running: true, pid: Some(process.pid), ..Self::default() };
         let Some(args) = arguments(process) else { return found };
         let config = args.config.display().to_string();
-        let overrides = Overrides {
-            node: args.node,
-            source: args.source,
-            health: args.health,
-            install_cni: args.install_cni,
-        };
         // It may have been changed for the worse since.
-        let settings = Settings::load(&process.path(&args.config), &overrides).ok();
+        let settings = Settings::load(&process.path(&args.config), &args.overrides()).ok();
         Self {
             source: settings.as_ref().map(|settings| match settings.source {
                 Source::File(_) => "file",
@@ -49,6 +43,11 @@ impl Agent {
             ..found
         }
     }
+}
+
+/// What its command line and its environment say in place of the file.
+pub(super) fn overrides(process: Process) -> Option<Overrides> {
+    arguments(process).map(|args| args.overrides())
 }
 
 /// Its command line as clap understood it.
