@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::Write as _,
     path::{Path, PathBuf},
 };
 
@@ -70,9 +70,15 @@ fn pack(files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
     gzip.finish().context("complete the archive")
 }
 
+/// SHA-256 as krew writes it.
+fn sum(archive: &[u8]) -> String {
+    let sum = Sha256::digest(archive);
+    sum.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
 /// The manifest for this archive.
 fn manifest(template: &str, arch: &str, uri: &str, archive: &[u8]) -> Result<String> {
-    let sum: String = Sha256::digest(archive).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sum = sum(archive);
     let mut text = template.to_owned();
     for (mark, value) in
         [("@VERSION@", env!("CARGO_PKG_VERSION")), ("@ARCH@", arch), ("@URI@", uri), ("@SHA256@", &sum)]
@@ -96,7 +102,7 @@ mod tests {
         let text = manifest(template, "amd64", "https://downloads.example/a.tar.gz", &archive).unwrap();
         let body: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert!(!body.join("\n").contains('@'), "{text}");
-        let sum: String = Sha256::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sum = sum(&archive);
         for line in [
             format!("      sha256: {sum}"),
             "      uri: https://downloads.example/a.tar.gz".to_owned(),

@@ -290,16 +290,16 @@ fn sysctls() -> Value {
 /// Links, addresses, routes and neighbours as this binary sees them; needs no program.
 fn netlink() -> anyhow::Result<Vec<u8>> {
     let mut netlink = Netlink::open()?;
-    let mut text = String::new();
+    let mut text = Vec::new();
     let mut section = |title: &str, lines: Vec<String>| {
-        text.push_str(&format!("# {title}\n{}\n\n", lines.join("\n")));
+        text.extend([format!("# {title}"), lines.join("\n"), String::new()]);
     };
     section("links", netlink.links()?.iter().map(|link| format!("{link:?}")).collect());
     section("addresses", netlink.addresses(None)?.iter().map(|one| format!("{one:?}")).collect());
     section("routes", netlink.routes(None)?.iter().map(ToString::to_string).collect());
     section("rules", netlink.source_rules()?.iter().map(|one| format!("{one:?}")).collect());
     section("neighbours", netlink.neighbours(None)?.iter().map(|one| format!("{one:?}")).collect());
-    Ok(text.into_bytes())
+    Ok(text.join("\n").into_bytes())
 }
 
 impl Sysdump {

@@ -8,6 +8,7 @@ use crate::datapath::kernel;
 
 /// The build, and the kernel that it runs on.
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "they are what machines read")]
 pub(super) struct Version {
     version: &'static str,
     /// The layout of the maps: the pins of another one are in another directory.

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, fs};
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, IterableMap, Map, MapData, MapInfo, PerCpuArray},
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapInfo, PerCpuArray},
 };
 use overlay_common::{
     counter::Counter,

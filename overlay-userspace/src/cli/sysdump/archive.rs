@@ -47,10 +47,9 @@ impl<W: Write> Archive<W> {
 
     /// Adds a file of another archive, as it is called there.
     pub(in crate::cli) fn take(&mut self, name: &str, content: &[u8]) -> anyhow::Result<()> {
-        if name.ends_with(".error") {
-            self.failures += 1;
-        } else {
-            self.files += 1;
+        match name.strip_suffix(".error") {
+            Some(_) => self.failures += 1,
+            None => self.files += 1,
         }
         self.put(name, &String::from_utf8_lossy(content))
     }
