@@ -107,12 +107,12 @@ impl Shared {
     }
 
     /// Raised by the near end when it has stopped asking: a server that waits in vain may go.
-    pub(crate) fn over(&self) -> &'static AtomicU64 {
+    pub(crate) fn over(self) -> &'static AtomicU64 {
         &self.0[0]
     }
 
     /// Word number `index` of those that are the workloads' own.
-    pub(crate) fn word(&self, index: usize) -> &'static AtomicU64 {
+    pub(crate) fn word(self, index: usize) -> &'static AtomicU64 {
         &self.0[1 + index % (WORDS - 1)]
     }
 }

@@ -163,7 +163,7 @@ impl Plan {
             let sites: Vec<&Site> = stage.sites(WireMode::Veth);
             match raise_descriptors(scaling::DESCRIPTORS) {
                 Ok(()) => {
-                    growth.extend(scaling::flows(&far, &sites, limits(self.schedule.flows), turn_length)?)
+                    growth.extend(scaling::flows(&far, &sites, limits(self.schedule.flows), turn_length)?);
                 }
                 Err(error) => notes.push(format!("many flows were not measured: {error:#}")),
             }
