@@ -19,7 +19,7 @@ use overlay_tests::lab::{Cluster, Node, exec, overlay_binary};
 use serde_json::{Value, json};
 
 /// Each command is run on three nodes.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A desk with a kubectl for a cluster.
 struct Desk {

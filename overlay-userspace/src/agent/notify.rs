@@ -92,6 +92,7 @@ mod tests {
         static TOLD: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands in for one that can fail")]
     fn note(what: &[NotifyState<'_>]) -> io::Result<()> {
         TOLD.with_borrow_mut(|told| told.extend(what.iter().map(ToString::to_string)));
         Ok(())

@@ -48,7 +48,7 @@ fn every_command_and_option_is_documented_and_nothing_else() {
                 Some(long) => format!("--{long}"),
                 None => argument.get_value_names().map_or_else(
                     || argument.get_id().as_str().to_uppercase(),
-                    |names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" "),
+                    |names| names.iter().map(clap::builder::Str::as_str).collect::<Vec<_>>().join(" "),
                 ),
             };
             let named = |text: &str| {
