@@ -40,8 +40,10 @@ mod names;
 mod news;
 mod node_routes;
 mod nodes;
+mod notify;
 mod observe;
 mod pods;
+pub(crate) mod process;
 pub(crate) mod recall;
 mod reconcile;
 mod schedule;
@@ -102,6 +104,7 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         life.turn();
+        let sign = life.next_sign();
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -129,10 +132,12 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
             }
             () = life::nodes_changed(&mut life.source) => life.schedule.event(Scope::Everything),
             () = life::sleep_until(life.patience) => life.recall(),
+            () = life::sleep_until(sign) => {}
             () = life::program_log(&mut life.running) => {}
             scope = life.schedule.due() => life.pass(scope),
         }
     }
+    life.stopping();
     info!("stopping; pods keep their network");
     Ok(())
 }

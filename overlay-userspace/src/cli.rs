@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     agent,
@@ -21,16 +21,23 @@ use crate::{
 mod capture;
 mod cleanup;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod endpoints;
 mod exit;
 mod flows;
+mod generate;
+mod kubectl;
 mod monitor;
 mod nodes;
 mod output;
 mod ports;
 mod programs;
 mod status;
+mod sysdump;
+mod told;
 mod trace;
+mod version;
 
 use exit::Verdict;
 use output::OutputArgs;
@@ -62,9 +69,9 @@ enum Command {
     Ports(OutputArgs),
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
-    /// List the links that attach programs to devices by tcx or XDP (bpftool 7.1, Debian 12's, does not show them)
+    /// List the programs: where each is attached and by what, and what it costs
     #[command(visible_alias = "links")]
-    Programs(OutputArgs),
+    Programs(programs::Programs),
     /// Mount the file system of the pins, where the node has none
     Bpffs {
         /// Where
@@ -81,6 +88,16 @@ enum Command {
     Trace(Box<trace::Trace>),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
+    /// Collect all that there is to know of this node into one archive, without secrets
+    Sysdump(sysdump::Sysdump),
+    /// Run a command on the nodes of a Kubernetes cluster, by kubectl: what `kubectl overlay` does
+    Kubectl(kubectl::Kubectl),
+    /// Show the version, the layout of the maps and what kernel is needed
+    Version(OutputArgs),
+    /// Print a script that completes the command line in a shell
+    Completions(generate::Completions),
+    /// Write the manual pages, section 8
+    Man(generate::Man),
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +141,10 @@ struct AgentArgs {
 
 /// Parses the command line and runs it; errors go to standard error on one line.
 pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.as_deref().and_then(Path::file_name).is_some_and(|name| name == kubectl::PLUGIN) {
+        return end(kubectl::Plugin::parse().kubectl.run());
+    }
     // A runtime gives a plugin no arguments, but a configuration on standard input; a person has a terminal there.
     let bare = std::env::args_os().len() == 1;
     if bare && (std::env::var_os("CNI_COMMAND").is_some() || !io::stdin().is_terminal()) {
@@ -140,14 +161,23 @@ pub fn main() -> ExitCode {
         Command::Endpoints(args) => endpoints::run(&pins, args).map(fine),
         Command::Ports(args) => ports::run(&pins, args).map(fine),
         Command::Flows(args) => flows::run(&pins, args).map(fine),
-        Command::Programs(args) => programs::run(&pins, args).map(fine),
+        Command::Programs(args) => programs::run(&pins, &args).map(fine),
         Command::Monitor(args) => args.run(&pins).map(fine),
         Command::Capture(args) => args.run(&pins).map(fine),
         Command::Bpffs { dir } => mount(&dir).map(fine),
         Command::Doctor(args) => doctor::run(pins, args),
         Command::Trace(trace) => trace.run(&pins),
+        Command::Sysdump(sysdump) => sysdump.run(&pins).map(fine),
+        Command::Kubectl(kubectl) => kubectl.run(),
+        Command::Version(args) => version::run(args).map(fine),
+        Command::Completions(completions) => completions.run(Cli::command()).map(fine),
+        Command::Man(man) => man.run(Cli::command()).map(fine),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
+    end(result)
+}
+
+fn end(result: anyhow::Result<Verdict>) -> ExitCode {
     match result {
         Ok(verdict) => verdict.into(),
         Err(error) => {
@@ -168,8 +198,23 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl AgentArgs {
+    fn overrides(&self) -> Overrides {
+        let Self { node, source, health, mesh, mesh_port, install_cni, .. } = self;
+        Overrides {
+            node: node.clone(),
+            source: *source,
+            health: *health,
+            mesh: *mesh,
+            mesh_port: *mesh_port,
+            install_cni: *install_cni,
+        }
+    }
+}
+
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let AgentArgs { config, node, source, health, mesh, mesh_port, install_cni, log, program_log } = args;
+    let overrides = args.overrides();
+    let AgentArgs { config, log, program_log, .. } = args;
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {
@@ -179,10 +224,5 @@ fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
         }
     }
     logger.init();
-    agent::run(&agent::Options {
-        config,
-        overrides: Overrides { node, source, health, mesh, mesh_port, install_cni },
-        pins,
-        program_log: program_log as u8,
-    })
+    agent::run(&agent::Options { config, overrides, pins, program_log: program_log as u8 })
 }

@@ -4,10 +4,12 @@
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
+//! - [`attached`]: which program is attached where
 //! - [`tables`]: typed views of the pinned maps
 //! - [`calls`]: what calls of the CNI plugin have counted
 //! - [`usage`]: how full maps are, and how long programs ran
 //! - [`flows`]: the table of flows that return through the stack
+//! - [`dump`]: the maps byte by byte
 //! - [`events`]: the records of dropped and traced packets
 //! - [`tracing`]: asking for traces
 //! - [`replica`]: a private instance of the attached programs, to be asked
@@ -26,7 +28,9 @@ use aya::{
 };
 
 pub mod attach;
+pub mod attached;
 pub mod calls;
+pub mod dump;
 pub mod events;
 pub mod flows;
 pub mod kernel;

@@ -196,6 +196,8 @@ fn tables_say_what_json_says() {
         row(["node", "cp (ready)"]),
         row(["tunnel", &format!("{vtep} port 8472 VNI 1")]),
         row(["pods", "1 in 10.244.0.0/24, gateway 10.244.0.1, MTU 1450"]),
+        row(["agent", &format!("running, process {}, nodes from file", cp.agent_pid().unwrap())]),
+        row(["cluster", "3 nodes in 10.244.0.0/16"]),
         row(["peers", "2"]),
         row(["attached", &format!("by tcx, pods by clsact, pins in {}", cp.pins().display())]),
         row(["PATH", "PACKETS", "BYTES"]),
@@ -241,15 +243,191 @@ fn tables_say_what_json_says() {
     assert_eq!((&listed["address"], &listed["port"]), (&json!("127.0.0.1"), &json!(8080)));
     assert_eq!((&listed["pod"], &listed["protocol"]), (&json!(server.addr()), &json!("udp")));
 
-    let mut links = vec![row(["LINK", "ID", "PROGRAM"])];
-    let listed = cp.show("links");
-    for link in listed.as_array().expect("a list") {
-        let name = link["name"].as_str().expect("a name");
-        links.push(row([name, &link["link_id"].to_string(), &link["program_id"].to_string()]));
+    let shown = table(cp, "programs");
+    assert_eq!(shown[0], row(["PROGRAM", "DEVICE", "BY", "LINK", "ID", "TAG", "LOADED"]));
+    let listed = cp.show("programs");
+    let listed = listed.as_array().expect("a list");
+    assert_eq!(shown.len(), 1 + listed.len());
+    for (cells, program) in shown[1..].iter().zip(listed) {
+        let text = |key: &str| program[key].as_str().unwrap().to_owned();
+        let link = program["link_id"].as_u64().map_or("-".to_owned(), |id| id.to_string());
+        let id = program["program_id"].to_string();
+        assert_eq!(
+            *cells,
+            [text("program"), text("device"), text("by"), link, id, text("tag"), text("loaded_at")]
+        );
     }
-    // Anchor and underlay; pods have filters.
-    assert_eq!(links.len(), 1 + 3, "{links:#?}");
-    assert_eq!(table(cp, "links"), links);
+}
+
+#[test]
+fn every_program_is_listed_where_the_kernel_has_it() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let pods = ["a", "b"].map(|name| cluster.add_pod("cp", name));
+    let listed = cp.show("programs");
+    let listed = listed.as_array().expect("a list");
+    let mut expected = vec![
+        ("from_host".to_owned(), Node::ANCHOR.to_owned(), "tcx"),
+        ("from_tunnel".to_owned(), Node::ANCHOR.to_owned(), "tcx"),
+        ("from_wire".to_owned(), Node::DEVICE.to_owned(), "tcx"),
+    ];
+    for pod in &pods {
+        expected.push(("from_pod".to_owned(), pod.host_device(), "clsact"));
+        expected.push(("to_pod".to_owned(), pod.host_device(), "clsact"));
+    }
+    let text =
+        |row: &Value, key: &str| row[key].as_str().unwrap_or_else(|| panic!("{key}: {row}")).to_owned();
+    let mut shown: Vec<_> =
+        listed.iter().map(|row| (text(row, "program"), text(row, "device"), text(row, "by"))).collect();
+    shown.sort();
+    expected.sort();
+    let expected: Vec<_> =
+        expected.into_iter().map(|(program, device, by)| (program, device, by.to_owned())).collect();
+    assert_eq!(shown, expected);
+
+    let boot = std::fs::read_to_string("/proc/stat").unwrap();
+    let boot = boot.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse::<i64>().unwrap();
+    for row in listed {
+        let mut bpftool = cp.namespace().command("bpftool");
+        let program =
+            exec::must(bpftool.args(["-j", "prog", "show", "id", &row["program_id"].to_string()]), "");
+        let program: Value = serde_json::from_str(&program).unwrap();
+        assert_eq!((&program["name"], &program["tag"]), (&row["program"], &row["tag"]), "{row}");
+        let loaded =
+            exec::must(std::process::Command::new("date").args(["+%s", "-d", &text(row, "loaded_at")]), "");
+        let loaded: i64 = loaded.trim().parse().unwrap();
+        assert!(
+            loaded > boot && (loaded - program["loaded_at"].as_i64().unwrap()).abs() <= 2,
+            "{row} {program}"
+        );
+        assert_eq!(row["current"], true);
+        let device = cp.namespace().ip_json(&format!("link show dev {}", text(row, "device")));
+        assert_eq!(device[0]["ifindex"], row["ifindex"]);
+        if row["by"] == "tcx" {
+            assert!(cp.pins().join("links").join(text(row, "name")).exists(), "{row}");
+            assert!(row["link_id"].is_u64(), "{row}");
+        } else {
+            assert!(row["name"].is_null() && row["link_id"].is_null(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn statistics_are_those_of_the_time_that_was_asked_for() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let (pod, far) = (cluster.add_pod("cp", "a"), cluster.add_pod("w2", "a"));
+    let mut command = cp.overlay(&["programs", "--stats=2", "-o", "json"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut measuring = Running(exec::spawn_tied(command).unwrap());
+    let out = measuring.0.stdout.take().expect("a pipe");
+    let (done, ended) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let text = std::io::read_to_string(out).unwrap();
+        done.send(()).unwrap();
+        text
+    });
+    // Until it has ended: whatever part of this it measured, there was traffic.
+    while ended.try_recv().is_err() {
+        tcp::exchange(pod.namespace(), far.namespace(), (far.addr(), 0).into()).unwrap();
+    }
+    let rows: Value = serde_json::from_str(&reader.join().unwrap()).unwrap();
+    for program in ["from_pod", "from_wire"] {
+        let row = rows.as_array().unwrap().iter().find(|row| row["program"] == program).unwrap();
+        let (runs, time) = (row["run_count"].as_u64().unwrap(), row["run_time_ns"].as_u64().unwrap());
+        assert!(runs > 0 && time > runs, "{row}");
+        assert!(row["seconds"].as_f64().unwrap() >= 2.0 && row["devices"] == 1, "{row}");
+    }
+}
+
+/// The section of docs/cli.md about a command.
+fn documented(command: &str) -> String {
+    let page = include_str!("../../docs/cli.md");
+    let (_, rest) = page.split_once(&format!("## `overlay {command}`")).expect("a section");
+    rest.split("\n## ").next().unwrap().to_owned()
+}
+
+#[test]
+fn json_and_yaml_have_the_fields_that_are_documented() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let mapping = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let pod = cp.add_pod_with_ports(cluster.lab(), "server", &mapping);
+    for command in ["status", "nodes", "endpoints", "ports", "flows", "programs", "version"] {
+        let json = cp.show(command);
+        let yaml = exec::must(&mut cp.overlay(&[command, "-o", "yaml"]), "");
+        let yaml: Value = serde_saphyr::from_str(&yaml).unwrap_or_else(|error| panic!("{error}: {yaml}"));
+        let shape = |value: &Value| match value {
+            Value::Array(rows) => rows.first().cloned(),
+            one => Some(one.clone()),
+        };
+        let page = documented(command);
+        let fields = page.split("Fields: ").nth(1).unwrap_or_else(|| panic!("no fields of {command}"));
+        if command == "flows" {
+            assert_eq!((json, yaml), (json!([]), json!([])));
+            continue;
+        }
+        let (json, yaml) = (shape(&json).unwrap(), shape(&yaml).unwrap());
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&json), keys(&yaml), "{command}");
+        for key in keys(&json) {
+            assert!(fields.contains(&format!("`{key}`")), "docs/cli.md does not name {key} of {command}");
+        }
+        // Those that are named: without what is in brackets, which is deeper or explains.
+        let mut depth = 0;
+        let flat: String = fields
+            .split_inclusive(['(', ')'])
+            .map(|part| {
+                let shown = if depth == 0 { part } else { "" };
+                depth += i32::from(part.ends_with('(')) - i32::from(part.ends_with(')'));
+                shown
+            })
+            .collect();
+        let named = flat.split(['.']).next().unwrap().split('`').skip(1).step_by(2);
+        for field in named {
+            assert!(json.get(field).is_some(), "{command} has no {field}: {json}");
+        }
+    }
+    drop(pod);
+}
+
+#[test]
+fn status_names_what_is_wrong_and_exits_with_3_with_and_without_the_agent() {
+    let cluster = Cluster::builder().start();
+    let cp = cluster.node("cp");
+    let pod = cluster.add_pod("cp", "a");
+    cp.stop_agent();
+    let status = |code: i32| {
+        let out = exec::output(&mut cp.overlay(&["status", "-o", "json"]), b"", exec::COMMAND_LIMIT).unwrap();
+        assert_eq!(out.status.code(), Some(code), "{}{}", out.stdout, out.stderr);
+        serde_json::from_str::<Value>(&out.stdout).unwrap()
+    };
+    let well = status(0);
+    assert_eq!((&well["ready"], &well["problems"]), (&json!(true), &json!([])));
+    assert_eq!(well["agent"]["running"], false);
+
+    let device = pod.host_device();
+    exec::must(cp.namespace().command("tc").args(["filter", "del", "dev", &device, "ingress"]), "");
+    let problems = status(3);
+    assert_eq!(problems["ready"], true, "one pod is not the node: {problems}");
+    let expected = format!("pod {}: from_pod is not attached to {device}", pod.addr());
+    assert!(problems["problems"][0].as_str().unwrap().starts_with(&expected), "{problems}");
+
+    cp.namespace().ip(&format!("link set dev {} down", Node::ANCHOR));
+    std::fs::remove_file(cp.pins().join("programs/from_wire")).unwrap();
+    let broken = status(3);
+    assert_eq!(broken["ready"], false);
+    let said = broken["problems"].to_string();
+    for what in ["the anchor device overlay.1 is down", "the program from_wire is not pinned"] {
+        assert!(said.contains(what), "{what} in {said}");
+    }
+    cp.namespace().ip(&format!("link del dev {}", Node::ANCHOR));
+    assert!(status(3)["problems"].to_string().contains("the anchor device (index"), "{said}");
+
+    cp.start_agent();
+    let healed = status(0);
+    assert_eq!(healed["agent"]["pid"], cp.agent_pid().unwrap());
+    assert_eq!(healed["agent"]["source"], "file");
 }
 
 /// A program that is killed when this is dropped.

@@ -11,6 +11,7 @@ mod cluster;
 mod crowd;
 mod fresh;
 mod members;
+mod plugin;
 mod pods;
 mod rights;
 mod scale;
@@ -115,6 +116,8 @@ enum Case {
     Members,
     /// The agent may do what the manifest says, and nothing else
     Rights,
+    /// `kubectl overlay` on all nodes
+    Plugin,
     /// Thousands of Node objects
     Crowd,
 }
@@ -130,6 +133,7 @@ impl Case {
             Self::Api => "api: no API server for a minute, under traffic",
             Self::Members => "members: a node comes and goes",
             Self::Rights => "rights: refusals of the API server",
+            Self::Plugin => "plugin: kubectl overlay says what each node says",
             Self::Crowd => "crowd: thousands of nodes",
         }
     }
@@ -144,6 +148,7 @@ impl Case {
             Self::Api => survival::api(suite),
             Self::Members => members::run(suite),
             Self::Rights => rights::run(suite),
+            Self::Plugin => plugin::run(suite),
             Self::Crowd => crowd::run(suite),
         }
     }
@@ -152,7 +157,7 @@ impl Case {
     fn lacks(self, options: &Options) -> Option<&'static str> {
         let missing = |option: Option<&String>, name| option.is_none().then_some(name);
         match self {
-            Self::Fresh | Self::Scale | Self::Restart | Self::Upgrade => None,
+            Self::Fresh | Self::Scale | Self::Restart | Self::Upgrade | Self::Plugin => None,
             Self::Kill | Self::Rights | Self::Crowd => {
                 missing(options.access.node_exec.as_ref(), "needs --node-exec")
             }
@@ -167,6 +172,8 @@ struct Suite<'a> {
     options: &'a Options,
     cluster: Cluster<'a>,
     images: Images,
+    /// The program of the images.
+    binary: PathBuf,
     manifest: String,
 }
 
@@ -191,10 +198,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::ensure(&[Part::Host, Part::Bpf, Part::Image])?;
 
     let mut report = Report::default();
-    let Some(images) = report.step("images", || build_images(workspace, options)) else {
+    let Some((images, binary)) = report.step("images", || build_images(workspace, options)) else {
         return report.finish();
     };
-    let suite = Suite { options, cluster: Cluster::new(&options.access), images, manifest };
+    let suite = Suite { options, cluster: Cluster::new(&options.access), images, binary, manifest };
     let before = suite.cluster.attempt(&["get", "namespace", SYSTEM])?.0;
     if report.step("images loaded, overlay applied", || fresh::install(&suite)).is_some() {
         for case in Case::value_variants().iter().copied() {
@@ -213,7 +220,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     report.finish()
 }
 
-fn build_images(workspace: &Workspace, options: &Options) -> Result<Images> {
+fn build_images(workspace: &Workspace, options: &Options) -> Result<(Images, PathBuf)> {
     let object = ebpf::build(workspace)?;
     let [binary, probe] = workspace.build_static(["overlay", "probe"], &object)?;
     let dir = workspace.target().join("images");
@@ -239,7 +246,7 @@ fn build_images(workspace: &Workspace, options: &Options) -> Result<Images> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&other, mode).with_context(|| format!("make {} executable", other.display()))?;
     image::overlay(&other, &images.upgrade.1, false, &images.upgrade.0)?;
-    Ok(images)
+    Ok((images, binary))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod e2e;
 mod ebpf;
 mod fuzz;
 mod image;
+mod krew;
 mod lint;
 mod object;
 mod report;
@@ -57,6 +58,8 @@ enum Verb {
     Bench(bench::Options),
     /// Make the container image, as an archive for ctr, podman, docker and kind
     Image(image::Options),
+    /// Make the archive and the manifest of the kubectl plugin, for krew
+    Krew(krew::Options),
     /// Try overlay in a real cluster, from kubectl apply to nodes that come and go
     E2e(Box<e2e::Options>),
     /// Check formatting, source rules, clippy and documentation
@@ -93,6 +96,7 @@ fn run(options: Options) -> Result<()> {
         Verb::Run(options) => run::run(&workspace, &options),
         Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Image(options) => image::run(&workspace, &options),
+        Verb::Krew(options) => krew::run(&workspace, &options),
         Verb::E2e(options) => e2e::run(&workspace, &options),
         Verb::Lint => lint::run(&workspace),
         Verb::Test(options) => test::run(&workspace, &options),

@@ -12,6 +12,7 @@ use super::{
     Locks, Options, Trouble, flannel,
     health::Health,
     mesh::Mesh,
+    notify::Notify,
     observe::Observed,
     recall,
     reconcile::{Reconciler, Scope},
@@ -36,6 +37,7 @@ pub(super) struct Life<'a> {
     options: &'a Options,
     settings: Settings,
     health: Health,
+    notify: Notify,
     pub(super) schedule: Schedule,
     /// The API; `None` where the file lists the nodes.
     pub(super) source: Option<kubernetes::Source>,
@@ -71,6 +73,7 @@ impl<'a> Life<'a> {
         let mut life = Self {
             options,
             health,
+            notify: Notify::from_environment(),
             schedule: Schedule::default(),
             source: None,
             patience: None,
@@ -91,17 +94,36 @@ impl<'a> Life<'a> {
             Source::Kubernetes(kubernetes) => {
                 life.source = Some(kubernetes::Source::open(kubernetes, &life.settings.node).await?);
                 life.patience = Some(Instant::now() + PATIENCE);
-                life.health.waits_for("waiting for the nodes from the API server");
+                life.waits_for("waiting for the nodes from the API server");
             }
         }
         Ok(life)
     }
 
     /// The run loop turns.
-    pub(super) fn turn(&self) {
+    pub(super) fn turn(&mut self) {
         self.health.turn();
         if let Some(source) = &self.source {
             self.health.observed().activity().source(source.outage().map_or(Ok(()), Err));
+        }
+        self.notify.turn(Instant::now().into_std());
+    }
+
+    /// When it has to turn again at the latest; `None` where no service manager waits for that.
+    pub(super) fn next_sign(&self) -> Option<Instant> {
+        self.notify.rest().map(|rest| Instant::now() + rest)
+    }
+
+    /// It ends by itself.
+    pub(super) fn stopping(&mut self) {
+        self.notify.stopping();
+    }
+
+    /// Not ready yet, and why.
+    fn waits_for(&mut self, what: &str) {
+        self.health.waits_for(what);
+        if self.running.is_none() {
+            self.notify.status(what);
         }
     }
 
@@ -166,7 +188,7 @@ impl<'a> Life<'a> {
                 {
                     source.event(true, "OverlayStartFailed", "Starting", text.clone());
                 }
-                self.health.waits_for(&text);
+                self.waits_for(&text);
                 self.schedule.failed();
             }
         }
@@ -186,7 +208,7 @@ impl<'a> Life<'a> {
                 && self.wanted.is_none()
                 && let Some(outage) = source.outage()
             {
-                self.health.waits_for(&format!("waiting for the nodes from the API server: {outage}"));
+                self.waits_for(&format!("waiting for the nodes from the API server: {outage}"));
             }
             return;
         };
@@ -199,7 +221,7 @@ impl<'a> Life<'a> {
             }
             Err(why) => {
                 self.waiting.is(why.clone());
-                self.health.waits_for(&why);
+                self.waits_for(&why);
             }
         }
     }
@@ -262,6 +284,7 @@ impl<'a> Life<'a> {
         self.running = Some(Running { reconciler, _locks: locks, recalled });
         self.wanted = None;
         self.health.ready();
+        self.notify.ready();
         self.settle(Ok(problems));
         self.install();
         Ok(())
@@ -275,13 +298,23 @@ impl<'a> Life<'a> {
         }
         let problems = result.unwrap_or_else(|error| vec![error]);
         let problems: Vec<_> = problems.iter().map(|error| format!("{error:#}")).collect();
+        let mut status = match &self.running {
+            Some(running) => {
+                let nodes = running.reconciler.nodes();
+                format!("node {} is ready, {} nodes are known", self.settings.node, nodes.nodes().len())
+            }
+            None => "starting".to_owned(),
+        };
         if problems.is_empty() {
             self.schedule.succeeded();
             self.trouble.over();
         } else {
             self.schedule.failed();
-            self.trouble.is(problems.join("; "));
+            let trouble = problems.join("; ");
+            status = format!("{status}, but: {trouble}");
+            self.trouble.is(trouble);
         }
+        self.notify.status(&status);
         observed.activity().settled(problems, Instant::now().into_std());
         observed.sample();
     }

@@ -96,6 +96,12 @@ impl Cell {
         Self { style: colour.on_default(), ..text.into() }
     }
 
+    /// As it is printed, without colour.
+    #[cfg(test)]
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     fn heading(text: &str) -> Self {
         Self { style: Style::new().bold(), ..text.into() }
     }

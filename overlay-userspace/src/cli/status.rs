@@ -1,11 +1,13 @@
-//! `overlay status`: whether this node works, and what its programs have counted.
+//! `overlay status`: whether this node works, and if not why; what its programs have counted.
+//!
+//! All of it is read from the pins and the kernel, the agent may be gone. [`problems`] has the why.
 
 use std::net::IpAddr;
 
 use clap::Args;
 use overlay_common::{
     counter::Counter,
-    maps::{AttachMode, FAMILY_V4, NODE_HOST, NODE_SELF},
+    maps::{AttachMode, FAMILY_V4, Local, NODE_HOST, NODE_SELF, Subnet},
     reason::Reason,
 };
 use serde::{Serialize, Serializer};
@@ -14,6 +16,7 @@ use super::{
     exit::Verdict,
     flows::Pressure,
     output::{Cell, OutputArgs, Row, Text, print_object},
+    told::Agent,
 };
 use crate::{
     datapath::{
@@ -24,8 +27,10 @@ use crate::{
 };
 
 mod mesh;
+mod problems;
 
 use mesh::Mesh;
+use problems::Problems;
 
 /// What the command line says.
 #[derive(Clone, Copy, Debug, Args)]
@@ -37,18 +42,26 @@ pub(super) struct StatusArgs {
     mesh_port: u16,
 }
 
-/// What the pins say of the node.
+/// What there is to say of the node.
 #[derive(Debug, Serialize)]
-struct Status {
+pub(super) struct Status {
+    /// Pods can be added and reach others.
     ready: bool,
+    /// What is wrong, with its remedy.
+    problems: Vec<String>,
     node: String,
+    /// Of this binary; in a pod, the agent's too.
+    version: &'static str,
+    agent: Agent,
     vtep: IpAddr,
     vni: u32,
     port: u32,
     mtu: u32,
     subnet: String,
+    cluster: String,
     gateway: IpAddr,
     attach: &'static str,
+    nodes: usize,
     peers: usize,
     endpoints: usize,
     pins: String,
@@ -116,19 +129,29 @@ impl Row for DropRow {
     }
 }
 
-fn name(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+fn name(local: &Local) -> String {
+    let bytes = local.node_name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn range(subnet: Subnet) -> String {
+    format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len)
 }
 
 impl Status {
-    fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
+    /// Reads it.
+    pub(super) fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
         let local = LocalTable::open(pins)?.get()?;
         let nodes = Nodes::open(pins)?.entries()?;
-        let peers = nodes.iter().filter(|(_, n)| n.flags & (NODE_HOST | NODE_SELF) == NODE_HOST).count();
-        let subnet = local.subnet[FAMILY_V4];
+        let hosts: Vec<_> = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0).collect();
+        let peers = hosts.iter().filter(|(_, node)| node.flags & NODE_SELF == 0).count();
+        let Problems { node: node_problems, pods } = Problems::look(pins, &local);
         let paths = tables::paths(pins)?;
-        let paths =
-            paths.into_iter().map(|(path, counter)| Counted { name: path.name(), counter, describe: "" });
+        let path = |(path, counter): (overlay_common::counter::Path, _)| Counted {
+            name: path.name(),
+            counter,
+            describe: "",
+        };
         let drops = tables::drops(pins)?;
         let drop = |(reason, counter): (Reason, Counter)| Counted {
             name: reason.name(),
@@ -136,13 +159,17 @@ impl Status {
             describe: reason.describe(),
         };
         Ok(Self {
-            ready: local.ready == 1,
-            node: name(&local.node_name),
+            ready: node_problems.is_empty(),
+            problems: node_problems.into_iter().chain(pods).collect(),
+            node: name(&local),
+            version: env!("CARGO_PKG_VERSION"),
+            agent: Agent::find(pins),
             vtep: local.vtep.to_ip(),
             vni: local.vni,
             port: local.port,
             mtu: local.mtu,
-            subnet: format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len),
+            subnet: range(local.subnet[FAMILY_V4]),
+            cluster: range(local.cluster[FAMILY_V4]),
             gateway: local.gateway[FAMILY_V4].to_ip(),
             attach: match AttachMode::from_index(local.attach_mode) {
                 Some(AttachMode::Tcx) => "tcx",
@@ -150,11 +177,12 @@ impl Status {
                 Some(AttachMode::Auto) => "auto",
                 None => "unknown",
             },
+            nodes: hosts.len(),
             peers,
             endpoints: Endpoints::open(pins)?.entries()?.len(),
             pins: pins.root().display().to_string(),
             stack_flows: Pressure::read(pins)?,
-            paths: Counters(paths.collect()),
+            paths: Counters(paths.into_iter().map(path).collect()),
             drops: Counters(drops.into_iter().map(drop).collect()),
             mesh: Mesh::read(local.gateway[FAMILY_V4].to_ip(), mesh_port),
         })
@@ -171,20 +199,28 @@ impl Status {
         } else {
             Cell::bad(format_args!("{node} (not ready)"))
         };
+        let agent = match (&self.agent, self.agent.pid) {
+            (Agent { source: Some(source), .. }, Some(pid)) => {
+                format!("running, process {pid}, nodes from {source}").into()
+            }
+            (_, Some(pid)) => format!("running, process {pid}").into(),
+            (_, None) => Cell::bad("not running: what is pinned works on, nothing follows changes"),
+        };
         let pods =
             format!("{} in {}, gateway {}, MTU {}", self.endpoints, self.subnet, self.gateway, self.mtu);
-        text.facts(vec![
-            ("node", node),
+        let mut facts = vec![("node", node)];
+        facts.extend(self.problems.iter().map(|problem| ("problem", Cell::bad(problem))));
+        facts.extend([
+            ("agent", agent),
             ("tunnel", format!("{} port {} VNI {}", self.vtep, self.port, self.vni).into()),
             ("pods", pods.into()),
+            ("cluster", format!("{} nodes in {}", self.nodes, self.cluster).into()),
             ("peers", self.peers.into()),
             ("mesh", Mesh::summary(self.mesh.as_ref())),
             ("flows", self.stack_flows.text().into()),
             ("attached", format!("{by}, pins in {}", self.pins).into()),
-        ])?;
-        if !self.ready {
-            text.line("the agent has not completed its first start on this node: its log says why")?;
-        }
+        ]);
+        text.facts(facts)?;
         if let Some(mesh) = &self.mesh {
             mesh.print(text)?;
         }
@@ -205,5 +241,5 @@ pub(super) fn run(pins: &Pins, args: StatusArgs) -> anyhow::Result<Verdict> {
     let StatusArgs { output, mesh_port } = args;
     let status = Status::read(pins, mesh_port)?;
     print_object(output, &status, |text| status.print(text))?;
-    Ok(if status.ready { Verdict::Fine } else { Verdict::Wrong })
+    Ok(if status.problems.is_empty() { Verdict::Fine } else { Verdict::Wrong })
 }

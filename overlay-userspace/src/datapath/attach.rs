@@ -16,7 +16,7 @@ use overlay_common::{maps::AttachMode, reason::Hook};
 use super::{Cause, DatapathError, pins::Pins};
 use crate::host::netlink::Netlink;
 
-mod clsact;
+pub(super) mod clsact;
 mod look;
 mod running;
 pub mod xdp;
@@ -267,33 +267,4 @@ pub fn has_filters(netlink: &mut Netlink, index: u32) -> Result<bool, DatapathEr
 /// Removes the filters of ours of a link, and its clsact qdisc if nobody else's are left.
 pub fn remove_filters(netlink: &mut Netlink, index: u32) -> Result<(), DatapathError> {
     clsact::clear(netlink, index)
-}
-
-/// The link of one program on one device, as a person wants to see it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct LinkInfo {
-    /// The pin's name.
-    pub name: String,
-    /// The kernel's id of the link.
-    pub link_id: u32,
-    /// The kernel's id of the program it runs.
-    pub program_id: u32,
-}
-
-/// All pinned links, by name.
-pub fn links(pins: &Pins) -> Result<Vec<LinkInfo>, DatapathError> {
-    let mut links = Vec::new();
-    for name in pins.links()? {
-        let failed = |cause: Cause| DatapathError::new(format!("open link {name}"), cause);
-        let link = match PinnedLink::from_pin(pins.link(&name)).map_err(Cause::from) {
-            Ok(link) => FdLink::from(link),
-            // Gone since the directory was listed.
-            Err(Cause::Io(e)) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(cause) => return Err(failed(cause)),
-        };
-        let info = link.info().map_err(|e| failed(e.into()))?;
-        links.push(LinkInfo { link_id: info.id(), program_id: info.program_id(), name });
-    }
-    links.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(links)
 }

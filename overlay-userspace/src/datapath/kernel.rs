@@ -8,7 +8,7 @@ use overlay_common::maps::AttachMode;
 use super::DatapathError;
 
 /// The oldest kernel with everything that the programs need: `BPF_F_ADJ_ROOM_ENCAP_L2_ETH` (5.13, d01b59c9ae94).
-const MINIMUM: (u8, u8) = (5, 13);
+pub const MINIMUM: (u8, u8) = (5, 13);
 
 /// The first kernel with tcx links (6.6, e420bed02507).
 const TCX: (u8, u8) = (6, 6);
@@ -27,12 +27,6 @@ fn at_least((major, minor): (u8, u8)) -> bool {
     KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(major, minor, 0))
 }
 
-/// The release of the running kernel.
-pub fn release() -> String {
-    nix::sys::utsname::uname()
-        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned())
-}
-
 /// Refuses kernels that cannot run the programs.
 pub fn check_version() -> Result<(), DatapathError> {
     let (major, minor) = MINIMUM;
@@ -43,6 +37,12 @@ pub fn check_version() -> Result<(), DatapathError> {
         "kernel {} is too old: overlay needs Linux {major}.{minor} or newer (tc programs that build VXLAN headers)",
         release()
     )))
+}
+
+/// What the running kernel calls itself: `uname -r`.
+pub fn release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |u| u.release().to_string_lossy().into_owned())
 }
 
 /// How to attach programs: what is asked for, or the best that the kernel has for each kind of device.

@@ -30,7 +30,9 @@ fn try_links(bed: &Bed) -> Option<Vec<(String, u64)>> {
     let read = |link: &serde_json::Value| {
         (link["name"].as_str().unwrap().to_owned(), link["link_id"].as_u64().unwrap())
     };
-    Some(links.as_array().unwrap().iter().map(read).collect())
+    // Pods have filters, which are no links.
+    let links = links.as_array().unwrap().iter().filter(|link| !link["link_id"].is_null());
+    Some(links.map(read).collect())
 }
 
 fn links(bed: &Bed) -> Vec<(String, u64)> {

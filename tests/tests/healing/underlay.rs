@@ -13,7 +13,7 @@ const WHILE: Duration = Duration::from_millis(700);
 /// The underlay device of `node` that holds `from_wire`, by its links.
 fn wire_links(node: &Node) -> Vec<String> {
     let links = node.show("links");
-    let names = links.as_array().unwrap().iter().map(|link| link["name"].as_str().unwrap().to_owned());
+    let names = links.as_array().unwrap().iter().filter_map(|link| link["name"].as_str().map(str::to_owned));
     names.filter(|name| name.starts_with("wire_")).collect()
 }
 

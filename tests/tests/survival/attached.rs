@@ -76,7 +76,8 @@ impl Attached {
 fn links(node: &Node) -> BTreeMap<String, Program> {
     let links = node.show("links");
     let number = |link: &Value, key: &str| link[key].as_u64().unwrap_or_else(|| panic!("no {key}: {link}"));
-    let links = links.as_array().expect("a list").iter().map(|link| {
+    let links = links.as_array().expect("a list").iter().filter(|link| !link["link_id"].is_null());
+    let links = links.map(|link| {
         let place = link["name"].as_str().expect("a link has a name").to_owned();
         let name = ["from_pod", "to_pod", "from_host", "from_tunnel", "from_wire"]
             .into_iter()

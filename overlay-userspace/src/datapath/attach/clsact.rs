@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Fixed, so that a restarted agent finds its own. Room is left before.
-const KEY: FilterKey = FilterKey { priority: 0x6f76, handle: 1 };
+pub(in crate::datapath) const KEY: FilterKey = FilterKey { priority: 0x6f76, handle: 1 };
 
 pub(super) const fn direction(hook: Hook) -> Direction {
     match hook {
