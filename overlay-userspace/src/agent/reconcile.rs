@@ -191,34 +191,34 @@ impl Reconciler {
         if pass.first {
             self.filter.ensure(&self.config)?;
         }
-        let stale = if let Some(anchor) = &anchor {
-            pass.step(self.load_programs(&mut netlink, anchor, scope))?.unwrap_or_default()
+        let loaded = if let Some(anchor) = &anchor {
+            pass.step(self.load_programs(&mut netlink, anchor, scope))?
         } else {
             // The programs stay as they are, and so does what they look up.
             pass.step(self.fill_nodes())?;
-            Vec::new()
+            None
         };
         let programs = Programs::new(&self.pins, mode);
+        let mut all_run_it = loaded.is_some();
         for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
             if let Some(link) = link {
-                pass.step(self.attach(&programs, role, link))?;
+                all_run_it &= pass.step(self.attach(&programs, role, link))?.is_some();
             }
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
         // A pod that cannot be helped is no reason not to start.
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
-        if let Some(growth) = self.growth.take() {
+        // Until then some program may read and write the old table.
+        if let Some(growth) = self.growth.take_if(|_| all_run_it) {
             pass.step(growth.end(&self.pins).map_err(Into::into))?;
         }
-        pass.step(self.remove_nodes(&stale))?;
+        pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
         pass.step(forwarding::ensure(devices.map(String::as_str)))?;
         if let Some(anchor) = &anchor {
             pass.step(forwarding::without_redirects(&anchor.name))?;
-        }
-        if let Some(anchor) = &anchor {
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
