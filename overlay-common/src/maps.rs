@@ -24,12 +24,25 @@ use bytemuck::{Pod, Zeroable};
 
 mod flow;
 mod host_port;
+#[cfg(feature = "next-schema")]
+mod next;
+pub mod v1;
 
-pub use flow::{Flow, FlowKey, FlowKind, STACK_FLOWS_DEFAULT};
-pub use host_port::{HOST_PORTS_MAX, HostPort, HostPortTarget, PortProtocol};
+#[cfg(not(feature = "next-schema"))]
+pub use flow::{Flow, FlowKey};
+pub use flow::{FlowKind, STACK_FLOWS_DEFAULT};
+#[cfg(not(feature = "next-schema"))]
+pub use host_port::HostPortTarget;
+pub use host_port::{HOST_PORTS_MAX, HostPort, PortProtocol};
+#[cfg(feature = "next-schema")]
+pub use next::{Endpoint, Flow, FlowKey, HostPortTarget, Node};
 
-/// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`.
-pub const SCHEMA: u32 = 1;
+/// The newest schema that there is.
+const PRESENT: u32 = v1::SCHEMA;
+
+/// The version of all layouts in this module; the pins live in a directory `v<SCHEMA>`. Another one with the feature
+/// `next-schema`, which only tests have.
+pub const SCHEMA: u32 = PRESENT + cfg!(feature = "next-schema") as u32;
 
 /// Entries of `NODES`: subnets (in units of the longest prefix in use) plus node addresses.
 pub const NODES_MAX: usize = 65_536;
@@ -101,6 +114,7 @@ pub const NODE_SELF: u8 = 1 << 0;
 pub const NODE_HOST: u8 = 1 << 1;
 
 /// Where a node subnet or a node's own address is reached: the value of `NODES`.
+#[cfg(not(feature = "next-schema"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Node {
@@ -130,6 +144,7 @@ pub struct Owner {
 
 /// A pod's address: the value of `ENDPOINTS`, and at the same time the lease of that address. `ifindex` is 0
 /// from the allocation until the pod's devices are complete.
+#[cfg(not(feature = "next-schema"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
@@ -153,6 +168,21 @@ pub struct Subnet {
     pub addr: Addr,
     /// Prefix length in the family's own bits.
     pub prefix_len: u32,
+}
+
+impl Endpoint {
+    /// A lease: the address is taken, the pod's devices are not complete.
+    pub const fn lease(network: u32, mac: [u8; 6], gateway_mac: [u8; 6], owner: Owner) -> Self {
+        Self {
+            ifindex: 0,
+            network,
+            mac,
+            gateway_mac,
+            owner,
+            #[cfg(feature = "next-schema")]
+            rehearsal: [0; 4],
+        }
+    }
 }
 
 /// How programs are attached to devices.
@@ -276,7 +306,7 @@ mod user {
     unsafe impl aya::Pod for HostPortTarget {}
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "next-schema")))]
 mod tests {
     use core::mem::offset_of;
 
@@ -285,7 +315,7 @@ mod tests {
     /// A change here is a change of the schema: bump [`SCHEMA`].
     #[test]
     fn layouts_are_those_of_schema_1() {
-        assert_eq!(SCHEMA, 1);
+        assert_eq!(SCHEMA, v1::SCHEMA);
         assert_eq!(size_of::<Addr>(), 16);
         assert_eq!(size_of::<Node>(), 28);
         assert_eq!(

@@ -7,7 +7,10 @@
 //! Start-up is all or nothing: what a failed first start has made is taken back. With the `file` source that is the end of
 //! the agent; with `kubernetes` it waits and tries again, because what is missing there comes by itself.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{Level, info, log};
@@ -34,6 +37,7 @@ mod host_ports;
 mod life;
 mod local;
 pub(crate) mod lock;
+pub(crate) mod migration;
 mod news;
 mod node_routes;
 mod nodes;
@@ -46,6 +50,7 @@ mod wire;
 
 pub(crate) use anchor::is_anchor;
 use life::Life;
+use migration::Migration;
 use reconcile::{Reconciler, Scope};
 use schedule::RESYNC;
 use undo::Before;
@@ -59,6 +64,8 @@ pub struct Options {
     pub overrides: Overrides,
     /// Where to pin.
     pub pins: Pins,
+    /// A newer build of this binary, to come back from its schema; the installed CNI plugin where it is not named.
+    pub newer_build: Option<PathBuf>,
     /// Level of the programs' own log, 0 (off) to 5 (trace).
     pub program_log: u8,
 }
@@ -162,21 +169,38 @@ impl Trouble {
 
 type Locks = [Flock<File>; 2];
 
-/// The first pass. When it fails, what it has made is taken back.
-fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
+/// The first pass. When it fails, what it has made is taken back. `newer` is where a newer build may be, for a node that is
+/// to come back from its schema.
+fn start(
+    options: &Options,
+    newer: &Path,
+    reconciler: &mut Reconciler,
+) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
     let pins = &options.pins;
     let namespace = lock::namespace()?.ok_or_else(|| {
         anyhow!("another overlay agent is running in this network namespace: stop it first")
     })?;
     let before = Before::read(pins)?;
-    pins.create()?;
-    let Some(root) = lock::pins(pins)? else {
-        bail!("another overlay agent is running with the pins in {}: stop it first", pins.root().display());
+    let mut attempt = || {
+        reconciler.migrate(Migration::begin(pins, newer)?);
+        pins.create()?;
+        let Some(root) = lock::pins(pins)? else {
+            bail!(
+                "another overlay agent is running with the pins in {}: stop it first",
+                pins.root().display()
+            );
+        };
+        Ok((root, reconciler.run(Scope::Everything)?))
     };
-    match reconciler.run(Scope::Everything) {
-        Ok(problems) => Ok(([namespace, root], problems)),
+    match attempt() {
+        Ok((root, mut problems)) => {
+            problems.extend(migration::tidy(pins, newer).err());
+            Ok(([namespace, root], problems))
+        }
         Err(error) => {
+            reconciler.take_back_programs();
             before.restore(&reconciler.anchor_name());
+            migration::forget(pins);
             reconciler.take_back_filter();
             Err(error)
         }

@@ -14,18 +14,20 @@ use crate::{
     agent,
     cni::{self, install},
     config::{self, Overrides, SourceKind},
-    datapath::pins::Pins,
+    datapath::{pins::Pins, schema},
     host::bpffs,
 };
 
 mod cleanup;
+mod migrate;
 mod show;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
 #[derive(Debug, Parser)]
 #[command(name = "overlay", version, max_term_width = 110)]
 struct Cli {
-    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v1]
+    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v1, with
+    /// the number of the schema]
     #[arg(long, global = true, env = "OVERLAY_PINS", value_name = "DIR")]
     pins: Option<PathBuf>,
     #[command(subcommand)]
@@ -58,6 +60,9 @@ enum Command {
     },
     /// Print dropped packets as they happen
     Monitor(OutputArgs),
+    /// Help the agent of an older build to take this node back to its schema
+    #[command(hide = true)]
+    Migrate(migrate::Migrate),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
 }
@@ -86,6 +91,9 @@ struct AgentArgs {
     #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           require_equals = true)]
     install_cni: Option<bool>,
+    /// A newer overlay binary, to take over from its schema [default: the installed CNI plugin]
+    #[arg(long, env = "OVERLAY_NEWER_BUILD", value_name = "FILE")]
+    newer_build: Option<PathBuf>,
     /// What to log
     #[arg(long, env = "OVERLAY_LOG", value_name = "LEVEL", default_value = "info")]
     log: log::LevelFilter,
@@ -120,14 +128,15 @@ pub fn main() -> ExitCode {
         Command::Cni(CniArgs { action: None }) => return cni::run(),
         Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins),
         Command::Agent(args) => agent(args, pins),
-        Command::Status(args) => show::status(&pins, args.output),
-        Command::Nodes(args) => show::nodes(&pins, args.output),
-        Command::Endpoints(args) => show::endpoints(&pins, args.output),
-        Command::Ports(args) => show::ports(&pins, args.output),
-        Command::Flows(args) => show::flows(&pins, args.output),
-        Command::Links(args) => show::links(&pins, args.output),
-        Command::Monitor(args) => show::monitor(&pins, args.output),
+        Command::Status(args) => with(&pins, |pins| show::status(pins, args.output)),
+        Command::Nodes(args) => with(&pins, |pins| show::nodes(pins, args.output)),
+        Command::Endpoints(args) => with(&pins, |pins| show::endpoints(pins, args.output)),
+        Command::Ports(args) => with(&pins, |pins| show::ports(pins, args.output)),
+        Command::Flows(args) => with(&pins, |pins| show::flows(pins, args.output)),
+        Command::Links(args) => with(&pins, |pins| show::links(pins, args.output)),
+        Command::Monitor(args) => with(&pins, |pins| show::monitor(pins, args.output)),
         Command::Bpffs { dir } => mount(&dir),
+        Command::Migrate(migrate) => migrate.run(&pins),
         Command::Cleanup(cleanup) => cleanup.run(&pins),
     };
     match result {
@@ -139,6 +148,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Does it with the pins in force.
+fn with(pins: &Pins, act: impl FnOnce(&Pins) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    act(&schema::readable(pins)?)
+}
+
 fn mount(dir: &Path) -> anyhow::Result<()> {
     let mounted = bpffs::ensure(dir).with_context(|| format!("mount a bpffs at {}", dir.display()))?;
     writeln!(io::stdout(), "{} {}", if mounted { "mounted" } else { "there is a bpffs at" }, dir.display())?;
@@ -146,7 +160,7 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let AgentArgs { config, node, source, health, install_cni, log, program_log } = args;
+    let AgentArgs { config, node, source, health, install_cni, newer_build, log, program_log } = args;
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {
@@ -160,6 +174,7 @@ fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
         config,
         overrides: Overrides { node, source, health, install_cni },
         pins,
+        newer_build,
         program_log: program_log as u8,
     })
 }

@@ -4,6 +4,7 @@
 //! - `types`: network configuration and result, versions 0.3.1 to 1.1.0
 //! - `parse`: both as one pure function
 //! - `failure`: the error object
+//! - `inside`: the schema in force, held for a call
 //! - `local`: what the agent left about this node
 //! - `lease`: addresses
 //! - `ports`: host ports
@@ -29,6 +30,7 @@ mod del;
 mod env;
 mod failure;
 mod gc;
+mod inside;
 pub(crate) mod install;
 mod interface;
 mod lease;
@@ -70,6 +72,11 @@ pub fn run() -> ExitCode {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(value)) => (value, ExitCode::SUCCESS),
         Err(failure) => {
+            if let Some(build) = inside::successor(&failure)
+                && let Ok(Some(code)) = inside::hand_over(&build, &stdin)
+            {
+                return ExitCode::from(u8::try_from(code).unwrap_or(1));
+            }
             let version = Version::asked_for(&stdin).unwrap_or(Version::NEWEST);
             (failure.to_json(version.as_str()), ExitCode::FAILURE)
         }
@@ -83,24 +90,27 @@ pub fn run() -> ExitCode {
 
 /// Does what is asked; `None` where success has no words.
 fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
+    if *request == Request::Version {
+        return Ok(Some(types::versions(Version::asked_for(stdin))));
+    }
+    let mut conf = Conf::parse(stdin)?;
+    // Before anything is made: afterwards it is too late to refuse.
+    let is_add = matches!(request, Request::Add { .. });
+    let previous = is_add.then(|| conf.previous()).transpose()?;
+    let _inside = inside::enter(&mut conf).map_err(|failure| match request {
+        Request::Status => Failure { code: Code::Unavailable, ..failure },
+        _ => failure,
+    })?;
     match request {
-        Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
+        Request::Version => Ok(None),
         Request::Add { attachment, netns, wanted } => {
-            let conf = Conf::parse(stdin)?;
-            // Before anything is made: afterwards it is too late to refuse.
-            let previous = conf.previous()?;
             let added = add::add(attachment, netns, *wanted, &conf)?;
-            Ok(Some(result::result(&added, &conf, previous)))
+            Ok(previous.map(|previous| result::result(&added, &conf, previous)))
         }
-        Request::Check { attachment, netns } => {
-            check::check(attachment, netns, &Conf::parse(stdin)?).map(|()| None)
-        }
-        Request::Del { attachment } => {
-            let conf = Conf::parse(stdin)?;
-            del::del(attachment, &conf.pins).map(|()| None)
-        }
-        Request::Gc => gc::gc(&Conf::parse(stdin)?).map(|()| None),
-        Request::Status => status::status(&Conf::parse(stdin)?).map(|()| None),
+        Request::Check { attachment, netns } => check::check(attachment, netns, &conf).map(|()| None),
+        Request::Del { attachment } => del::del(attachment, &conf.pins).map(|()| None),
+        Request::Gc => gc::gc(&conf).map(|()| None),
+        Request::Status => status::status(&conf).map(|()| None),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
+//! - [`schema`]: which schema is in force, and what it takes to change to another
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
@@ -28,6 +29,7 @@ pub mod kernel;
 pub mod object;
 pub mod pins;
 pub mod run;
+pub mod schema;
 pub mod tables;
 
 /// What can go wrong between userspace and the kernel side.
@@ -60,6 +62,23 @@ pub enum DatapathError {
         found: u32,
         /// As built.
         wanted: u32,
+    },
+    /// A newer build has set this node up.
+    #[error(
+        "{dir} is in force here, the pins of a newer overlay, and this build knows schema {own}: use the newer build, or start the \
+         agent of this one, which takes the node back"
+    )]
+    Newer {
+        /// The pins in force.
+        dir: PathBuf,
+        /// The schema of this build.
+        own: u32,
+    },
+    /// Another schema is being put in force, or calls of the CNI plugin do not end.
+    #[error("{path} is locked: the schema of this node is being changed; try again")]
+    Busy {
+        /// The locked directory.
+        path: PathBuf,
     },
     /// The kernel lacks something that cannot be done without.
     #[error("{0}")]

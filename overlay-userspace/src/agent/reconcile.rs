@@ -21,6 +21,7 @@ use super::{
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
     forwarding, host_ports, local,
+    migration::Migration,
     news::news,
     node_routes,
     nodes::{self, Difference},
@@ -94,6 +95,8 @@ pub(super) struct Reconciler {
     filter: PacketFilter,
     wire: Option<Wire>,
     growth: Option<Growth>,
+    /// Another schema is in force until the first pass is through.
+    migration: Option<Migration>,
     sweep: Sweep,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
@@ -112,9 +115,32 @@ impl Reconciler {
             filter: PacketFilter::default(),
             wire: None,
             growth: None,
+            migration: None,
             sweep: Sweep::default(),
             mtu: 0,
         }
+    }
+
+    /// The first pass is to take over from another schema.
+    pub(super) fn migrate(&mut self, migration: Option<Migration>) {
+        self.migration = migration;
+    }
+
+    /// After a start that failed: gives the devices back to the programs of the schema in force.
+    pub(super) fn take_back_programs(&mut self) {
+        if let Some(migration) = self.migration.take()
+            && let Ok(mode) = self.attach_mode()
+        {
+            migration.take_back(mode);
+        }
+    }
+
+    fn attach_mode(&self) -> anyhow::Result<AttachMode> {
+        Ok(kernel::attach_mode(match self.config.network.attach {
+            Attach::Auto => None,
+            Attach::Tcx => Some(AttachMode::Tcx),
+            Attach::Clsact => Some(AttachMode::Clsact),
+        })?)
     }
 
     /// Takes over a new configuration; `false` when it says the same.
@@ -175,11 +201,7 @@ impl Reconciler {
     pub(super) fn run(&mut self, scope: Scope) -> anyhow::Result<Vec<anyhow::Error>> {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
-        let mode = kernel::attach_mode(match self.config.network.attach {
-            Attach::Auto => None,
-            Attach::Tcx => Some(AttachMode::Tcx),
-            Attach::Clsact => Some(AttachMode::Clsact),
-        })?;
+        let mode = self.attach_mode()?;
         let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
@@ -213,6 +235,9 @@ impl Reconciler {
         if let Some(growth) = self.growth.take_if(|_| all_run_it) {
             pass.step(growth.end(&self.pins).map_err(Into::into))?;
         }
+        if let Some(migration) = &self.migration {
+            migration.copy_flows()?;
+        }
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
@@ -235,6 +260,11 @@ impl Reconciler {
         }
         if !pass.first && scope == Scope::Everything {
             pass.step(self.filter.ensure(&self.config))?;
+        }
+        if let Some(migration) = &self.migration {
+            migration.commit()?;
+            // The plugin goes on.
+            self.migration = None;
         }
         // Last, because nothing takes it back: it is the pods'.
         if scope == Scope::Everything
@@ -320,6 +350,9 @@ impl Reconciler {
                 facts.jited_bytes
             );
         }
+        if let Some(migration) = &mut self.migration {
+            migration.copy()?;
+        }
         if let Some(growth) = &self.growth {
             growth.copy(&self.pins)?;
         }
@@ -381,11 +414,18 @@ impl Reconciler {
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,
             stack_flows: network.stack_flows != Some(0),
-            flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
+            flow_entries: flows::wanted(network.stack_flows, self.flow_capacity()?),
             nodes_masqueraded: network.masquerade_to_nodes,
             main_table_only: false,
             log_level: self.program_log_level,
         })
+    }
+
+    fn flow_capacity(&self) -> anyhow::Result<Option<u32>> {
+        match (pinned_capacity(&self.pins)?, &self.migration) {
+            (None, Some(migration)) => migration.flow_capacity(),
+            (found, _) => Ok(found),
+        }
     }
 
     /// Attaches the programs of `role` to its device; a device of before loses them.

@@ -198,6 +198,21 @@ impl Install {
     }
 }
 
+/// Where the plugin is in a directory of plugins.
+pub(crate) fn binary_in(dir: &Path) -> PathBuf {
+    dir.join(BINARY)
+}
+
+/// Puts this build's plugin in the place of another build's; where there is none, or another program, nothing is done.
+pub(crate) fn replace_binary(dir: &Path) -> anyhow::Result<bool> {
+    let path = binary_in(dir);
+    if !path.exists() || !is_overlay(&path)? {
+        return Ok(false);
+    }
+    let done = put(&path, 0o755, || File::open(SELF).context("open the running binary"))?;
+    Ok(done == Put::Written)
+}
+
 impl Places {
     /// Has what `install` has put there removed by `remove`: all of it, or the configuration alone while pods are
     /// `attached` and nobody uses `force`.

@@ -70,7 +70,7 @@ pub(super) fn take(
     let Applicant { owner, network, wanted } = *applicant;
     let endpoint = |address| {
         let mac = wanted.mac.unwrap_or_else(|| mac(address));
-        Endpoint { ifindex: 0, network, mac, gateway_mac: node.gateway_mac, owner }
+        Endpoint::lease(network, mac, node.gateway_mac, owner)
     };
     if let Some(address) = wanted.address {
         let endpoint = endpoint(address);

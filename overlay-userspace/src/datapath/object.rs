@@ -100,6 +100,11 @@ const LAYOUTS: [Layout; 10] = [
     Layout { name: "HOST_PORTS", map_type: MapType::Hash, key: size_of::<HostPort>(), value: size_of::<HostPortTarget>(), entries: HOST_PORTS_MAX, flags: NO_PREALLOC },
 ];
 
+/// The names of all maps that are pinned.
+pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
+    LAYOUTS.iter().map(|layout| layout.name)
+}
+
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.
 ///
 /// # Errors
