@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     cluster::file::Watch,
     config::{Overrides, Settings},
-    datapath::{kernel, pins::Pins},
+    datapath::{kernel, pins::Pins, settings},
     host::monitor::Monitor,
 };
 
@@ -181,6 +181,7 @@ fn start(
         anyhow!("another overlay agent is running in this network namespace: stop it first")
     })?;
     let before = Before::read(pins)?;
+    let first = !settings::pin(pins).exists();
     let mut attempt = || {
         reconciler.migrate(Migration::begin(pins, newer)?);
         pins.create()?;
@@ -199,6 +200,11 @@ fn start(
         }
         Err(error) => {
             reconciler.take_back_programs();
+            if first {
+                forwarding::put_back(settings::remembered(pins).unwrap_or_default());
+                // Goes with its directory, where that is new.
+                let _ = settings::forget(pins);
+            }
             before.restore(&reconciler.anchor_name());
             migration::forget(pins);
             reconciler.take_back_filter();

@@ -4,6 +4,7 @@
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
 //! - [`schema`]: which schema is in force, and what it takes to change to another
+//! - [`settings`]: what kernel settings were before the agent
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`tables`]: typed views of the pinned maps
 //! - [`flows`]: the table of flows that return through the stack
@@ -30,6 +31,7 @@ pub mod object;
 pub mod pins;
 pub mod run;
 pub mod schema;
+pub mod settings;
 pub mod tables;
 
 /// What can go wrong between userspace and the kernel side.

@@ -18,11 +18,19 @@
 //! An older build cannot know what a newer one has pinned. So it has the newer one convert: the CNI plugin that the newer
 //! agent has installed, or the binary that `--newer-build` names (`overlay migrate`).
 
-use std::{fs::File, path::Path, process::Command};
+use std::{
+    fs::File,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{info, warn};
-use nix::fcntl::Flock;
+use nix::{
+    fcntl::Flock,
+    sys::{prctl::set_pdeathsig, signal::Signal},
+};
 use overlay_common::maps::AttachMode;
 
 use super::{anchor::is_anchor, lock};
@@ -74,7 +82,13 @@ fn convert(step: Step, from: &Pins, to: &Pins, newer: &Path) -> anyhow::Result<(
         return step.run(from, to);
     }
     let (older, own) = (from.schema(), to.schema());
-    let output = Command::new(newer)
+    let mut command = Command::new(newer);
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
+    unsafe {
+        // What it writes would be stale when another agent is at work.
+        command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+    }
+    let output = command
         .args(["migrate", step.name(), "--from", &older.to_string(), "--to", &own.to_string()])
         .arg("--pins")
         .arg(from.root())
@@ -99,7 +113,7 @@ fn convert(step: Step, from: &Pins, to: &Pins, newer: &Path) -> anyhow::Result<(
 pub(super) struct Migration {
     from: Pins,
     to: Pins,
-    newer: std::path::PathBuf,
+    newer: PathBuf,
     closed: Option<Closed>,
     _agents: Flock<File>,
 }

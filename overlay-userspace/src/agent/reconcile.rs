@@ -38,6 +38,7 @@ use crate::{
         kernel, object,
         object::Constants,
         pins::Pins,
+        settings,
         tables::{Endpoints, Nodes},
     },
     host::{
@@ -241,9 +242,10 @@ impl Reconciler {
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
-        pass.step(forwarding::ensure(devices.map(String::as_str)))?;
+        let note = |path: &str, before: &str| self.remember(path, before);
+        pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding::without_redirects(&anchor.name))?;
+            pass.step(forwarding::without_redirects(&anchor.name, &note))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
@@ -458,6 +460,17 @@ impl Reconciler {
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
         self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+    }
+
+    /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.
+    fn remember(&self, path: &str, before: &str) {
+        let device = path.rsplit('/').nth(1).unwrap_or_default();
+        if is_pod_device(device) || device == self.anchor_name() {
+            return;
+        }
+        if let Err(error) = settings::remember(&self.pins, path, before) {
+            log::warn!("{error}: it will not be put back");
+        }
     }
 
     fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {

@@ -214,6 +214,15 @@ pub(crate) fn replace_binary(dir: &Path) -> anyhow::Result<bool> {
 }
 
 impl Places {
+    /// Files that an installation which was killed has left.
+    pub(crate) fn unfinished(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = unfinished(&self.bin_dir)?;
+        if self.conf_dir != self.bin_dir {
+            found.append(&mut unfinished(&self.conf_dir)?);
+        }
+        Ok(found)
+    }
+
     /// Has what `install` has put there removed by `remove`: all of it, or the configuration alone while pods are
     /// `attached` and nobody uses `force`.
     pub(crate) fn uninstall(
@@ -343,15 +352,30 @@ impl Drop for Fresh {
 
 /// Removes what a killed call has left.
 fn sweep(dir: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let name = entry.with_context(|| format!("list {}", dir.display()))?.file_name();
+    for path in unfinished(dir)? {
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// What killed calls have left in a directory; nothing where there is none.
+fn unfinished(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let failed = || format!("list {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.with_context(failed)?.file_name();
         if let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(FRESH))
             && !Path::new("/proc").join(pid).exists()
         {
-            let _ = fs::remove_file(dir.join(&name));
+            found.push(dir.join(&name));
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
 }
 
 /// Whether both have the same content; at most one chunk of each is held.

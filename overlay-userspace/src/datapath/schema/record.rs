@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     /// Any bytes, as schema 1 may hold them.
-    fn any<T: bytemuck::Pod>() -> impl Strategy<Value = T> {
+    fn any<T: bytemuck::Pod + std::fmt::Debug>() -> impl Strategy<Value = T> {
         proptest::collection::vec(any_byte(), size_of::<T>())
             .prop_map(|bytes| bytemuck::pod_read_unaligned(&bytes))
     }
