@@ -8,19 +8,30 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     agent,
     cni::{self, install},
     config::{self, Overrides, SourceKind},
-    datapath::{pins::Pins, schema},
+    datapath::{DatapathError, pins::Pins, schema},
     host::bpffs,
 };
 
 mod cleanup;
+mod endpoints;
+mod exit;
+mod flows;
 mod migrate;
-mod show;
+mod monitor;
+mod nodes;
+mod output;
+mod ports;
+mod programs;
+mod status;
+
+use exit::Verdict;
+use output::OutputArgs;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
 #[derive(Debug, Parser)]
@@ -51,7 +62,8 @@ enum Command {
     /// List the flows that return through the node's stack, because a Service may have translated them
     Flows(OutputArgs),
     /// List the links that attach programs to devices by tcx (bpftool 7.1, Debian 12's, does not show them)
-    Links(OutputArgs),
+    #[command(visible_alias = "links")]
+    Programs(OutputArgs),
     /// Mount the file system of the pins, where the node has none
     Bpffs {
         /// Where
@@ -59,12 +71,24 @@ enum Command {
         dir: PathBuf,
     },
     /// Print dropped packets as they happen
-    Monitor(OutputArgs),
+    Monitor(monitor::Monitor),
     /// Help the agent of an older build to take this node back to its schema
     #[command(hide = true)]
     Migrate(migrate::Migrate),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
+}
+
+impl Command {
+    /// The pins to work on: those in force for who reads, this build's own for who sets up or removes.
+    fn pins(&self, own: Pins) -> Result<Pins, DatapathError> {
+        match self {
+            Self::Agent(_) | Self::Cni(_) | Self::Bpffs { .. } | Self::Migrate(_) | Self::Cleanup(_) => {
+                Ok(own)
+            }
+            _ => schema::readable(&own),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -102,19 +126,6 @@ struct AgentArgs {
     program_log: log::LevelFilter,
 }
 
-#[derive(Debug, Args)]
-struct OutputArgs {
-    /// How to print
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
 /// Parses the command line and runs it; errors go to standard error on one line.
 pub fn main() -> ExitCode {
     // A runtime gives a plugin no arguments, but a configuration on standard input; a person has a terminal there.
@@ -123,24 +134,30 @@ pub fn main() -> ExitCode {
         return cni::run();
     }
     let Cli { pins, command } = Cli::parse();
-    let pins = pins.map_or_else(Pins::default, Pins::new);
+    let pins = match command.pins(pins.map_or_else(Pins::default, Pins::new)) {
+        Ok(pins) => pins,
+        Err(error) => {
+            eprintln!("overlay: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match command {
         Command::Cni(CniArgs { action: None }) => return cni::run(),
-        Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins),
-        Command::Agent(args) => agent(args, pins),
-        Command::Status(args) => with(&pins, |pins| show::status(pins, args.output)),
-        Command::Nodes(args) => with(&pins, |pins| show::nodes(pins, args.output)),
-        Command::Endpoints(args) => with(&pins, |pins| show::endpoints(pins, args.output)),
-        Command::Ports(args) => with(&pins, |pins| show::ports(pins, args.output)),
-        Command::Flows(args) => with(&pins, |pins| show::flows(pins, args.output)),
-        Command::Links(args) => with(&pins, |pins| show::links(pins, args.output)),
-        Command::Monitor(args) => with(&pins, |pins| show::monitor(pins, args.output)),
-        Command::Bpffs { dir } => mount(&dir),
-        Command::Migrate(migrate) => migrate.run(&pins),
-        Command::Cleanup(cleanup) => cleanup.run(&pins),
+        Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins).map(fine),
+        Command::Agent(args) => agent(args, pins).map(fine),
+        Command::Status(args) => status::run(&pins, args),
+        Command::Nodes(args) => nodes::run(&pins, args).map(fine),
+        Command::Endpoints(args) => endpoints::run(&pins, args).map(fine),
+        Command::Ports(args) => ports::run(&pins, args).map(fine),
+        Command::Flows(args) => flows::run(&pins, args).map(fine),
+        Command::Programs(args) => programs::run(&pins, args).map(fine),
+        Command::Monitor(args) => monitor::monitor(&pins, &args).map(fine),
+        Command::Bpffs { dir } => mount(&dir).map(fine),
+        Command::Migrate(migrate) => migrate.run(&pins).map(fine),
+        Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(verdict) => verdict.into(),
         Err(error) => {
             eprintln!("overlay: {error:#}");
             ExitCode::FAILURE
@@ -148,9 +165,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Does it with the pins in force.
-fn with(pins: &Pins, act: impl FnOnce(&Pins) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    act(&schema::readable(pins)?)
+/// The verdict of commands that have none of their own.
+const fn fine((): ()) -> Verdict {
+    Verdict::Fine
 }
 
 fn mount(dir: &Path) -> anyhow::Result<()> {

@@ -45,7 +45,7 @@ mod wanted;
 
 use env::Request;
 use failure::{Code, Failure};
-pub use owner::{is_pod_device, owner_text};
+pub use owner::{device_name, is_pod_device, owner_text};
 pub use parse::parse;
 use types::{Conf, Version, result};
 

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::datapath::{DatapathError, pins::Pins, tables::Endpoints};
+use crate::datapath::{DatapathError, pins::Pins, schema, tables::Endpoints};
 
 mod conflist;
 
@@ -275,7 +275,10 @@ impl Places {
 
 /// How many pods are on the node.
 pub(crate) fn attached(pins: &Pins) -> anyhow::Result<usize> {
-    match Endpoints::open(pins).and_then(|endpoints| endpoints.entries()) {
+    match schema::readable(pins)
+        .and_then(|pins| Endpoints::open(&pins))
+        .and_then(|endpoints| endpoints.entries())
+    {
         Ok(entries) => Ok(entries.len()),
         Err(DatapathError::NotPinned { .. }) => Ok(0),
         Err(error) => Err(error.into()),

@@ -44,7 +44,7 @@ pub fn owner_text(owner: &Owner) -> (String, String) {
 ///
 /// 44 bits: with 250 pods on a node, two share a name once in 5·10⁸ nodes; ADD and DEL then refuse to touch the other
 /// pod's device.
-pub(super) fn device_name(owner: &Owner) -> String {
+pub fn device_name(owner: &Owner) -> String {
     let hash = fnv1a(&[bytes(&owner.container), bytes(&owner.ifname)]);
     // Folded, not cut: that is how FNV is shortened without losing its spread (draft-eastlake-fnv, section 3).
     let folded = (hash >> 44) ^ (hash & ((1 << 44) - 1));

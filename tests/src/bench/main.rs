@@ -4,7 +4,7 @@
 //! median over rounds with an interval. docs/performance.md says how to read it.
 //!
 //! - [`contenders`] builds what is measured, [`sockets`] opens what it is measured by
-//! - [`workloads`] generates load, [`placement`] says where, [`rounds`] in what order
+//! - [`workloads`] generates load, with its servers at the [`far`] end; [`placement`] says where, [`rounds`] in what order
 //! - [`scaling`] and [`programs`] measure overlay alone
 //! - [`statistics`] turns rounds into [`results`]; [`report`] and [`plot`] show them; [`machine`] says where they come from
 
@@ -14,6 +14,7 @@
 )]
 
 mod contenders;
+mod far;
 mod machine;
 mod perf;
 mod placement;
@@ -75,6 +76,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    if far::is_far_end() {
+        return far::main();
+    }
     let options = Options::parse();
     interrupt::on_signals();
     // What the lab panics with is a message for people; the place in the lab's code is of no interest here.

@@ -1,5 +1,6 @@
 //! What a run measures and how long it may take, and the run itself.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -9,6 +10,7 @@ use overlay_tests::lab::{Lab, WireMode};
 
 use crate::Options;
 use crate::contenders::{self, Contender, Pair, Site, wire_name};
+use crate::far::Far;
 use crate::machine::{CpuTime, Machine};
 use crate::placement::Placement;
 use crate::programs;
@@ -139,7 +141,8 @@ impl Plan {
         let mut notes = Vec::new();
 
         let lab = Lab::new();
-        let stage = Stage::build(&lab, &self.modes())?;
+        let far = Rc::new(Far::start()?);
+        let stage = Stage::build(&far, &lab, &self.modes())?;
         eprintln!("bench: everybody is ready after {:.1?}", start.elapsed());
         let turn_length = self.schedule.turn;
         let samples = rounds::run(
@@ -156,10 +159,12 @@ impl Plan {
 
         let mut growth = Vec::new();
         if self.scaling {
-            growth = scaling::maps(&lab, limits(self.schedule.maps), turn_length)?;
+            growth = scaling::maps(&far, &lab, limits(self.schedule.maps), turn_length)?;
             let sites: Vec<&Site> = stage.sites(WireMode::Veth);
             match raise_descriptors(scaling::DESCRIPTORS) {
-                Ok(()) => growth.extend(scaling::flows(&sites, limits(self.schedule.flows), turn_length)?),
+                Ok(()) => {
+                    growth.extend(scaling::flows(&far, &sites, limits(self.schedule.flows), turn_length)?);
+                }
                 Err(error) => notes.push(format!("many flows were not measured: {error:#}")),
             }
         }
@@ -179,13 +184,13 @@ struct Stage {
 }
 
 impl Stage {
-    fn build(lab: &Lab, modes: &[WireMode]) -> Result<Self> {
+    fn build(far: &Rc<Far>, lab: &Lab, modes: &[WireMode]) -> Result<Self> {
         let mut entries = Vec::new();
         for &mode in modes {
             for contender in Contender::ALL {
                 let (site, pair) = contenders::build(lab, mode, contender)?;
                 let open = |way| {
-                    Sockets::open(way).with_context(|| {
+                    Sockets::open(far, way).with_context(|| {
                         format!("connect the two ends of {} on {}", contender.name(), wire_name(mode))
                     })
                 };

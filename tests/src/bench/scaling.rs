@@ -4,6 +4,7 @@
 //! for: what a larger table costs those that are there.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -18,11 +19,12 @@ use overlay_userspace::datapath::{
 };
 
 use crate::contenders::{self, Contender, Pair, Site};
+use crate::far::Far;
 use crate::placement::Placement;
 use crate::programs;
 use crate::results::Growth;
 use crate::rounds::{self, Limits, Samples};
-use crate::sockets::{self, OneWay, Sockets};
+use crate::sockets::{OneWay, Receiver, Sockets};
 use crate::statistics::{Estimate, estimate};
 use crate::workloads::{self, Sample, Turn, Workload};
 
@@ -119,19 +121,19 @@ fn subnet(number: usize) -> Ipv4Addr {
 }
 
 /// Measures overlay with each size of its maps, beside the smallest.
-pub(crate) fn maps(lab: &Lab, limits: Limits, turn: Duration) -> Result<Vec<Growth>> {
+pub(crate) fn maps(far: &Rc<Far>, lab: &Lab, limits: Limits, turn: Duration) -> Result<Vec<Growth>> {
     let mut built = Vec::new();
     for (index, size) in SIZES.into_iter().enumerate() {
         let name = format!("size{index}");
         let nodes = contenders::wire(lab, &name, WireMode::Veth);
         let pair = contenders::overlay(lab, &nodes, &name, size.network(), SUBNETS)?;
         fill(&pair, size)?;
-        let (far, _) = pair.ways();
-        contenders::settle(&far.client);
-        contenders::settle(&far.server);
+        let (way, _) = pair.ways();
+        contenders::settle(&way.client);
+        contenders::settle(&way.server);
         let packets = spread(&pair, size)?;
         let device = programs::ifindex(&pair.nodes[0], &pair.pods[0].host_device())?;
-        built.push((size, Sockets::open(&far)?, pair, packets, device));
+        built.push((size, Sockets::open(far, &way)?, pair, packets, device));
     }
     let turn = Turn { length: turn, placement: Placement::One };
     let samples = rounds::run(limits, &Measure::ALL, &SIZES, |measure, size| {
@@ -243,14 +245,14 @@ fn spread(pair: &Pair, size: Size) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Measures all contenders with more and more flows, beside the wire with as many.
-pub(crate) fn flows(sites: &[&Site], limits: Limits, turn: Duration) -> Result<Vec<Growth>> {
-    let receivers = sites.iter().map(|site| sockets::receiver(&site.far)).collect::<Result<Vec<_>>>()?;
+pub(crate) fn flows(far: &Far, sites: &[&Site], limits: Limits, turn: Duration) -> Result<Vec<Growth>> {
+    let receivers = sites.iter().map(|site| Receiver::open(far, &site.far)).collect::<Result<Vec<_>>>()?;
     let contenders: Vec<Contender> = sites.iter().map(|site| site.contender).collect();
     let turn = Turn { length: turn, placement: Placement::One };
     let samples = rounds::run(limits, &FLOWS, &contenders, |flows, contender| {
         let index = contenders.iter().position(|who| *who == contender).context("no contender")?;
         // For each turn anew: all of all would be more descriptors than many a process may have.
-        workloads::flows(&OneWay::many(&sites[index].far, &receivers[index], flows)?, turn)
+        workloads::flows(far, &OneWay::many(&sites[index].far, receivers[index], flows)?, turn)
     })?;
     let mut growth = Vec::new();
     for flows in FLOWS {

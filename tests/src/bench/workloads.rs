@@ -1,11 +1,11 @@
 //! What is measured: the workloads, and a turn of one on the sockets of one contender.
 //!
-//! [`transactions`] and [`bulk`] and [`datagrams`] generate the load. Each starts the threads of a turn, pins them, and leaves the sockets
-//! as they were, so that the next turn begins at once.
+//! [`transactions`] and [`bulk`] and [`datagrams`] generate the load. Each starts the clients of a turn here and the servers at the
+//! [`far`](crate::far) end, pins them, and leaves the sockets as they were, so that the next turn begins at once.
 
-mod bulk;
-mod datagrams;
-mod transactions;
+pub(crate) mod bulk;
+pub(crate) mod datagrams;
+pub(crate) mod transactions;
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::far::Far;
 use crate::placement::Placement;
 use crate::sockets::{OneWay, Sockets};
 use crate::statistics::quantile;
@@ -150,23 +151,24 @@ impl Workload {
 
     /// Makes one turn.
     pub(crate) fn run(self, sockets: &Sockets, turn: Turn) -> Result<Sample> {
+        let far = &*sockets.far;
         let result = match self {
-            Self::TcpStream | Self::LocalTcpStream => bulk::run(&sockets.bulk[..1], turn),
-            Self::TcpStreams => bulk::run(&sockets.bulk, turn),
-            Self::TcpRr | Self::LocalTcpRr => transactions::tcp(&sockets.tcp, turn),
-            Self::TcpCrr => transactions::connections(&sockets.connect, turn),
-            Self::UdpRr | Self::LocalUdpRr => transactions::udp(&sockets.udp, turn),
-            Self::Udp64 => datagrams::run(&sockets.one_way, 64, turn),
-            Self::Udp512 => datagrams::run(&sockets.one_way, 512, turn),
-            Self::Udp1400 => datagrams::run(&sockets.one_way, 1400, turn),
+            Self::TcpStream | Self::LocalTcpStream => bulk::run(far, &sockets.bulk[..1], turn),
+            Self::TcpStreams => bulk::run(far, &sockets.bulk, turn),
+            Self::TcpRr | Self::LocalTcpRr => transactions::tcp(far, &sockets.tcp, turn),
+            Self::TcpCrr => transactions::connections(far, &sockets.connect, turn),
+            Self::UdpRr | Self::LocalUdpRr => transactions::udp(far, &sockets.udp, turn),
+            Self::Udp64 => datagrams::run(far, &sockets.one_way, 64, turn),
+            Self::Udp512 => datagrams::run(far, &sockets.one_way, 512, turn),
+            Self::Udp1400 => datagrams::run(far, &sockets.one_way, 1400, turn),
         };
         result.with_context(|| format!("run {}", self.name()))
     }
 }
 
 /// A turn of datagrams of 64 bytes on sockets of several flows.
-pub(crate) fn flows(sockets: &OneWay, turn: Turn) -> Result<Sample> {
-    datagrams::run(sockets, 64, turn)
+pub(crate) fn flows(far: &Far, sockets: &OneWay, turn: Turn) -> Result<Sample> {
+    datagrams::run(far, sockets, 64, turn)
 }
 
 #[cfg(test)]

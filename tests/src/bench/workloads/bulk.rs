@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -10,51 +9,45 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{Sample, Turn};
+use crate::far::{self, Far, Shared, Taken, Task};
 use crate::placement::Role;
+use crate::sockets::Ends;
 
 /// Bytes of a write, and of a read at most.
 const BLOCK: usize = 128 * 1024;
 
 /// Runs these streams side by side.
-pub(super) fn run(streams: &[(TcpStream, TcpStream)], turn: Turn) -> Result<Sample> {
-    let transfers = thread::scope(|scope| {
+pub(super) fn run(far: &Far, streams: &[Ends<TcpStream>], turn: Turn) -> Result<Sample> {
+    let task = Task::Take(streams.iter().map(|ends| ends.server).collect());
+    let (starts, taken) = far.beside(task, turn.placement, |shared| send_all(streams, shared, turn))?;
+    let start = starts.into_iter().min().context("no stream")?;
+    let end = taken.iter().map(|taken| taken.end).max().context("no stream")?;
+    let bytes: u64 = taken.iter().map(|taken| taken.bytes).sum();
+    ensure!(end > start, "the last byte came before the first");
+    // Bits in a nanosecond are gigabits in a second.
+    Ok(Sample { rate: bytes as f64 * 8.0 / (end - start) as f64, latency: None, loss: 0.0 })
+}
+
+/// When each stream began.
+fn send_all(streams: &[Ends<TcpStream>], shared: Shared, turn: Turn) -> Result<Vec<u64>> {
+    thread::scope(|scope| {
         let threads: Vec<_> = streams
             .iter()
-            .map(|(near, far)| {
-                // Bytes of the whole turn, once they are known.
-                let goal = Arc::new(AtomicU64::new(u64::MAX));
-                let told = Arc::clone(&goal);
-                let arriving = scope.spawn(move || receive(far, &told, turn));
-                (scope.spawn(move || send(near, &goal, turn)), arriving)
-            })
+            .enumerate()
+            .map(|(index, ends)| scope.spawn(move || send(&ends.client, shared.word(index), turn)))
             .collect();
-        let panicked = || anyhow!("a thread panicked");
-        let mut transfers = Vec::new();
-        for (leaving, arriving) in threads {
-            let start = leaving.join().map_err(|_| panicked())?;
-            let (bytes, end) = arriving.join().map_err(|_| panicked())??;
-            transfers.push(Transfer { start: start?, end, bytes });
-        }
-        anyhow::Ok(transfers)
-    })?;
-    let start = transfers.iter().map(|transfer| transfer.start).min().context("no stream")?;
-    let end = transfers.iter().map(|transfer| transfer.end).max().context("no stream")?;
-    let bytes: u64 = transfers.iter().map(|transfer| transfer.bytes).sum();
-    let gigabits = bytes as f64 * 8.0 / 1e9;
-    Ok(Sample { rate: gigabits / (end - start).as_secs_f64(), latency: None, loss: 0.0 })
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<u64>>| {
+            thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+        };
+        threads.into_iter().map(join).collect()
+    })
 }
 
-/// What one stream did in a turn.
-struct Transfer {
-    start: Instant,
-    end: Instant,
-    bytes: u64,
-}
-
-fn send(mut stream: &TcpStream, goal: &AtomicU64, turn: Turn) -> Result<Instant> {
+/// `goal`: bytes of the whole turn, 0 until they are known.
+fn send(mut stream: &TcpStream, goal: &AtomicU64, turn: Turn) -> Result<u64> {
     turn.placement.pin(Role::Client)?;
     let block = vec![0_u8; BLOCK];
-    let start = Instant::now();
+    let (begin, start) = (far::now()?, Instant::now());
     let mut sent = 0;
     loop {
         let last = start.elapsed() >= turn.length;
@@ -65,19 +58,22 @@ fn send(mut stream: &TcpStream, goal: &AtomicU64, turn: Turn) -> Result<Instant>
         stream.write_all(&block).context("write to a stream")?;
         sent += BLOCK as u64;
         if last {
-            return Ok(start);
+            return Ok(begin);
         }
     }
 }
 
-fn receive(mut stream: &TcpStream, goal: &AtomicU64, turn: Turn) -> Result<(u64, Instant)> {
-    turn.placement.pin(Role::Server)?;
+/// The far end of [`send`]; leaves `goal` as it has to be for the next turn.
+pub(crate) fn receive(mut stream: &TcpStream, goal: &AtomicU64) -> Result<Taken> {
     let mut block = vec![0_u8; BLOCK];
-    let mut received = 0;
-    while received < goal.load(Ordering::SeqCst) {
+    let mut bytes = 0;
+    loop {
         let len = stream.read(&mut block).context("read from a stream")?;
         ensure!(len > 0, "a stream was closed");
-        received += len as u64;
+        bytes += len as u64;
+        if bytes == goal.load(Ordering::SeqCst) {
+            goal.store(0, Ordering::SeqCst);
+            return Ok(Taken { bytes, end: far::now()? });
+        }
     }
-    Ok((received, Instant::now()))
 }

@@ -1,18 +1,19 @@
 //! One-way datagrams at the highest rate that loses none.
 //!
-//! Not a search among fixed rates but flow control: no more than [`WINDOW`] datagrams are under way, by a counter that both threads see
+//! Not a search among fixed rates but flow control: no more than [`WINDOW`] datagrams are under way, by a counter that both ends see
 //! (not by packets). So the sender goes as fast as the whole path, and no queue on the way overflows: what is measured is what a
 //! datagram costs. What is lost nevertheless is reported.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
 use super::{Latency, Sample, Turn};
+use crate::far::{Far, Shared, Task};
 use crate::placement::Role;
 use crate::sockets::OneWay;
 
@@ -34,20 +35,23 @@ const DATA: u8 = 1;
 const END: u8 = 2;
 
 /// Sends datagrams with `size` bytes of payload, of all flows in turn.
-pub(super) fn run(sockets: &OneWay, size: usize, turn: Turn) -> Result<Sample> {
-    let (received, over) = (&AtomicU64::new(0), &AtomicBool::new(false));
-    thread::scope(|scope| {
-        let taking = scope.spawn(move || receive(&sockets.receiver, received, over, turn));
-        let sending = scope.spawn(move || send(&sockets.senders, size, received, turn));
-        let sent = sending.join().unwrap_or_else(|_| Err(anyhow!("the sender panicked")));
-        over.store(true, Ordering::Relaxed);
-        let done = taking.join().unwrap_or_else(|_| Err(anyhow!("the receiver panicked")));
-        let Sent { datagrams: sent, time, mut windows } = sent?;
-        done?;
-        let arrived = received.load(Ordering::SeqCst).min(sent);
-        let loss = (sent - arrived) as f64 / sent as f64;
-        Ok(Sample { rate: arrived as f64 / time.as_secs_f64(), latency: Latency::of(&mut windows), loss })
-    })
+pub(super) fn run(far: &Far, sockets: &OneWay, size: usize, turn: Turn) -> Result<Sample> {
+    let client = |shared: Shared| {
+        let received = shared.word(0);
+        received.store(0, Ordering::SeqCst);
+        // On a thread of its own: it is pinned for good.
+        let sent = thread::scope(|scope| {
+            let sending = scope.spawn(|| send(&sockets.senders, size, received, turn));
+            sending.join().unwrap_or_else(|_| Err(anyhow!("the sender panicked")))
+        })?;
+        Ok((sent, received))
+    };
+    let task = Task::Count(sockets.receiver);
+    let ((Sent { datagrams: sent, time, mut windows }, received), _) =
+        far.beside(task, turn.placement, client)?;
+    let arrived = received.swap(0, Ordering::SeqCst).min(sent);
+    let loss = (sent - arrived) as f64 / sent as f64;
+    Ok(Sample { rate: arrived as f64 / time.as_secs_f64(), latency: Latency::of(&mut windows), loss })
 }
 
 /// What the sender did in a turn.
@@ -104,9 +108,10 @@ fn wait(received: &AtomicU64, sent: u64, rest: u64) -> u64 {
     0
 }
 
-fn receive(socket: &UdpSocket, received: &AtomicU64, over: &AtomicBool, turn: Turn) -> Result<()> {
-    turn.placement.pin(Role::Server)?;
+/// The far end of [`send`], on a thread that is in its place.
+pub(crate) fn receive(socket: &UdpSocket, shared: Shared) -> Result<()> {
     never_preempt()?;
+    let received = shared.word(0);
     let mut data = [0; 2048];
     loop {
         match socket.recv(&mut data) {
@@ -115,7 +120,7 @@ fn receive(socket: &UdpSocket, received: &AtomicU64, over: &AtomicBool, turn: Tu
                 received.fetch_add(1, Ordering::Release);
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                if over.load(Ordering::Relaxed) {
+                if shared.over().load(Ordering::Relaxed) != 0 {
                     return Ok(());
                 }
             }

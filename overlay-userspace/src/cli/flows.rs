@@ -1,16 +1,17 @@
 //! `overlay flows`: the flows that return through the node's stack, and how full their table is.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
 use nix::time::ClockId;
 use overlay_common::maps::{Flow, FlowKey, FlowKind};
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::{Output, print_json, table};
+use super::output::{Cell, OutputArgs, Row, print_list};
 use crate::datapath::{DatapathError, flows::StackFlows, pins::Pins};
 
 /// How full the table is.
+#[derive(Debug, Serialize)]
 pub(super) struct Pressure {
     /// Flows, without the entries for pairs of addresses.
     flows: usize,
@@ -26,14 +27,34 @@ impl Pressure {
         Ok(Self { flows, entries: keys.len(), capacity: table.capacity() })
     }
 
-    pub(super) fn json(&self) -> Value {
-        json!({ "flows": self.flows, "entries": self.entries, "capacity": self.capacity })
-    }
-
     pub(super) fn text(&self) -> String {
         let Self { flows, entries, capacity } = self;
         let percent = entries * 100 / (*capacity).max(1) as usize;
         format!("{flows} return through the stack, {entries} of {capacity} entries used ({percent} %)")
+    }
+}
+
+/// A flow, by what its answers look like.
+#[derive(Debug, Serialize)]
+pub(super) struct FlowRow {
+    source: IpAddr,
+    source_port: u16,
+    destination: IpAddr,
+    destination_port: u16,
+    protocol: u8,
+    age_seconds: u64,
+}
+
+impl Row for FlowRow {
+    const COLUMNS: &'static [&'static str] = &["PROTOCOL", "ANSWERS OF", "TO", "AGE"];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            protocol(self.protocol).into(),
+            format!("{}:{}", self.source, self.source_port).into(),
+            format!("{}:{}", self.destination, self.destination_port).into(),
+            format!("{} s", self.age_seconds).into(),
+        ]
     }
 }
 
@@ -49,8 +70,8 @@ fn protocol(number: u8) -> String {
     }
 }
 
-/// `overlay flows`.
-pub(in crate::cli) fn flows(pins: &Pins, output: Output) -> anyhow::Result<()> {
+/// All flows, by 5-tuple.
+pub(super) fn list(pins: &Pins) -> anyhow::Result<Vec<FlowRow>> {
     let found = StackFlows::open(pins)?;
     let now: Duration = ClockId::CLOCK_MONOTONIC.now().context("read the monotonic clock")?.into();
     let mut flows: Vec<(FlowKey, Flow)> = Vec::new();
@@ -62,31 +83,18 @@ pub(in crate::cli) fn flows(pins: &Pins, output: Output) -> anyhow::Result<()> {
     }
     flows.sort_by_key(|(key, _)| *key);
     flows.dedup_by_key(|(key, _)| *key);
-    let age = |flow: &Flow| now.saturating_sub(Duration::from_nanos(flow.recorded_ns)).as_secs();
-    if output == Output::Json {
-        let rows = flows.iter().map(|(key, flow)| {
-            json!({
-                "source": key.src.to_ip(),
-                "source_port": key.src_port,
-                "destination": key.dst.to_ip(),
-                "destination_port": key.dst_port,
-                "protocol": key.protocol,
-                "age_seconds": age(flow),
-            })
-        });
-        return print_json(&rows.collect());
-    }
-    let rows: Vec<_> = flows
-        .iter()
-        .map(|(key, flow)| {
-            vec![
-                protocol(key.protocol),
-                format!("{}:{}", key.src.to_ip(), key.src_port),
-                format!("{}:{}", key.dst.to_ip(), key.dst_port),
-                format!("{} s", age(flow)),
-            ]
-        })
-        .collect();
-    table(&["PROTOCOL", "ANSWERS OF", "TO", "AGE"], &rows)?;
-    Ok(())
+    let rows = flows.iter().map(|(key, flow)| FlowRow {
+        source: key.src.to_ip(),
+        source_port: key.src_port,
+        destination: key.dst.to_ip(),
+        destination_port: key.dst_port,
+        protocol: key.protocol,
+        age_seconds: now.saturating_sub(Duration::from_nanos(flow.recorded_ns)).as_secs(),
+    });
+    Ok(rows.collect())
+}
+
+/// Prints them.
+pub(super) fn run(pins: &Pins, args: OutputArgs) -> anyhow::Result<()> {
+    print_list(args, &list(pins)?)
 }
