@@ -13,6 +13,8 @@ use super::{Addr, Owner};
 
 /// The number of this schema.
 pub const SCHEMA: u32 = 1;
+/// The last schema that has these layouts: one that changes others only moves it on.
+pub const LAST: u32 = 1;
 
 /// The value of `NODES`.
 #[repr(C)]

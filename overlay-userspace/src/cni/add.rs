@@ -179,7 +179,7 @@ impl Attempt<'_> {
             let returned = ports::give_back(self.pins, &owner(self.attachment));
             let gone = returned.is_ok();
             errors.extend(returned.err().map(|error| error.to_string()));
-            if gone && let Err(error) = self.endpoints.release(address.into()) {
+            if gone && let Err(error) = lease::release(&mut self.endpoints, self.pins, address.into()) {
                 errors.push(error.to_string());
             }
         }

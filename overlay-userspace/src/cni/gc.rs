@@ -10,7 +10,7 @@ use overlay_common::maps::Owner;
 
 use super::{
     failure::{Code, Failure},
-    interface,
+    interface, lease,
     owner::{device_name, owner, owner_text},
     ports,
     types::{Conf, Version},
@@ -66,8 +66,8 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
             continue;
         }
         removed.insert(device);
-        match endpoints.release(address) {
-            Ok(_) => {
+        match lease::release(&mut endpoints, &conf.pins, address) {
+            Ok(()) => {
                 let (container, ifname) = owner_text(&endpoint.owner);
                 log::info!("removed {ifname} of container {container} ({})", address.to_ip());
             }

@@ -8,8 +8,8 @@
 //! Maps whose layout is the same in both schemas are not copied: the same map is pinned in both directories. Contents of the
 //! others are converted, always by the newer of two builds, which knows both layouts.
 //!
-//! - [`record`]: conversions, and what changed with which schema: to be extended with a new schema
-//! - [`view`]: typed maps of whichever schema
+//! - `record`: conversions, and what changed with which schema: to be extended with a new schema
+//! - `view`: typed maps of whichever schema
 //! - [`lock`]: keeps the CNI plugin away while the schema in force changes
 //!
 //! Called by the agent, which drives a change, by `overlay migrate` on behalf of an older agent, by the plugin and by the
@@ -17,7 +17,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::symlink,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        unix::fs::symlink,
+    },
     path::{Path, PathBuf},
 };
 
@@ -25,7 +28,7 @@ use aya::{
     maps::{MapData, MapInfo},
     programs::links::{FdLink, PinnedLink},
 };
-use overlay_common::maps::{FAMILY_V4, FAMILY_V6};
+use overlay_common::maps::{Addr, FAMILY_V4, FAMILY_V6};
 
 use super::{
     Cause, DatapathError,
@@ -172,6 +175,55 @@ pub fn copy_flows(from: &Pins, to: &Pins) -> Result<(), DatapathError> {
         return Ok(());
     }
     StackFlows::open(to)?.adopt(&StackFlows::open(from)?)
+}
+
+/// Takes an address off the endpoints of all schemas but these pins' own, whichever they are: where a change was killed,
+/// programs of another schema may run, and would deliver what is for the next holder of the address to a device that is gone.
+///
+/// The key of `ENDPOINTS` is the address in every schema, which is all that this knows of them.
+pub fn forget_endpoint(pins: &Pins, addr: Addr) -> Result<(), DatapathError> {
+    for other in others(pins)? {
+        let path = other.map("ENDPOINTS");
+        let map = match tables::open(&path) {
+            Err(DatapathError::NotPinned { .. }) => continue,
+            map => map?,
+        };
+        let failed = |e| DatapathError::new(format!("remove {} from {}", addr.to_ip(), path.display()), e);
+        let key_size = map.info().map_err(|e| failed(Cause::from(e)))?.key_size();
+        if key_size as usize == size_of::<Addr>() {
+            delete(map.fd().as_fd(), addr).map_err(|e| failed(Cause::Io(e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// `BPF_MAP_DELETE_ELEM` (bpf(2)) on a map with keys of 16 bytes and any values, which aya does not offer. Missing is fine.
+fn delete(map: BorrowedFd<'_>, key: Addr) -> io::Result<()> {
+    const DELETE: libc::c_long = 3;
+    /// The members of `union bpf_attr` (linux/bpf.h) for this command.
+    #[repr(C)]
+    struct Attributes {
+        map: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let attributes = Attributes {
+        map: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(&key.bytes) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads the attributes, whose size it is told, and the key, whose size is the map's: 16 bytes.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, DELETE, &raw const attributes, size_of::<Attributes>()) };
+    match (result, io::Error::last_os_error()) {
+        (0, _) => Ok(()),
+        (_, error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        (_, error) => Err(error),
+    }
 }
 
 /// Pins the links of the first schema in the second as well, and no others: attaching there updates them in place. Links are

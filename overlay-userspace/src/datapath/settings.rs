@@ -69,7 +69,7 @@ pub fn remembered(pins: &Pins) -> Result<Vec<(String, String)>, DatapathError> {
     };
     let failed = |e| DatapathError::new("read what settings were", Cause::from(e));
     let mut found = Vec::new();
-    for entry in map.iter() {
+    for entry in &map {
         let (path, value) = entry.map_err(failed)?;
         found.push((text(&path), text(&value)));
     }

@@ -64,18 +64,13 @@ impl Bed {
 
     #[track_caller]
     pub(crate) fn cleanup(&self, arguments: &[&str]) -> exec::Output {
-        self.run_cleanup(&mut self.cleanup_command(arguments))
+        run(&mut self.cleanup_command(arguments))
     }
 
     pub(crate) fn cleanup_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.a.overlay(&["cleanup"]);
         self.places(&mut command).args(arguments);
         command
-    }
-
-    #[track_caller]
-    pub(crate) fn run_cleanup(&self, command: &mut Command) -> exec::Output {
-        exec::output(command, b"", exec::COMMAND_LIMIT).unwrap()
     }
 
     /// All that overlay may have had its hands on, but the counters, and the directories of CNI.
@@ -106,6 +101,12 @@ impl Bed {
         }
         text
     }
+}
+
+/// Runs a cleanup.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> exec::Output {
+    exec::output(command, b"", exec::COMMAND_LIMIT).unwrap()
 }
 
 pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use overlay_tests::lab::{Node, exec};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, run};
 
 /// A node that overlay has been on, without an agent, after `breaks`; and what it was like before overlay came, with what
 /// is another's of what `breaks` has done.
@@ -95,7 +95,7 @@ fn what_is_gone_already_is_no_obstacle() {
 fn without_nft_the_rest_is_removed_and_that_is_said() {
     let (bed, before) = broken(|_| {}, |_| {});
     let mut command = bed.cleanup_command(&["--pods"]);
-    let out = bed.run_cleanup(command.env("PATH", "/nonexistent"));
+    let out = run(command.env("PATH", "/nonexistent"));
     assert_eq!(out.status.code(), Some(1), "{out:?}");
     assert!(
         out.stderr.starts_with("overlay: not all could be removed: ") && out.stderr.contains("nft"),
@@ -117,7 +117,7 @@ fn a_directory_that_is_on_no_bpffs_is_left() {
     fs::write(plain.join("v1/maps/NODES"), "somebody's").unwrap();
     for (base, said) in [(plain.clone(), true), (bed.lab.dir().join("none"), false)] {
         let mut command = bed.cleanup_command(&["--pods"]);
-        let out = bed.run_cleanup(command.env("OVERLAY_PINS", base.join("v1")));
+        let out = run(command.env("OVERLAY_PINS", base.join("v1")));
         assert!(out.status.success(), "{out:?}");
         let left = format!("left {}: it is not on a BPF file system", base.display());
         assert_eq!(out.stdout.contains(&left), said, "{out:?}");

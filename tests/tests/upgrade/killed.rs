@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use overlay_tests::attached::Mode;
-use overlay_tests::lab::{Build, Cluster, Network, Node, within};
+use overlay_tests::lab::{Build, Cluster, CniCall, Network, Node, Pod, within};
 use overlay_tests::trace::{End, kill_when};
 use overlay_tests::traffic::ping;
 use overlay_tests::traffic::steady::{Pods, Steady, connected};
@@ -93,6 +93,19 @@ fn visitor(cluster: &Cluster, node: &Node, pods: &Pods, name: &str) {
     node.use_plugin(Build::Next);
 }
 
+/// While no agent runs a pod goes that was there before, and another one gets its address.
+#[track_caller]
+fn heir(cluster: &Cluster, node: &Node, pods: &Pods, before: &Pod) {
+    before.del();
+    let sandbox = cluster.lab().namespace(&format!("{}-{}-heir", node.name(), before.name()));
+    let mut call = node.cni_call("ADD", &sandbox, "heir");
+    call.args = format!("IP={}", before.addr());
+    node.cni(&call).unwrap();
+    ping::ping(pods.peer.namespace(), before.addr().into()).unwrap();
+    ping::ping(&sandbox, pods.far.addr().into()).unwrap();
+    node.cni(&CniCall { command: "DEL".to_owned(), ..call }).unwrap();
+}
+
 fn agents_are_killed(mode: Mode) {
     let network = Network { attach: Some(mode.name().to_owned()), ..Network::default() };
     let cluster = Cluster::builder().network(network).start();
@@ -128,11 +141,13 @@ fn agents_are_killed(mode: Mode) {
                     let parts = cluster.nodes().len() * KILLS;
                     let part = (kill * cluster.nodes().len() + index) * all / parts;
                     let at = 1 + (part + seed % (all / parts).max(1)) % all;
+                    let goes = cluster.add_pod(node.name(), &format!("goes{kill}"));
                     let (_, step) = kill_at(node, to, Some(at));
                     let after = format!("{} after step {at} of {all} ({step}) to {to:?}", node.name());
                     println!("killed {after}");
 
                     visitor(cluster, node, pods, &format!("visitor{kill}"));
+                    heir(cluster, node, pods, &goes);
                     let stays = cluster.add_pod(node.name(), &format!("stays{kill}"));
                     let reached = |when: &str| {
                         for (from, to) in [(&stays, &pods.far), (&pods.peer, &stays), (&stays, &pods.a)] {

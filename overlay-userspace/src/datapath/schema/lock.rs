@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{DatapathError, Pins, in_force};
 
 /// What a call waits at most: a change takes less than a second, but for its waiting for calls.
-const DOOR_PATIENCE: Duration = Duration::from_secs(60);
+const DOOR_PATIENCE: Duration = Duration::from_mins(1);
 /// What a change waits at most for the calls that are at work.
 const ROOM_PATIENCE: Duration = Duration::from_secs(45);
 /// Between two looks.

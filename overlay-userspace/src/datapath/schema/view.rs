@@ -14,6 +14,7 @@ use crate::datapath::{pins::Pins, tables};
 enum Layout {
     /// This build's.
     Own,
+    /// Of schema 1, and those after it that have the same.
     V1,
 }
 
@@ -21,7 +22,7 @@ fn layout(pins: &Pins) -> Result<Layout, DatapathError> {
     let schema = pins.schema();
     if schema == SCHEMA {
         Ok(Layout::Own)
-    } else if schema == v1::SCHEMA {
+    } else if (v1::SCHEMA..=v1::LAST).contains(&schema) {
         Ok(Layout::V1)
     } else {
         Err(DatapathError::Newer { dir: pins.root().to_owned(), own: SCHEMA })
@@ -91,7 +92,7 @@ impl<V: Record> ArrayView<V> {
     /// Opens the pinned map.
     pub(in crate::datapath) fn open(pins: &Pins, name: &str) -> Result<Self, DatapathError> {
         let map = Map::Array(tables::open(&pins.map(name))?);
-        let failed = |e| DatapathError::new(format!("open {}", pins.map(name).display()), MapError::from(e));
+        let failed = |e: MapError| DatapathError::new(format!("open {}", pins.map(name).display()), e);
         Ok(match layout(pins)? {
             Layout::Own => Self::Own(Array::try_from(map).map_err(failed)?),
             Layout::V1 => Self::V1(Array::try_from(map).map_err(failed)?),
