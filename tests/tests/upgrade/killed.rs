@@ -39,15 +39,14 @@ const fn other(build: Build) -> Build {
 #[track_caller]
 fn in_force(node: &Node) -> u32 {
     let base = node.pins().parent().unwrap().to_owned();
-    let named = |name: &str| name.strip_prefix('v').and_then(|number| number.parse().ok());
+    let schema = |name: &str| name.strip_prefix('v').and_then(|number| number.parse().ok());
     if let Ok(target) = fs::read_link(base.join("current")) {
-        return named(target.to_str().unwrap()).unwrap();
+        return schema(target.to_str().unwrap()).unwrap();
     }
-    let mut names =
-        fs::read_dir(base).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let only = names.find_map(|name| named(&name)).unwrap();
-    assert_eq!(names.next(), None);
-    only
+    let entries = fs::read_dir(base).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let found: Vec<u32> = entries.filter_map(|name| schema(&name)).collect();
+    assert_eq!(found.len(), 1, "{found:?}, and nothing says which is in force");
+    found[0]
 }
 
 /// Whether a change is under way.
@@ -138,9 +137,9 @@ fn agents_are_killed(mode: Mode) {
                     let to = other(build);
                     let all = steps[usize::from(to == Build::Own)];
                     // Each of nodes and kills a part of the steps, at another place in it in every run.
-                    let parts = cluster.nodes().len() * KILLS;
-                    let part = (kill * cluster.nodes().len() + index) * all / parts;
-                    let at = 1 + (part + seed % (all / parts).max(1)) % all;
+                    let kills = cluster.nodes().len() * KILLS;
+                    let part = (kill * cluster.nodes().len() + index) * all / kills;
+                    let at = 1 + (part + seed % (all / kills).max(1)) % all;
                     let goes = cluster.add_pod(node.name(), &format!("goes{kill}"));
                     let (_, step) = kill_at(node, to, Some(at));
                     let after = format!("{} after step {at} of {all} ({step}) to {to:?}", node.name());

@@ -23,7 +23,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// A call for a container that has no namespace of its own.
 fn call(node: &Node, command: &str, name: &str) -> CniCall {
     let mut call = node.cni_call(command, node.namespace(), name);
-    call.container_id = name.to_owned();
+    name.clone_into(&mut call.container_id);
     call.conf["cniVersion"] = json!("1.1.0");
     call
 }
@@ -64,7 +64,7 @@ fn an_older_plugin_has_the_runtime_try_again_until_the_newer_one_is_there() {
     for verb in ["ADD", "DEL", "STATUS"] {
         let mut call = call(cp, verb, "pod");
         call.netns = Some(pod.namespace().path());
-        call.container_id = pod.namespace().name().to_owned();
+        pod.namespace().name().clone_into(&mut call.container_id);
         let error = cp.cni(&call).unwrap_err();
         let code = if verb == "STATUS" { UNAVAILABLE } else { TRY_AGAIN_LATER };
         assert_eq!(error.code, code, "{verb}: {error}");
