@@ -125,7 +125,7 @@ pub(crate) fn record(skb: *mut __sk_buff, offset: u32) {
         return;
     }
     // SAFETY: a helper without arguments.
-    let now = Flow { recorded_ns: unsafe { bpf_ktime_get_ns() } };
+    let now = Flow::at(unsafe { bpf_ktime_get_ns() });
     // SAFETY: reading a field of the context.
     let len = unsafe { (*skb).len };
     let recorded = maps::record_flow(&key.0, &now) && maps::record_flow(&pair.0, &now);

@@ -7,7 +7,10 @@
 //! Start-up is all or nothing: what a failed first start has made is taken back. With the `file` source that is the end of
 //! the agent; with `kubernetes` it waits and tries again, because what is missing there comes by itself.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use log::{Level, info, log};
@@ -20,7 +23,7 @@ use tokio::{
 use crate::{
     cluster::file::Watch,
     config::{Config, Overrides, Settings},
-    datapath::{kernel, pins::Pins},
+    datapath::{kernel, pins::Pins, settings},
     host::monitor::Monitor,
 };
 
@@ -36,6 +39,7 @@ mod life;
 pub(crate) mod local;
 pub(crate) mod lock;
 mod mesh;
+pub(crate) mod migration;
 mod names;
 mod news;
 mod node_routes;
@@ -53,6 +57,7 @@ mod xdp;
 
 pub(crate) use anchor::is_anchor;
 use life::Life;
+use migration::Migration;
 use reconcile::{Reconciler, Scope};
 use schedule::RESYNC;
 use undo::Before;
@@ -66,6 +71,8 @@ pub struct Options {
     pub overrides: Overrides,
     /// Where to pin.
     pub pins: Pins,
+    /// A newer build of this binary, to come back from its schema; the installed CNI plugin where it is not named.
+    pub newer_build: Option<PathBuf>,
     /// Level of the programs' own log, 0 (off) to 5 (trace).
     pub program_log: u8,
 }
@@ -178,27 +185,51 @@ pub(crate) fn pass(pins: &Pins, config: Config) -> anyhow::Result<Vec<anyhow::Er
         config: PathBuf::new(),
         overrides: Overrides::default(),
         pins: pins.clone(),
+        newer_build: None,
         program_log: 0,
     };
     let mut reconciler = Reconciler::new(&options, config);
-    start(&options, &mut reconciler).map(|(_, problems)| problems)
+    start(&options, Path::new(""), &mut reconciler).map(|(_, problems)| problems)
 }
 
-/// The first pass. When it fails, what it has made is taken back.
-fn start(options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
+/// The first pass. When it fails, what it has made is taken back. `newer` is where a newer build may be, for a node that is
+/// to come back from its schema.
+fn start(
+    options: &Options,
+    newer: &Path,
+    reconciler: &mut Reconciler,
+) -> anyhow::Result<(Locks, Vec<anyhow::Error>)> {
     let pins = &options.pins;
     let namespace = lock::namespace()?.ok_or_else(|| {
         anyhow!("another overlay agent is running in this network namespace: stop it first")
     })?;
     let before = Before::read(pins)?;
-    pins.create()?;
-    let Some(root) = lock::pins(pins)? else {
-        bail!("another overlay agent is running with the pins in {}: stop it first", pins.root().display());
+    let first = !settings::pin(pins).exists();
+    let mut attempt = || {
+        reconciler.migrate(Migration::begin(pins, newer)?);
+        pins.create()?;
+        let Some(root) = lock::pins(pins)? else {
+            bail!(
+                "another overlay agent is running with the pins in {}: stop it first",
+                pins.root().display()
+            );
+        };
+        Ok((root, reconciler.run(Scope::Everything)?))
     };
-    match reconciler.run(Scope::Everything) {
-        Ok(problems) => Ok(([namespace, root], problems)),
+    match attempt() {
+        Ok((root, mut problems)) => {
+            problems.extend(migration::tidy(pins, newer).err());
+            Ok(([namespace, root], problems))
+        }
         Err(error) => {
+            reconciler.take_back_programs();
+            if first {
+                forwarding::put_back(settings::remembered(pins).unwrap_or_default());
+                // Goes with its directory, where that is new.
+                let _ = settings::forget(pins);
+            }
             before.restore(&reconciler.anchor_name());
+            migration::forget(pins);
             reconciler.take_back_filter();
             Err(error)
         }

@@ -14,7 +14,7 @@ use crate::{
     agent,
     cni::{self, install},
     config::{self, Overrides, SourceKind},
-    datapath::pins::Pins,
+    datapath::{DatapathError, pins::Pins, schema},
     host::bpffs,
 };
 
@@ -28,6 +28,7 @@ mod exit;
 mod flows;
 mod generate;
 mod kubectl;
+mod migrate;
 mod monitor;
 mod nodes;
 mod output;
@@ -46,7 +47,8 @@ use output::OutputArgs;
 #[derive(Debug, Parser)]
 #[command(name = "overlay", version, max_term_width = 110)]
 struct Cli {
-    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v2]
+    /// Where maps, programs and links are pinned, on a bpffs [default: /sys/fs/bpf/overlay/v2, with
+    /// the number of the schema]
     #[arg(long, global = true, env = "OVERLAY_PINS", value_name = "DIR")]
     pins: Option<PathBuf>,
     #[command(subcommand)]
@@ -86,6 +88,9 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Explain what the datapath would do with a packet of a pod, step by step, without sending it
     Trace(Box<trace::Trace>),
+    /// Help the agent of an older build to take this node back to its schema
+    #[command(hide = true)]
+    Migrate(migrate::Migrate),
     /// Remove every trace of overlay from this node
     Cleanup(cleanup::Cleanup),
     /// Collect all that there is to know of this node into one archive, without secrets
@@ -98,6 +103,18 @@ enum Command {
     Completions(generate::Completions),
     /// Write the manual pages, section 8
     Man(generate::Man),
+}
+
+impl Command {
+    /// The pins to work on: those in force for who reads, this build's own for who sets up or removes.
+    fn pins(&self, own: Pins) -> Result<Pins, DatapathError> {
+        match self {
+            Self::Agent(_) | Self::Cni(_) | Self::Bpffs { .. } | Self::Migrate(_) | Self::Cleanup(_) => {
+                Ok(own)
+            }
+            _ => schema::readable(&own),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +148,9 @@ struct AgentArgs {
     #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
           require_equals = true)]
     install_cni: Option<bool>,
+    /// A newer overlay binary, to take over from its schema [default: the installed CNI plugin]
+    #[arg(long, env = "OVERLAY_NEWER_BUILD", value_name = "FILE")]
+    newer_build: Option<PathBuf>,
     /// What to log
     #[arg(long, env = "OVERLAY_LOG", value_name = "LEVEL", default_value = "info")]
     log: log::LevelFilter,
@@ -151,7 +171,13 @@ pub fn main() -> ExitCode {
         return cni::run();
     }
     let Cli { pins, command } = Cli::parse();
-    let pins = pins.map_or_else(Pins::default, Pins::new);
+    let pins = match command.pins(pins.map_or_else(Pins::default, Pins::new)) {
+        Ok(pins) => pins,
+        Err(error) => {
+            eprintln!("overlay: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let result = match command {
         Command::Cni(CniArgs { action: None }) => return cni::run(),
         Command::Cni(CniArgs { action: Some(action) }) => install::run(&action, &pins).map(fine),
@@ -172,6 +198,7 @@ pub fn main() -> ExitCode {
         Command::Version(args) => version::run(args).map(fine),
         Command::Completions(completions) => completions.run(Cli::command()).map(fine),
         Command::Man(man) => man.run(Cli::command()).map(fine),
+        Command::Migrate(migrate) => migrate.run(&pins).map(fine),
         Command::Cleanup(cleanup) => cleanup.run(&pins).map(fine),
     };
     end(result)
@@ -214,7 +241,7 @@ impl AgentArgs {
 
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
     let overrides = args.overrides();
-    let AgentArgs { config, log, program_log, .. } = args;
+    let AgentArgs { config, newer_build, log, program_log, .. } = args;
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {
@@ -224,5 +251,5 @@ fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
         }
     }
     logger.init();
-    agent::run(&agent::Options { config, overrides, pins, program_log: program_log as u8 })
+    agent::run(&agent::Options { config, overrides, pins, newer_build, program_log: program_log as u8 })
 }

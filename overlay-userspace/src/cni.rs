@@ -4,6 +4,7 @@
 //! - `types`: network configuration and result, versions 0.3.1 to 1.1.0
 //! - `parse`: both as one pure function
 //! - `failure`: the error object
+//! - `inside`: the schema in force, held for a call
 //! - `local`: what the agent left about this node
 //! - `lease`: addresses
 //! - `ports`: host ports
@@ -33,6 +34,7 @@ mod del;
 mod env;
 mod failure;
 mod gc;
+mod inside;
 pub(crate) mod install;
 mod interface;
 mod lease;
@@ -82,6 +84,11 @@ pub fn run() -> ExitCode {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(value)) => (value, ExitCode::SUCCESS),
         Err(failure) => {
+            if let Some(build) = inside::successor(&failure)
+                && let Ok(Some(code)) = inside::hand_over(&build, &stdin)
+            {
+                return ExitCode::from(u8::try_from(code).unwrap_or(1));
+            }
             let version = Version::asked_for(&stdin).unwrap_or(Version::NEWEST);
             (failure.to_json(version.as_str()), ExitCode::FAILURE)
         }
@@ -95,34 +102,42 @@ pub fn run() -> ExitCode {
 
 /// Does what is asked; `None` where success has no words.
 fn answer(request: &Request, stdin: &[u8]) -> Result<Option<Value>, Failure> {
+    if *request == Request::Version {
+        return Ok(Some(types::versions(Version::asked_for(stdin))));
+    }
+    let mut conf = Conf::parse(stdin)?;
+    // Before anything is made: afterwards it is too late to refuse.
+    let is_add = matches!(request, Request::Add { .. });
+    let previous = is_add.then(|| conf.previous()).transpose()?;
+    let _inside = inside::enter(&mut conf).map_err(|failure| match request {
+        Request::Status => Failure { code: Code::Unavailable, ..failure },
+        _ => failure,
+    })?;
     match request {
-        Request::Version => Ok(Some(types::versions(Version::asked_for(stdin)))),
-        Request::Add { attachment, netns, wanted, pod } => counted("ADD", stdin, |conf| {
-            // Before anything is made: afterwards it is too late to refuse.
-            let previous = conf.previous()?;
-            let added = add::add(attachment, netns, *wanted, pod.as_deref(), conf)?;
-            Ok(Some(result::result(&added, conf, previous)))
+        Request::Version => Ok(None),
+        Request::Add { attachment, netns, wanted, pod } => counted("ADD", &conf, || {
+            let added = add::add(attachment, netns, *wanted, pod.as_deref(), &conf)?;
+            Ok(previous.map(|previous| result::result(&added, &conf, previous)))
         }),
         Request::Check { attachment, netns } => {
-            counted("CHECK", stdin, |conf| check::check(attachment, netns, conf).map(|()| None))
+            counted("CHECK", &conf, || check::check(attachment, netns, &conf).map(|()| None))
         }
         Request::Del { attachment } => {
-            counted("DEL", stdin, |conf| del::del(attachment, &conf.pins).map(|()| None))
+            counted("DEL", &conf, || del::del(attachment, &conf.pins).map(|()| None))
         }
-        Request::Gc => counted("GC", stdin, |conf| gc::gc(conf).map(|()| None)),
-        Request::Status => counted("STATUS", stdin, |conf| status::status(conf).map(|()| None)),
+        Request::Gc => counted("GC", &conf, || gc::gc(&conf).map(|()| None)),
+        Request::Status => counted("STATUS", &conf, || status::status(&conf).map(|()| None)),
     }
 }
 
-/// Does the work of a verb and counts it for the agent's metrics. A configuration that does not say where is not counted.
+/// Does the work of a verb and counts it for the agent's metrics.
 fn counted(
     verb: &str,
-    stdin: &[u8],
-    work: impl FnOnce(&Conf) -> Result<Option<Value>, Failure>,
+    conf: &Conf,
+    work: impl FnOnce() -> Result<Option<Value>, Failure>,
 ) -> Result<Option<Value>, Failure> {
     let began = Instant::now();
-    let conf = Conf::parse(stdin)?;
-    let result = work(&conf);
+    let result = work();
     let code = result.as_ref().err().map_or(0, |failure| failure.code as u32);
     // No pod waits for a metric, and none goes without network for it.
     if let Ok(calls) = Calls::open(&conf.pins) {

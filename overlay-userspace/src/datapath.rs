@@ -3,6 +3,8 @@
 //!
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
+//! - [`schema`]: which schema is in force, and what it takes to change to another
+//! - [`settings`]: what kernel settings were before the agent
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
 //! - [`attached`]: which program is attached where
 //! - [`tables`]: typed views of the pinned maps
@@ -39,6 +41,8 @@ pub mod object;
 pub mod pins;
 pub mod replica;
 pub mod run;
+pub mod schema;
+pub mod settings;
 pub mod tables;
 pub mod tracing;
 pub mod usage;
@@ -73,6 +77,23 @@ pub enum DatapathError {
         found: u32,
         /// As built.
         wanted: u32,
+    },
+    /// A newer build has set this node up.
+    #[error(
+        "{dir} is in force here, the pins of a newer overlay, and this build knows schema {own}: use the newer build, or start the \
+         agent of this one, which takes the node back"
+    )]
+    Newer {
+        /// The pins in force.
+        dir: PathBuf,
+        /// The schema of this build.
+        own: u32,
+    },
+    /// Another schema is being put in force, or calls of the CNI plugin do not end.
+    #[error("{path} is locked: the schema of this node is being changed; try again")]
+    Busy {
+        /// The locked directory.
+        path: PathBuf,
     },
     /// The kernel lacks something that cannot be done without.
     #[error("{0}")]

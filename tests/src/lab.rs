@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MsFlags, mount};
 
-pub use agent::{AgentOptions, overlay_binary};
+pub use agent::{AgentOptions, Build, overlay_binary};
 pub use cluster::{Cluster, ClusterBuilder, World};
 pub use config::{ClusterFile, Network, NodeEntry};
 pub use docker::{Docker, DockerContainer, DockerState};

@@ -19,7 +19,9 @@
 )]
 
 pub mod api;
+pub mod attached;
 pub mod lab;
 pub mod proof;
 pub mod report;
+pub mod trace;
 pub mod traffic;

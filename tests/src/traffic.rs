@@ -16,6 +16,7 @@ pub mod paths;
 pub mod ping;
 pub mod pmtu;
 pub mod serve;
+pub mod steady;
 pub mod stream;
 pub mod tcp;
 pub mod udp;

@@ -22,6 +22,8 @@ use crate::{
 const PACKAGE: &str = "overlay-ebpf";
 const BINARY: &str = "overlay";
 const PROFILE: &str = "bpf";
+/// The feature of [`Schema::Next`], of userspace as well.
+pub(crate) const NEXT_SCHEMA: &str = "next-schema";
 /// The same as arguments of cargo.
 const SELECTION: [&str; 6] = ["--package", PACKAGE, "--bin", BINARY, "--profile", PROFILE];
 
@@ -45,17 +47,32 @@ const FOREIGN: &[&str] = &[
     "RUSTFLAGS",
 ];
 
+/// Which of the two objects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Schema {
+    /// What is delivered.
+    Own,
+    /// The rehearsal of the schema after it, for the tests of upgrades.
+    Next,
+}
+
 /// Everything that the command depends on.
 struct Plan<'a> {
     workspace: &'a Workspace,
+    schema: Schema,
     toolchain: &'a Toolchain,
     linker: &'a Path,
 }
 
 /// Builds and checks the object; returns its path.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    build_schema(workspace, Schema::Own)
+}
+
+/// As [`build`], of another schema.
+pub(crate) fn build_schema(workspace: &Workspace, schema: Schema) -> Result<PathBuf> {
     let (toolchain, linker) = tools()?;
-    let plan = Plan { workspace, toolchain: &toolchain, linker: &linker.path };
+    let plan = Plan { workspace, schema, toolchain: &toolchain, linker: &linker.path };
     let mut command = plan.command()?;
     workspace::execute(&mut command).with_context(|| {
         let linker = linker.path.display();
@@ -65,7 +82,10 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let built = target_dir(workspace).join(TARGET).join(PROFILE).join(BINARY);
     let data = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     object::check(&data).with_context(|| format!("check {}", built.display()))?;
-    let object = workspace.object();
+    let object = match schema {
+        Schema::Own => workspace.object(),
+        Schema::Next => workspace.object().with_file_name("overlay-next.o"),
+    };
     publish(&data, &object).with_context(|| format!("write {}", object.display()))?;
     Ok(object)
 }
@@ -74,7 +94,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
 /// only repeats what the compiler said, at no cost.
 pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<()> {
     let (toolchain, linker) = tools()?;
-    let plan = Plan { workspace, toolchain: &toolchain, linker: &linker.path };
+    let plan = Plan { workspace, schema: Schema::Own, toolchain: &toolchain, linker: &linker.path };
     let mut command = plan.command()?;
     let output = command.stdin(Stdio::null()).output().context("start cargo")?;
     let text = String::from_utf8_lossy(&output.stderr);
@@ -122,7 +142,7 @@ fn target_dir(workspace: &Workspace) -> PathBuf {
 
 impl Plan<'_> {
     fn command(&self) -> Result<Command> {
-        let Self { workspace, toolchain, linker } = self;
+        let Self { workspace, schema, toolchain, linker } = self;
         let mut command = match &toolchain.compiler {
             Compiler::Prebuilt(_) => workspace.cargo(),
             Compiler::Nightly(dir) => {
@@ -135,6 +155,9 @@ impl Plan<'_> {
             command.env_remove(variable);
         }
         command.arg("build").args(SELECTION).args(["--target", TARGET]);
+        if *schema == Schema::Next {
+            command.args(["--features", NEXT_SCHEMA]);
+        }
         command.arg("--target-dir").arg(target_dir(workspace));
         match &toolchain.compiler {
             Compiler::Prebuilt(rustc) => {
@@ -194,7 +217,8 @@ mod tests {
     fn command(compiler: Compiler) -> Command {
         let workspace = Workspace::locate().unwrap();
         let toolchain = Toolchain { compiler, llvm: 22 };
-        let plan = Plan { workspace: &workspace, toolchain: &toolchain, linker: Path::new("/x/bpf-linker") };
+        let linker = Path::new("/x/bpf-linker");
+        let plan = Plan { workspace: &workspace, schema: Schema::Own, toolchain: &toolchain, linker };
         plan.command().unwrap()
     }
 

@@ -50,6 +50,9 @@ enum Verb {
         /// Optimise the binary (the eBPF object always is)
         #[arg(long)]
         release: bool,
+        /// Before that, both with the rehearsal of the next schema, for tests of upgrades: target/next/overlay
+        #[arg(long)]
+        next_schema: bool,
     },
     /// Run the agent on this node, or a three-node cluster with --lab
     Run(run::Options),
@@ -85,8 +88,13 @@ fn run(options: Options) -> Result<()> {
     match options.verb {
         Verb::Setup { check: true } => setup::check(Part::ALL),
         Verb::Setup { check: false } => setup::install(Part::ALL),
-        Verb::Build { release } => {
+        Verb::Build { release, next_schema } => {
             setup::ensure(&[Part::Host, Part::Bpf])?;
+            if next_schema {
+                let object = ebpf::build_schema(&workspace, ebpf::Schema::Next)?;
+                let binary = workspace.build_next(&object)?;
+                eprintln!("built {} and {}", object.display(), binary.display());
+            }
             let object = ebpf::build(&workspace)?;
             let profile = if release { workspace::Profile::Release } else { workspace::Profile::Dev };
             let [binary] = workspace.build(profile, ["overlay"], &object)?;

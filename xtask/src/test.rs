@@ -2,7 +2,8 @@
 //!
 //! Lints, then unit and property tests, a bounded time of fuzzing, then the packet tables and namespace tests of
 //! overlay-tests, which load programs into the kernel and therefore need root. They find the binary under test
-//! by `OVERLAY_BIN` and the object by `OVERLAY_BPF_OBJECT`. A failed step does not keep later ones from running.
+//! by `OVERLAY_BIN` and the object by `OVERLAY_BPF_OBJECT`; `OVERLAY_NEXT_BIN` is a build of the same sources with the
+//! rehearsal of the next schema, which costs the object and the crates of the workspace once more. A failed step does not keep later ones from running.
 
 use std::{ffi::OsString, process::Command};
 
@@ -84,6 +85,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         report.skip(KERNEL, "loading programs and making namespaces needs root: run it as root");
         return report.finish();
     }
+    let next = report.step("overlay binary of the next schema", || {
+        let object = ebpf::build_schema(workspace, ebpf::Schema::Next)?;
+        workspace.build_next(&object)
+    });
     let Some([binary]) =
         report.step("overlay binary", || workspace.build(Profile::Dev, ["overlay"], &object))
     else {
@@ -92,7 +97,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     };
     report.step(KERNEL, || {
         let mut command = workspace.host_cargo(&object);
-        command.env("OVERLAY_BIN", &binary).args(["test", "--package", KERNEL_TESTS]);
+        command.env("OVERLAY_BIN", &binary);
+        // The tests that need it say that it is missing.
+        command.envs(next.map(|next| ("OVERLAY_NEXT_BIN", next)));
+        command.args(["test", "--package", KERNEL_TESTS]);
         options.pass_to(&mut command);
         execute(&mut command)
     });

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::toolchain;
+use crate::{ebpf, toolchain};
 
 /// Environment variable that names the eBPF object for overlay-userspace/build.rs and for tests.
 pub(crate) const OBJECT_VARIABLE: &str = "OVERLAY_BPF_OBJECT";
@@ -92,6 +92,22 @@ impl Workspace {
             command.arg("--release");
         }
         build(command, binaries)
+    }
+
+    /// Builds the overlay binary with the rehearsal of the next schema, `object` of which it embeds, and puts it aside:
+    /// `target/next/overlay`. To be called before the delivered one is built, whose place it takes in the meantime; so
+    /// both share all dependencies.
+    pub(crate) fn build_next(&self, object: &Path) -> Result<PathBuf> {
+        let mut command = self.host_cargo(object);
+        command.args(["build", "--package", "overlay-userspace", "--features", ebpf::NEXT_SCHEMA]);
+        let [built] = build(command, ["overlay"])?;
+        let dir = self.target.join("next");
+        let (path, fresh) = (dir.join("overlay"), dir.join("overlay.new"));
+        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        fs::copy(&built, &fresh)
+            .and_then(|_| fs::rename(&fresh, &path))
+            .with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
     }
 
     /// Builds binaries that need nothing of the system that they run on but its kernel: no shared library, no

@@ -3,9 +3,13 @@
 //! A key is what the packets that *return* look like. The programs make keys of headers; that arithmetic is
 //! [`crate::flow`].
 
+#[cfg(not(feature = "next-schema"))]
 use bytemuck::{Pod, Zeroable};
 
+#[cfg(not(feature = "next-schema"))]
 use super::Addr;
+#[cfg(feature = "next-schema")]
+use super::Flow;
 
 /// Entries of `STACK_FLOWS` where neither the configuration nor `nf_conntrack` says anything.
 pub const STACK_FLOWS_DEFAULT: usize = 262_144;
@@ -21,6 +25,7 @@ pub enum FlowKind {
 }
 
 /// Packets of a flow in one direction.
+#[cfg(not(feature = "next-schema"))]
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct FlowKey {
@@ -41,9 +46,22 @@ pub struct FlowKey {
 }
 
 /// The value: enough for a person to see how old an entry is. Programs do not write it again.
+#[cfg(not(feature = "next-schema"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
     /// When it was recorded: `CLOCK_MONOTONIC` in nanoseconds.
     pub recorded_ns: u64,
+}
+
+impl Flow {
+    /// Recorded at that time of `CLOCK_MONOTONIC`, in nanoseconds.
+    #[inline(always)]
+    pub const fn at(recorded_ns: u64) -> Self {
+        Self {
+            recorded_ns,
+            #[cfg(feature = "next-schema")]
+            rehearsal: 0,
+        }
+    }
 }

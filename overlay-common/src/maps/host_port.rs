@@ -7,7 +7,9 @@ use core::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Addr, Owner};
+use super::Addr;
+#[cfg(not(feature = "next-schema"))]
+use super::Owner;
 
 /// Entries of `HOST_PORTS`: all ports of one protocol.
 pub const HOST_PORTS_MAX: usize = 65_536;
@@ -27,6 +29,7 @@ pub struct HostPort {
 }
 
 /// Where packets to such a port go, and who holds it.
+#[cfg(not(feature = "next-schema"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct HostPortTarget {

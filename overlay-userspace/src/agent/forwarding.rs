@@ -14,7 +14,7 @@
 
 use std::io;
 
-use log::info;
+use log::{info, warn};
 
 use crate::host::sysctl::{self, Family};
 
@@ -31,12 +31,15 @@ pub(crate) fn wanted<'a>(
     on.chain(redirects.map(|path| (path, "0"))).collect()
 }
 
+/// Is told what a setting was, before it is changed.
+pub(super) type Note<'a> = &'a dyn Fn(&str, &str);
+
 /// Switches it on in general and on devices; one that is gone needs nothing. Looks at all before it fails.
-pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>, note: Note<'_>) -> anyhow::Result<()> {
     // First: it writes the settings of all devices.
-    let mut result = switch_on(FORWARD);
+    let mut result = set(FORWARD, "1", note);
     for device in devices {
-        match switch_on(&sysctl::interface(Family::Ipv4, device, "forwarding")) {
+        match set(&sysctl::interface(Family::Ipv4, device, "forwarding"), "1", note) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => result = result.and(other),
         }
@@ -45,21 +48,32 @@ pub(super) fn ensure<'a>(devices: impl IntoIterator<Item = &'a str>) -> anyhow::
 }
 
 /// Turns redirects off for the device that leads into the tunnel. That of a pod is set when it is made.
-pub(super) fn without_redirects(anchor: &str) -> anyhow::Result<()> {
+pub(super) fn without_redirects(anchor: &str, note: Note<'_>) -> anyhow::Result<()> {
     for device in ["all", anchor] {
-        let path = sysctl::interface(Family::Ipv4, device, "send_redirects");
-        if sysctl::ensure(&path, "0")? {
-            info!("set {path} = 0");
-        }
+        set(&sysctl::interface(Family::Ipv4, device, "send_redirects"), "0", note)?;
     }
     Ok(())
 }
 
-fn switch_on(path: &str) -> Result<(), sysctl::SysctlError> {
-    if sysctl::ensure(path, "1")? {
-        info!("set {path} = 1");
+fn set(path: &str, value: &str, note: Note<'_>) -> Result<(), sysctl::SysctlError> {
+    let before = sysctl::get(path)?;
+    if before != value {
+        note(path, &before);
+        sysctl::set(path, value)?;
+        info!("set {path} = {value}");
     }
     Ok(())
+}
+
+/// Gives settings back what they were.
+pub(super) fn put_back(settings: Vec<(String, String)>) {
+    for (path, value) in settings {
+        match sysctl::ensure(&path, &value) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => warn!("put back: {error}"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -71,7 +85,7 @@ mod tests {
     fn redirects_are_off_for_the_anchor_and_up_to_other_devices() {
         in_fresh_netns(|| {
             ip("link add overlay.1 up type veth peer name d1");
-            without_redirects("overlay.1").unwrap();
+            without_redirects("overlay.1", &|_, _| {}).unwrap();
             let read = |device: &str| {
                 sysctl::get(&sysctl::interface(Family::Ipv4, device, "send_redirects")).unwrap()
             };
@@ -88,11 +102,12 @@ mod tests {
             for device in ["d0", "d1"] {
                 sysctl::set(&path(device), "0").unwrap();
             }
-            ensure(["gone", "d0"]).unwrap();
+            let own = path("d0");
+            ensure(["gone", "d0"], &|path, before| assert_eq!((path, before), (own.as_str(), "0"))).unwrap();
             assert_eq!(sysctl::get(&path("d0")).unwrap(), "1");
             assert_eq!(sysctl::get(&path("d1")).unwrap(), "0");
             sysctl::set("net/ipv4/ip_forward", "0").unwrap();
-            ensure(["d0"]).unwrap();
+            ensure(["d0"], &|path, before| assert_eq!((path, before), ("net/ipv4/ip_forward", "0"))).unwrap();
             assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap(), "1");
             assert_eq!(sysctl::get(&path("d0")).unwrap(), "1");
         });

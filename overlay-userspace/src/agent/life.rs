@@ -24,8 +24,9 @@ use crate::{
         Snapshot,
         kubernetes::{self, survey::Survey},
     },
-    cni::install::Install,
+    cni::install::{self, Install},
     config::{Config, Settings, Source},
+    datapath::schema,
     host::monitor::Change,
 };
 
@@ -275,9 +276,12 @@ impl<'a> Life<'a> {
 
     fn start(&mut self, config: Config, recalled: bool) -> anyhow::Result<()> {
         flannel::check(&self.settings)?;
+        self.install_ahead()?;
+        let newer = self.options.newer_build.clone();
+        let newer = newer.unwrap_or_else(|| install::binary_in(&self.settings.cni.bin));
         let mut reconciler = Reconciler::new(self.options, config);
         let began = Instant::now();
-        let (locks, problems) = start(self.options, &mut reconciler)?;
+        let (locks, problems) = start(self.options, &newer, &mut reconciler)?;
         self.health.observed().activity().pass(Scope::Everything, began.elapsed());
         let Settings { node, .. } = &self.settings;
         info!("node {node} is ready; pins are in {}", self.options.pins.root().display());
@@ -287,6 +291,17 @@ impl<'a> Life<'a> {
         self.notify.ready();
         self.settle(Ok(problems));
         self.install();
+        Ok(())
+    }
+
+    /// Before an older schema gives way to this build's: the plugin of this build, which knows both, in place of the older
+    /// one, which would have to refuse.
+    fn install_ahead(&self) -> anyhow::Result<()> {
+        let Options { pins, .. } = self.options;
+        let older = schema::in_force(pins)?.is_some_and(|found| found.schema() < pins.schema());
+        if older && self.settings.cni.install && install::replace_binary(&self.settings.cni.bin)? {
+            info!("installed the CNI plugin of this build in {}", self.settings.cni.bin.display());
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use overlay_common::maps::{Addr, AttachMode, FAMILY_V4, Local, Subnet};
 use crate::{
     cluster::gateway,
     config::Config,
-    datapath::{DatapathError, pins::Pins, tables::LocalTable},
+    datapath::{DatapathError, pins::Pins, schema, tables::LocalTable},
 };
 
 /// What `LOCAL` should hold.
@@ -39,9 +39,14 @@ pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: Atta
     local
 }
 
-/// What an agent has published; `None` before the first start on this node is complete.
+/// What an agent has published, of this build's schema or an older one; `None` before the first start on this node is
+/// complete, and where a newer build's is in force.
 pub(crate) fn published(pins: &Pins) -> Option<Local> {
-    LocalTable::open(pins).and_then(|table| table.get()).ok().filter(|local| local.ready == 1)
+    schema::readable(pins)
+        .and_then(|pins| LocalTable::open(&pins))
+        .and_then(|table| table.get())
+        .ok()
+        .filter(|local| local.ready == 1)
 }
 
 /// Writes it where it differs.

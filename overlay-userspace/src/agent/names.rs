@@ -18,7 +18,7 @@ fn known(nodes: &Snapshot) -> HashMap<Addr, NodeName> {
 /// Writes what is missing or wrong.
 pub(super) fn fill(pins: &Pins, nodes: &Snapshot) -> Result<(), DatapathError> {
     let mut map = NodeNames::open(pins)?;
-    let present: HashMap<Addr, NodeName> = map.entries()?.into_iter().collect();
+    let present: HashMap<Addr, NodeName> = NodeNames::all(pins)?.into_iter().collect();
     for (vtep, name) in known(nodes) {
         if present.get(&vtep) != Some(&name) {
             map.set(vtep, name)?;
@@ -31,7 +31,7 @@ pub(super) fn fill(pins: &Pins, nodes: &Snapshot) -> Result<(), DatapathError> {
 pub(super) fn remove_stale(pins: &Pins, nodes: &Snapshot) -> Result<(), DatapathError> {
     let mut map = NodeNames::open(pins)?;
     let nodes: HashSet<Addr> = nodes.nodes().iter().map(|node| node.address.into()).collect();
-    for (vtep, _) in map.entries()? {
+    for (vtep, _) in NodeNames::all(pins)? {
         if !nodes.contains(&vtep) {
             map.remove(vtep)?;
         }

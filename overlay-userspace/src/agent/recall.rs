@@ -10,7 +10,7 @@ use overlay_common::maps::{Addr, FAMILY_V4, Local, NODE_HOST, NODE_SELF, Node};
 use super::local;
 use crate::{
     cluster::{NodeSpec, Snapshot, vtep_mac},
-    datapath::{pins::Pins, tables::Nodes},
+    datapath::{pins::Pins, schema, tables::Nodes},
 };
 
 /// This node as its pods know it; `None` when there has been no agent of this node.
@@ -21,7 +21,7 @@ pub(crate) fn own(pins: &Pins, name: &str) -> Option<NodeSpec> {
 /// All nodes that are pinned; `None` when they are none, or not of this network any more.
 pub(crate) fn nodes(pins: &Pins, name: &str, cidr: IpNet) -> Option<Snapshot> {
     let own = own(pins, name)?;
-    let entries = Nodes::open(pins).ok()?.entries().ok()?;
+    let entries = Nodes::open(&schema::readable(pins).ok()?).ok()?.entries().ok()?;
     let mut nodes = peers_of(&entries);
     nodes.push(own);
     Snapshot::new(nodes, name, cidr).ok()

@@ -23,7 +23,9 @@ use super::{
     anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
-    forwarding, host_ports, local, names,
+    forwarding, host_ports, local,
+    migration::Migration,
+    names,
     news::news,
     node_routes,
     nodes::{self, Difference},
@@ -41,6 +43,7 @@ use crate::{
         kernel, object,
         object::Constants,
         pins::Pins,
+        settings,
         tables::{Endpoints, Nodes},
     },
     host::{
@@ -99,6 +102,8 @@ pub(super) struct Reconciler {
     wire: Option<Wire>,
     xdp: XdpWire,
     growth: Option<Growth>,
+    /// Another schema is in force until the first pass is through.
+    migration: Option<Migration>,
     sweep: Sweep,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
@@ -118,9 +123,32 @@ impl Reconciler {
             wire: None,
             xdp: XdpWire::default(),
             growth: None,
+            migration: None,
             sweep: Sweep::default(),
             mtu: 0,
         }
+    }
+
+    /// The first pass is to take over from another schema.
+    pub(super) fn migrate(&mut self, migration: Option<Migration>) {
+        self.migration = migration;
+    }
+
+    /// After a start that failed: gives the devices back to the programs of the schema in force.
+    pub(super) fn take_back_programs(&mut self) {
+        if let Some(migration) = self.migration.take()
+            && let Ok(mode) = self.attach_mode()
+        {
+            migration.take_back(mode);
+        }
+    }
+
+    fn attach_mode(&self) -> anyhow::Result<AttachMode> {
+        Ok(kernel::attach_mode(match self.config.network.attach {
+            Attach::Auto => None,
+            Attach::Tcx => Some(AttachMode::Tcx),
+            Attach::Clsact => Some(AttachMode::Clsact),
+        })?)
     }
 
     /// Takes over a new configuration; `false` when it says the same.
@@ -181,11 +209,7 @@ impl Reconciler {
     pub(super) fn run(&mut self, scope: Scope) -> anyhow::Result<Vec<anyhow::Error>> {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
-        let mode = kernel::attach_mode(match self.config.network.attach {
-            Attach::Auto => None,
-            Attach::Tcx => Some(AttachMode::Tcx),
-            Attach::Clsact => Some(AttachMode::Clsact),
-        })?;
+        let mode = self.attach_mode()?;
         let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
@@ -203,17 +227,18 @@ impl Reconciler {
         if pass.first {
             self.filter.ensure(&self.config)?;
         }
-        let stale = if let Some(anchor) = &anchor {
-            pass.step(self.load_programs(&mut netlink, anchor, scope))?.unwrap_or_default()
+        let loaded = if let Some(anchor) = &anchor {
+            pass.step(self.load_programs(&mut netlink, anchor, scope))?
         } else {
             // The programs stay as they are, and so does what they look up.
             pass.step(self.fill_nodes())?;
-            Vec::new()
+            None
         };
         let programs = Programs::new(&self.pins, mode);
+        let mut all_run_it = loaded.is_some();
         for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
             if let Some(link) = link {
-                pass.step(self.attach(&programs, role, link))?;
+                all_run_it &= pass.step(self.attach(&programs, role, link))?.is_some();
             }
         }
         if let Some(link) = &wire {
@@ -223,17 +248,20 @@ impl Reconciler {
         // A pod that cannot be helped is no reason not to start.
         let unhelped = pass.step(pods)?.unwrap_or_default();
         pass.problems.extend(unhelped);
-        if let Some(growth) = self.growth.take() {
+        // Until then some program may read and write the old table.
+        if let Some(growth) = self.growth.take_if(|_| all_run_it) {
             pass.step(growth.end(&self.pins).map_err(Into::into))?;
         }
-        pass.step(self.remove_nodes(&stale))?;
+        if let Some(migration) = &self.migration {
+            migration.copy_flows()?;
+        }
+        pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
-        pass.step(forwarding::ensure(devices.map(String::as_str)))?;
+        let note = |path: &str, before: &str| self.remember(path, before);
+        pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding::without_redirects(&anchor.name))?;
-        }
-        if let Some(anchor) = &anchor {
+            pass.step(forwarding::without_redirects(&anchor.name, &note))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
@@ -250,6 +278,11 @@ impl Reconciler {
         }
         if !pass.first && scope == Scope::Everything {
             pass.step(self.filter.ensure(&self.config))?;
+        }
+        if let Some(migration) = &self.migration {
+            migration.commit()?;
+            // The plugin goes on.
+            self.migration = None;
         }
         // Last, because nothing takes it back: it is the pods'.
         if scope == Scope::Everything
@@ -335,6 +368,9 @@ impl Reconciler {
                 facts.jited_bytes
             );
         }
+        if let Some(migration) = &mut self.migration {
+            migration.copy()?;
+        }
         if let Some(growth) = &self.growth {
             growth.copy(&self.pins)?;
         }
@@ -397,12 +433,19 @@ impl Reconciler {
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,
             stack_flows: network.stack_flows != Some(0),
-            flow_entries: flows::wanted(network.stack_flows, pinned_capacity(&self.pins)?),
+            flow_entries: flows::wanted(network.stack_flows, self.flow_capacity()?),
             nodes_masqueraded: network.masquerade_to_nodes,
             main_table_only: false,
             xdp_wire: self.xdp.planned(),
             log_level: self.program_log_level,
         })
+    }
+
+    fn flow_capacity(&self) -> anyhow::Result<Option<u32>> {
+        match (pinned_capacity(&self.pins)?, &self.migration) {
+            (None, Some(migration)) => migration.flow_capacity(),
+            (found, _) => Ok(found),
+        }
     }
 
     /// Attaches the programs of `role` to its device; a device of before loses them.
@@ -437,6 +480,17 @@ impl Reconciler {
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
         self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+    }
+
+    /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.
+    fn remember(&self, path: &str, before: &str) {
+        let device = path.rsplit('/').nth(1).unwrap_or_default();
+        if is_pod_device(device) || device == self.anchor_name() {
+            return;
+        }
+        if let Err(error) = settings::remember(&self.pins, path, before) {
+            log::warn!("{error}: it will not be put back");
+        }
     }
 
     fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {

@@ -63,7 +63,7 @@ impl Row for EndpointRow {
 pub(super) fn list(pins: &Pins) -> Result<Vec<EndpointRow>, DatapathError> {
     let mut entries = Endpoints::open(pins)?.entries()?;
     entries.sort_by_key(|(key, _)| *key);
-    let mut names: HashMap<_, _> = PodNames::open(pins)?.entries()?.into_iter().collect();
+    let mut names: HashMap<_, _> = PodNames::all(pins)?.into_iter().collect();
     let rows = entries.iter().map(|(key, endpoint)| {
         let (container, ifname) = owner_text(&endpoint.owner);
         let name = names.remove(key);

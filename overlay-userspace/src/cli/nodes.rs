@@ -49,7 +49,7 @@ impl Row for NodeRow {
 pub(super) fn list(pins: &Pins) -> Result<Vec<NodeRow>, DatapathError> {
     let mut entries = Nodes::open(pins)?.entries()?;
     entries.sort_by_key(|(key, _)| *key);
-    let names: HashMap<_, _> = NodeNames::open(pins)?.entries()?.into_iter().collect();
+    let names: HashMap<_, _> = NodeNames::all(pins)?.into_iter().collect();
     let row = |(key, node): &(overlay_common::maps::Addr, overlay_common::maps::Node)| NodeRow {
         address: key.to_ip(),
         prefix_len: node.prefix_len,

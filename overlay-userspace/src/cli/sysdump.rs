@@ -203,7 +203,8 @@ impl<'a> Node<'a> {
         archive.add("version.json", pretty(&Version::own()))?;
         archive.add("agent.json", pretty(&self.agent))?;
         archive.add("configuration.json", self.configuration().and_then(|value| pretty(&value)))?;
-        archive.add("status.json", Status::read(pins, crate::mesh::PORT).and_then(|status| pretty(&status)))?;
+        archive
+            .add("status.json", Status::read(pins, crate::mesh::PORT).and_then(|status| pretty(&status)))?;
         archive.add("nodes.json", nodes::list(pins).map_err(Into::into).and_then(|rows| pretty(&rows)))?;
         archive.add(
             "endpoints.json",

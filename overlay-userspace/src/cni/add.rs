@@ -185,7 +185,9 @@ impl Attempt<'_> {
             errors.extend(returned.err().map(|error| error.to_string()));
             if gone {
                 names::forget(self.pins, address.into());
-                errors.extend(self.endpoints.release(address.into()).err().map(|error| error.to_string()));
+                if let Err(error) = lease::release(&mut self.endpoints, self.pins, address.into()) {
+                    errors.push(error.to_string());
+                }
             }
         }
         if errors.is_empty() {

@@ -59,7 +59,7 @@ pub(super) fn del(attachment: &Attachment, pins: &Pins) -> Result<(), Failure> {
     if gone && let Some(endpoints) = &mut endpoints {
         for (address, _) in lease::held_by(&entries, &owner) {
             names::forget(pins, address);
-            if let Err(error) = endpoints.release(address) {
+            if let Err(error) = lease::release(endpoints, pins, address) {
                 errors.push(error.to_string());
             }
         }

@@ -101,11 +101,7 @@ impl fmt::Display for Failure {
 /// From opening and reading maps. Without pins there is no datapath yet: the runtime tries again.
 impl From<DatapathError> for Failure {
     fn from(error: DatapathError) -> Self {
-        let code = match error {
-            DatapathError::NotPinned { .. } => Code::TryAgainLater,
-            _ => Code::Io,
-        };
-        Self::new(code, error.to_string())
+        Self::new(Code::from(&error), error.to_string())
     }
 }
 

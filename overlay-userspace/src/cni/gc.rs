@@ -10,7 +10,7 @@ use overlay_common::maps::Owner;
 
 use super::{
     failure::{Code, Failure},
-    interface, names,
+    interface, lease, names,
     owner::{device_name, owner, owner_text},
     ports,
     types::{Conf, Version},
@@ -67,8 +67,8 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
         }
         removed.insert(device);
         names::forget(&conf.pins, address);
-        match endpoints.release(address) {
-            Ok(_) => {
+        match lease::release(&mut endpoints, &conf.pins, address) {
+            Ok(()) => {
                 let (container, ifname) = owner_text(&endpoint.owner);
                 log::info!("removed {ifname} of container {container} ({})", address.to_ip());
             }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::datapath::{DatapathError, pins::Pins, tables::Endpoints};
+use crate::datapath::{DatapathError, pins::Pins, schema, tables::Endpoints};
 
 mod conflist;
 
@@ -209,7 +209,31 @@ impl Install {
     }
 }
 
+/// Where the plugin is in a directory of plugins.
+pub(crate) fn binary_in(dir: &Path) -> PathBuf {
+    dir.join(BINARY)
+}
+
+/// Puts this build's plugin in the place of another build's; where there is none, or another program, nothing is done.
+pub(crate) fn replace_binary(dir: &Path) -> anyhow::Result<bool> {
+    let path = binary_in(dir);
+    if !path.exists() || !is_overlay(&path)? {
+        return Ok(false);
+    }
+    let done = put(&path, 0o755, || File::open(SELF).context("open the running binary"))?;
+    Ok(done == Put::Written)
+}
+
 impl Places {
+    /// Files that an installation which was killed has left.
+    pub(crate) fn unfinished(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = unfinished(&self.bin_dir)?;
+        if self.conf_dir != self.bin_dir {
+            found.append(&mut unfinished(&self.conf_dir)?);
+        }
+        Ok(found)
+    }
+
     /// Has what `install` has put there removed by `remove`: all of it, or the configuration alone while pods are
     /// `attached` and nobody uses `force`.
     pub(crate) fn uninstall(
@@ -262,7 +286,10 @@ impl Places {
 
 /// How many pods are on the node.
 pub(crate) fn attached(pins: &Pins) -> anyhow::Result<usize> {
-    match Endpoints::open(pins).and_then(|endpoints| endpoints.entries()) {
+    match schema::readable(pins)
+        .and_then(|pins| Endpoints::open(&pins))
+        .and_then(|endpoints| endpoints.entries())
+    {
         Ok(entries) => Ok(entries.len()),
         Err(DatapathError::NotPinned { .. }) => Ok(0),
         Err(error) => Err(error.into()),
@@ -339,15 +366,30 @@ impl Drop for Fresh {
 
 /// Removes what a killed call has left.
 fn sweep(dir: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let name = entry.with_context(|| format!("list {}", dir.display()))?.file_name();
+    for path in unfinished(dir)? {
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// What killed calls have left in a directory; nothing where there is none.
+fn unfinished(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let failed = || format!("list {}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.with_context(failed)?.file_name();
         if let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(FRESH))
             && !Path::new("/proc").join(pid).exists()
         {
-            let _ = fs::remove_file(dir.join(&name));
+            found.push(dir.join(&name));
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
 }
 
 /// Whether both have the same content; at most one chunk of each is held.

@@ -15,7 +15,12 @@ use super::{
     owner::owner_text,
     wanted::Wanted,
 };
-use crate::datapath::tables::{Endpoints, LeaseCursor};
+use crate::datapath::{
+    DatapathError,
+    pins::Pins,
+    schema,
+    tables::{Endpoints, LeaseCursor},
+};
 
 /// The addresses of `subnet` that pods can have, each once, beginning after `last` (at the first where `last` is not in
 /// the subnet) and wrapping round.
@@ -70,7 +75,7 @@ pub(super) fn take(
     let Applicant { owner, network, wanted } = *applicant;
     let endpoint = |address| {
         let mac = wanted.mac.unwrap_or_else(|| mac(address));
-        Endpoint { ifindex: 0, network, mac, gateway_mac: node.gateway_mac, owner }
+        Endpoint::lease(network, mac, node.gateway_mac, owner)
     };
     if let Some(address) = wanted.address {
         let endpoint = endpoint(address);
@@ -189,6 +194,13 @@ pub(super) fn complete(
         Ok(false) => Err(Failure::step("complete the endpoint", format!("the lease of {address} is gone"))),
         Err(error) => Err(Failure::step("complete the endpoint", error)),
     }
+}
+
+/// Gives an address back.
+pub(super) fn release(endpoints: &mut Endpoints, pins: &Pins, address: Addr) -> Result<(), DatapathError> {
+    // First: afterwards it may be somebody's again.
+    schema::forget_endpoint(pins, address)?;
+    endpoints.release(address).map(drop)
 }
 
 /// The leases of one owner among all: one, unless a call was killed or repeated.

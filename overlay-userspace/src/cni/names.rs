@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use overlay_common::maps::{Addr, PodName};
 
-use crate::datapath::{pins::Pins, tables::PodNames};
+use crate::datapath::{DatapathError, pins::Pins, tables::PodNames};
 
 /// The name in `CNI_ARGS`; `None` where the runtime says none. What it says is not ours to refuse.
 pub(super) fn from_args(text: &str) -> Option<PodName> {
@@ -24,15 +24,19 @@ pub(super) fn keep(pins: &Pins, address: Ipv4Addr, name: Option<&PodName>) {
         Some(name) => names.set(address.into(), *name),
         None => names.remove(address.into()),
     });
-    if let Err(error) = kept {
-        log::warn!("{error}");
-    }
+    grumble(kept);
 }
 
 /// Removes the name of an address that is about to be released.
 pub(super) fn forget(pins: &Pins, address: Addr) {
-    if let Err(error) = PodNames::open(pins).and_then(|mut names| names.remove(address)) {
-        log::warn!("{error}");
+    grumble(PodNames::open(pins).and_then(|mut names| names.remove(address)));
+}
+
+/// An older schema, while it is in force, has no names.
+fn grumble(result: Result<(), DatapathError>) {
+    match result {
+        Ok(()) | Err(DatapathError::NotPinned { .. }) => {}
+        Err(error) => log::warn!("{error}"),
     }
 }
 

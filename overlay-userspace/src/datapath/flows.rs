@@ -3,19 +3,22 @@
 //! The programs write it. Userspace lists it, removes what conntrack has forgotten, and copies it when its size changes. A
 //! look from here does not keep an entry young (`htab_lru_map_lookup_elem_sys`, kernel/bpf/hashtab.c).
 
-use std::io;
-
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use overlay_common::maps::{Flow, FlowKey};
 
-use super::{Cause, DatapathError, pins::Pins, tables};
+use super::{
+    Cause, DatapathError,
+    pins::{self, Pins},
+    schema::view::HashView,
+    tables,
+};
 
 const NAME: &str = "STACK_FLOWS";
 const SWITCH: &str = "FLOW_SWITCH";
 
 /// The table. It stays what it is while this is held, also when another takes its place under the pin.
 pub struct StackFlows {
-    map: HashMap<MapData, FlowKey, Flow>,
+    map: HashView<FlowKey, Flow>,
     switch: Array<MapData, u32>,
     capacity: u32,
 }
@@ -33,13 +36,7 @@ pub fn pinned_capacity(pins: &Pins) -> Result<Option<u32>, DatapathError> {
 
 /// Takes the pin away: the next load makes a new table. Programs that run keep the old one.
 pub fn unpin(pins: &Pins) -> Result<(), DatapathError> {
-    let path = pins.map(NAME);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(DatapathError::new(format!("remove {}", path.display()), e))
-        }
-        _ => Ok(()),
-    }
+    pins::remove_file(&pins.map(NAME))
 }
 
 impl StackFlows {
@@ -47,11 +44,10 @@ impl StackFlows {
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
         let path = pins.map(NAME);
         let failed = |e: MapError| DatapathError::new(format!("open {}", path.display()), e);
-        let map = tables::open(&path)?;
-        let capacity = map.info().map_err(failed)?.max_entries();
+        let map = HashView::open(pins, NAME, Map::LruHashMap)?;
+        let capacity = tables::open(&path)?.info().map_err(failed)?.max_entries();
         let switch = pins.map(SWITCH);
         let switch = Array::try_from(Map::Array(tables::open(&switch)?)).map_err(failed)?;
-        let map = HashMap::try_from(Map::LruHashMap(map)).map_err(failed)?;
         Ok(Self { map, switch, capacity })
     }
 
@@ -73,7 +69,7 @@ impl StackFlows {
 
     /// One entry.
     pub fn get(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
-        match self.map.get(key, 0) {
+        match self.map.get(key) {
             Ok(flow) => Ok(Some(flow)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(DatapathError::new(format!("look up a flow in {NAME}"), e)),
@@ -83,7 +79,7 @@ impl StackFlows {
     /// Makes an entry, as the programs do.
     pub fn record(&mut self, key: &FlowKey, flow: Flow) -> Result<(), DatapathError> {
         self.map
-            .insert(key, flow, 0)
+            .insert(key, &flow, 0)
             .map_err(|e| DatapathError::new(format!("record a flow in {NAME}"), e))?;
         self.switch(true)
     }

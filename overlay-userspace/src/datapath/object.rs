@@ -114,6 +114,11 @@ const LAYOUTS: [Layout; 14] = [
     Layout { name: "CNI_CALLS", map_type: MapType::Array, key: 4, value: size_of::<CniCalls>(), entries: CNI_VERBS_MAX, flags: MMAPABLE },
 ];
 
+/// The names of all maps that are pinned.
+pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
+    LAYOUTS.iter().map(|layout| layout.name)
+}
+
 /// Compares what is pinned with what this build needs; aya 0.14 would take an incompatible map silently.
 ///
 /// # Errors

@@ -17,27 +17,66 @@ use super::DatapathError;
 /// The bpffs that systemd mounts.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The pin root of a node.
-#[derive(Clone, Debug)]
+/// The pin root of a node, and the schema of what is pinned there.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
+    schema: u32,
 }
 
 impl Default for Pins {
     fn default() -> Self {
-        Self { root: Path::new(BPFFS).join("overlay").join(format!("v{SCHEMA}")) }
+        Self::new(Path::new(BPFFS).join("overlay").join(directory(SCHEMA)))
     }
 }
 
+/// The name of a schema's directory.
+pub(super) fn directory(schema: u32) -> String {
+    format!("v{schema}")
+}
+
+/// The schema of a directory of this name.
+pub(super) fn schema_of(name: &str) -> Option<u32> {
+    let schema = name.strip_prefix('v')?.parse().ok()?;
+    (directory(schema) == name).then_some(schema)
+}
+
 impl Pins {
-    /// Pins below `root`; nothing is looked at yet.
+    /// Pins of this build's schema; nothing is looked at yet.
+    ///
+    /// A `root` that is called `v` and a number stands for the place beside it that has the number of this build's
+    /// schema, so that configurations need not change with the build.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let mut root = root.into();
+        if root.file_name().and_then(|name| name.to_str()).and_then(schema_of).is_some() {
+            root.set_file_name(directory(SCHEMA));
+        }
+        Self { root, schema: SCHEMA }
     }
 
     /// The directory of all pins.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The schema of the maps.
+    pub const fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    /// The directory that the schemas of this node have in common; `None` where there is only the one that was named.
+    pub fn base(&self) -> Option<&Path> {
+        self.root.file_name().and_then(|name| name.to_str()).and_then(schema_of)?;
+        self.root.parent()
+    }
+
+    /// The pins of another schema of the same node. Of this one, where it can have no others.
+    #[must_use]
+    pub fn of_schema(&self, schema: u32) -> Self {
+        match self.base() {
+            Some(base) => Self { root: base.join(directory(schema)), schema },
+            None => self.clone(),
+        }
     }
 
     /// The path of a map.
@@ -109,16 +148,17 @@ impl Pins {
 
     /// Removes the pin of a program, which runs on where it is attached. Missing is fine.
     pub fn remove_program(&self, name: &str) -> Result<(), DatapathError> {
-        unpin(&self.program(name))
+        remove_file(&self.program(name))
     }
 
     /// Removes the pin of a link; without another reference the kernel then detaches it. Missing is fine.
     pub fn remove_link(&self, name: &str) -> Result<(), DatapathError> {
-        unpin(&self.link(name))
+        remove_file(&self.link(name))
     }
 }
 
-fn unpin(path: &Path) -> Result<(), DatapathError> {
+/// Removes a pin. Missing is fine.
+pub(super) fn remove_file(path: &Path) -> Result<(), DatapathError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(DatapathError::new(format!("remove {}", path.display()), e))
@@ -144,12 +184,7 @@ pub(super) fn replace(
 ) -> Result<(), DatapathError> {
     let fresh = path
         .with_file_name(format!("{}_new", path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()));
-    match fs::remove_file(&fresh) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(DatapathError::new(format!("remove {}", fresh.display()), e));
-        }
-        _ => {}
-    }
+    remove_file(&fresh)?;
     pin(&fresh)?;
     fs::rename(&fresh, path).map_err(|e| DatapathError::new(format!("rename {}", fresh.display()), e))
 }
@@ -169,6 +204,22 @@ mod tests {
 
     #[test]
     fn the_default_root_carries_the_schema() {
-        assert_eq!(Pins::default().map("NODES"), Path::new("/sys/fs/bpf/overlay/v2/maps/NODES"));
+        let expected = format!("/sys/fs/bpf/overlay/v{SCHEMA}/maps/NODES");
+        assert_eq!(Pins::default().map("NODES"), Path::new(&expected));
+    }
+
+    #[test]
+    fn a_root_with_a_number_stands_for_that_of_the_build_and_another_for_itself() {
+        for number in [0, 1, 77] {
+            let pins = Pins::new(format!("/x/v{number}"));
+            assert_eq!(pins.root(), Path::new("/x").join(directory(SCHEMA)));
+            assert_eq!((pins.base(), pins.schema()), (Some(Path::new("/x")), SCHEMA));
+            assert_eq!(pins.of_schema(9).root(), Path::new("/x/v9"));
+        }
+        for root in ["/x/pins", "/x/v", "/x/v01", "/x/v1a"] {
+            let pins = Pins::new(root);
+            assert_eq!((pins.root(), pins.base()), (Path::new(root), None));
+            assert_eq!(pins.of_schema(9), pins);
+        }
     }
 }

@@ -1,18 +1,22 @@
 //! Typed views of the pinned maps. Opening one needs no agent and no object.
 
-use std::{io, path::Path as FsPath};
+use std::{collections::HashSet, hash::Hash, io, path::Path as FsPath};
 
-use aya::{
-    Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
-};
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use overlay_common::{
     counter::{Counter, Path},
     maps::{Addr, Endpoint, HostPort, HostPortTarget, Local, Node, NodeName, PodName},
     reason::Reason,
 };
 
-use super::{Cause, DatapathError, pins::Pins};
+use super::{
+    Cause, DatapathError,
+    pins::Pins,
+    schema::{
+        record::Record,
+        view::{ArrayView, HashView},
+    },
+};
 
 /// `BPF_NOEXIST`: insert only where there is no entry (bpf(2)).
 const NOEXIST: u64 = 1;
@@ -28,20 +32,8 @@ pub(super) fn open(path: &FsPath) -> Result<MapData, DatapathError> {
     })
 }
 
-fn hash<K: Pod, V: Pod>(pins: &Pins, name: &str) -> Result<HashMap<MapData, K, V>, DatapathError> {
-    let path = pins.map(name);
-    HashMap::try_from(Map::HashMap(open(&path)?))
-        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
-}
-
-fn array<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>, DatapathError> {
-    let path = pins.map(name);
-    Array::try_from(Map::Array(open(&path)?))
-        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))
-}
-
 /// What a hash map is keyed by; in words for errors.
-trait Key: Pod {
+trait Key: Record + Eq + Hash {
     fn text(&self) -> String;
 }
 
@@ -58,14 +50,26 @@ impl Key for HostPort {
 }
 
 /// A hash map.
-struct Table<K: Key, V: Pod> {
+struct Table<K: Key, V: Record> {
     name: &'static str,
-    map: HashMap<MapData, K, V>,
+    map: HashView<K, V>,
 }
 
-impl<K: Key, V: Pod> Table<K, V> {
+impl<K: Key, V: Record> Table<K, V> {
     fn open(pins: &Pins, name: &'static str) -> Result<Self, DatapathError> {
-        Ok(Self { name, map: hash(pins, name)? })
+        Ok(Self { name, map: HashView::open(pins, name, Map::HashMap)? })
+    }
+
+    /// Gives it the entries of the other one, and no more.
+    fn make(&mut self, other: &Self) -> Result<(), DatapathError> {
+        let wanted = other.entries()?;
+        let kept: HashSet<K> = wanted.iter().map(|(key, _)| *key).collect();
+        for (key, _) in self.entries()? {
+            if !kept.contains(&key) {
+                self.remove(key)?;
+            }
+        }
+        wanted.into_iter().try_for_each(|(key, value)| self.insert(key, value, 0).map(drop))
     }
 
     fn failed(&self, what: &str, key: &K, error: impl Into<Cause>) -> DatapathError {
@@ -86,7 +90,7 @@ impl<K: Key, V: Pod> Table<K, V> {
     }
 
     fn get(&self, key: K) -> Result<Option<V>, DatapathError> {
-        match self.map.get(&key, 0) {
+        match self.map.get(&key) {
             Ok(value) => Ok(Some(value)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(self.failed("look up", &key, e)),
@@ -95,7 +99,7 @@ impl<K: Key, V: Pod> Table<K, V> {
 
     /// `Ok(false)` where `flags` forbid it: the entry exists ([`NOEXIST`]) or does not ([`EXIST`]).
     fn insert(&mut self, key: K, value: V, flags: u64) -> Result<bool, DatapathError> {
-        match self.map.insert(key, value, flags).map_err(Cause::from) {
+        match self.map.insert(&key, &value, flags).map_err(Cause::from) {
             Ok(()) => Ok(true),
             Err(Cause::Io(e))
                 if matches!(e.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) && flags != 0 =>
@@ -148,6 +152,11 @@ impl Nodes {
 pub struct Endpoints(Table<Addr, Endpoint>);
 
 impl Endpoints {
+    /// Gives it the entries of another one, and no more.
+    pub(super) fn make(&mut self, other: &Self) -> Result<(), DatapathError> {
+        self.0.make(&other.0)
+    }
+
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Table::open(pins, "ENDPOINTS").map(Self)
@@ -184,6 +193,11 @@ impl Endpoints {
 pub struct HostPorts(Table<HostPort, HostPortTarget>);
 
 impl HostPorts {
+    /// Gives it the entries of another one, and no more.
+    pub(super) fn make(&mut self, other: &Self) -> Result<(), DatapathError> {
+        self.0.make(&other.0)
+    }
+
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
         Table::open(pins, "HOST_PORTS").map(Self)
@@ -219,9 +233,13 @@ impl NodeNames {
         Table::open(pins, "NODE_NAMES").map(Self)
     }
 
-    /// All entries.
-    pub fn entries(&self) -> Result<Vec<(Addr, NodeName)>, DatapathError> {
-        self.0.entries()
+    /// All entries; none where an older schema is in force, which has no names (before 2).
+    pub fn all(pins: &Pins) -> Result<Vec<(Addr, NodeName)>, DatapathError> {
+        match Self::open(pins) {
+            Ok(names) => names.0.entries(),
+            Err(DatapathError::NotPinned { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Inserts or replaces.
@@ -245,9 +263,14 @@ impl PodNames {
         Table::open(pins, "POD_NAMES").map(Self)
     }
 
-    /// All entries, also such that nobody has removed: see [`Endpoints`] for what there is.
-    pub fn entries(&self) -> Result<Vec<(Addr, PodName)>, DatapathError> {
-        self.0.entries()
+    /// All entries, also such that nobody has removed: see [`Endpoints`] for what there is. None where an older schema is in
+    /// force, which has no names (before 2).
+    pub fn all(pins: &Pins) -> Result<Vec<(Addr, PodName)>, DatapathError> {
+        match Self::open(pins) {
+            Ok(names) => names.0.entries(),
+            Err(DatapathError::NotPinned { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Inserts or replaces.
@@ -262,43 +285,43 @@ impl PodNames {
 }
 
 /// `LOCAL`: what the agent has found out about this node, for those that run without it.
-pub struct LocalTable(Array<MapData, Local>);
+pub struct LocalTable(ArrayView<Local>);
 
 impl LocalTable {
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        array(pins, "LOCAL").map(Self)
+        ArrayView::open(pins, "LOCAL").map(Self)
     }
 
     /// The entry; all zero before the agent's first start is complete.
     pub fn get(&self) -> Result<Local, DatapathError> {
-        self.0.get(&0, 0).map_err(|e| DatapathError::new("read LOCAL", e))
+        self.0.get(0).map_err(|e| DatapathError::new("read LOCAL", e))
     }
 
     /// Replaces the entry.
     pub fn set(&mut self, local: &Local) -> Result<(), DatapathError> {
-        self.0.set(0, local, 0).map_err(|e| DatapathError::new("write LOCAL", e))
+        self.0.set(0, local).map_err(|e| DatapathError::new("write LOCAL", e))
     }
 }
 
 /// `LEASE_CURSOR`: the address tried last in each family, so that a released address is not reused at once. Not exact
 /// under concurrency, and need not be: [`Endpoints::lease`] decides.
-pub struct LeaseCursor(Array<MapData, Addr>);
+pub struct LeaseCursor(ArrayView<Addr>);
 
 impl LeaseCursor {
     /// Opens the pinned map.
     pub fn open(pins: &Pins) -> Result<Self, DatapathError> {
-        array(pins, "LEASE_CURSOR").map(Self)
+        ArrayView::open(pins, "LEASE_CURSOR").map(Self)
     }
 
     /// The address tried last, unspecified at first. `family` is `FAMILY_V4` or `FAMILY_V6`.
     pub fn get(&self, family: usize) -> Result<Addr, DatapathError> {
-        self.0.get(&(family as u32), 0).map_err(|e| DatapathError::new("read LEASE_CURSOR", e))
+        self.0.get(family as u32).map_err(|e| DatapathError::new("read LEASE_CURSOR", e))
     }
 
     /// Remembers an address.
     pub fn set(&mut self, family: usize, addr: Addr) -> Result<(), DatapathError> {
-        self.0.set(family as u32, addr, 0).map_err(|e| DatapathError::new("write LEASE_CURSOR", e))
+        self.0.set(family as u32, &addr).map_err(|e| DatapathError::new("write LEASE_CURSOR", e))
     }
 }
 

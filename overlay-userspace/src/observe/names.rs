@@ -178,7 +178,7 @@ impl Names {
 /// The pods of this node, with their names.
 pub fn pods(pins: &Pins) -> Result<Vec<Pod>, DatapathError> {
     let mut names: HashMap<Addr, (String, String)> = HashMap::new();
-    for (address, name) in PodNames::open(pins)?.entries()? {
+    for (address, name) in PodNames::all(pins)? {
         let (namespace, name) = name.as_strs();
         names.insert(address, (namespace.to_owned(), name.to_owned()));
     }
@@ -197,7 +197,7 @@ pub fn node_names(pins: &Pins) -> Result<HashMap<IpAddr, String>, DatapathError>
         .filter(|(_, node)| node.flags & NODE_HOST != 0)
         .map(|(_, node)| node.vtep)
         .collect();
-    let names = NodeNames::open(pins)?.entries()?.into_iter().filter(|(vtep, _)| vteps.contains(vtep));
+    let names = NodeNames::all(pins)?.into_iter().filter(|(vtep, _)| vteps.contains(vtep));
     Ok(names.map(|(vtep, name)| (vtep.to_ip(), name.as_str().to_owned())).collect())
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use overlay_common::maps::SCHEMA;
 
 use super::sweep::{self, Process};
 use super::{Node, exec, interrupt};
@@ -137,6 +138,42 @@ fn tail(log: &Path) -> String {
     let text = read(log);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n")
+}
+
+/// Which build of overlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Build {
+    /// The one under test.
+    #[default]
+    Own,
+    /// The one with the rehearsal of the next schema.
+    Next,
+}
+
+impl Build {
+    /// The number of its schema.
+    pub fn schema(self) -> u32 {
+        SCHEMA + u32::from(self == Self::Next)
+    }
+
+    /// Its binary.
+    #[track_caller]
+    pub fn binary(self) -> PathBuf {
+        match self {
+            Self::Own => overlay_binary(),
+            Self::Next => next_binary(),
+        }
+    }
+}
+
+/// `$OVERLAY_NEXT_BIN`, else `next/overlay` in the target directory.
+#[track_caller]
+fn next_binary() -> PathBuf {
+    let named = env::var_os("OVERLAY_NEXT_BIN").map(PathBuf::from);
+    let own = env::current_exe().expect("find own executable");
+    let mut places = own.ancestors().map(|dir| dir.join("next/overlay"));
+    let found = named.or_else(|| places.find(|path| path.is_file())).filter(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("no overlay binary of the next schema: cargo xtask build --next-schema"))
 }
 
 /// The `overlay` binary under test: `$OVERLAY_BIN`, else `overlay` in the profile directory that this program was

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
+use overlay_common::maps::SCHEMA;
 use serde_json::Value;
 
-use super::agent::{self, Agent, AgentOptions, overlay_binary};
+use super::agent::{self, Agent, AgentOptions, Build};
 use super::{Docker, DockerState, Lab, Lan, Link, Namespace, NodeEntry, exec};
 
 /// How long `overlay status` may take.
@@ -25,6 +26,15 @@ pub(super) struct Site {
     pub(super) namespace: Namespace,
     pub(super) pins: PathBuf,
     lab_dir: PathBuf,
+    builds: Mutex<Builds>,
+}
+
+/// What the agent and the command line, and what the CNI plugin are of.
+#[derive(Debug, Default)]
+struct Builds {
+    agent: Build,
+    /// The one under test if not said.
+    plugin: Option<PathBuf>,
 }
 
 /// A node of the cluster.
@@ -93,7 +103,13 @@ impl NodeBuilder {
         self.docker.install(&namespace);
         let pins = lab.dir().join("bpf").join(&self.name);
         fs::create_dir(&pins).unwrap_or_else(|error| panic!("cannot make {}: {error}", pins.display()));
-        let site = Site { name: self.name, namespace, pins: pins.join("v1"), lab_dir: lab.dir().to_owned() };
+        let site = Site {
+            name: self.name,
+            namespace,
+            pins: pins.join(format!("v{SCHEMA}")),
+            lab_dir: lab.dir().to_owned(),
+            builds: Mutex::default(),
+        };
         Node {
             site: Arc::new(site),
             address: self.underlay.addr(),
@@ -143,6 +159,26 @@ impl Node {
     /// Its pin root, as `--pins` takes it.
     pub fn pins(&self) -> &Path {
         &self.site.pins
+    }
+
+    /// The pins of a build.
+    pub fn pins_of(&self, build: Build) -> PathBuf {
+        self.site.pins.with_file_name(format!("v{}", build.schema()))
+    }
+
+    /// From now on agents and commands are of this build.
+    pub fn use_agent(&self, build: Build) {
+        self.site.builds().agent = build;
+    }
+
+    /// From now on the CNI plugin is of this build.
+    pub fn use_plugin(&self, build: Build) {
+        self.use_plugin_at(&build.binary());
+    }
+
+    /// From now on the CNI plugin is this file.
+    pub fn use_plugin_at(&self, path: &Path) {
+        self.site.builds().plugin = Some(path.to_owned());
     }
 
     /// Its row in the cluster file.
@@ -288,8 +324,18 @@ impl Node {
 impl Site {
     #[track_caller]
     pub(super) fn overlay(&self, arguments: &[&str]) -> Command {
-        let mut command = self.namespace.command(overlay_binary());
+        let mut command = self.namespace.command(self.builds().agent.binary());
         command.args(arguments).env("OVERLAY_PINS", &self.pins).env("NODE_NAME", &self.name);
         command
+    }
+
+    fn builds(&self) -> MutexGuard<'_, Builds> {
+        self.builds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The binary of the CNI plugin.
+    #[track_caller]
+    pub(super) fn plugin(&self) -> PathBuf {
+        self.builds().plugin.clone().unwrap_or_else(|| Build::Own.binary())
     }
 }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
-use super::agent::overlay_binary;
 use super::node::Site;
 use super::{Lab, Namespace, Node, exec};
 
@@ -130,10 +129,10 @@ impl Node {
 impl Site {
     #[track_caller]
     fn cni(&self, call: &CniCall) -> Result<Value, CniError> {
-        let binary = overlay_binary();
-        let mut command = self.overlay(&["cni"]);
+        let binary = self.plugin();
         // Only what the specification gives a plugin: the configuration names the pins.
-        command.env_remove("OVERLAY_PINS").env_remove("NODE_NAME");
+        let mut command = self.namespace.command(&binary);
+        command.arg("cni");
         command.env("CNI_COMMAND", &call.command).env("CNI_CONTAINERID", &call.container_id);
         command.env("CNI_IFNAME", &call.ifname).env("CNI_ARGS", &call.args);
         command.env("CNI_PATH", binary.parent().unwrap_or(&binary));

@@ -120,10 +120,21 @@ impl Stream {
     ///
     /// Errors: a socket cannot be made, or (TCP) the connection. Any later error is in the [`Outcome`].
     pub fn start(kind: Kind, client: &Namespace, server: &Namespace, at: IpAddr, rate: u32) -> Result<Self> {
-        let any_port = SocketAddr::new(at, 0);
+        Self::start_through(kind, client, server, (at, at), rate)
+    }
+
+    /// As [`Stream::start`], but that the client calls `dial` and somebody on the way leads that to `listen`.
+    pub fn start_through(
+        kind: Kind,
+        client: &Namespace,
+        server: &Namespace,
+        (listen, dial): (IpAddr, IpAddr),
+        rate: u32,
+    ) -> Result<Self> {
+        let any_port = |at| SocketAddr::new(at, 0);
         match kind {
             Kind::Tcp => {
-                let (near, far) = tcp::connect(client, server, any_port, any_port)?;
+                let (near, far) = tcp::connect(client, server, any_port(listen), any_port(dial))?;
                 for stream in [&near, &far] {
                     stream.set_read_timeout(Some(TICK))?;
                 }
@@ -142,8 +153,8 @@ impl Stream {
                 Ok(stream)
             }
             Kind::Udp => {
-                let far = udp::bind(server, any_port)?;
-                let near = udp::connected(client, far.local_addr()?)?;
+                let far = udp::bind(server, any_port(listen))?;
+                let near = udp::connected(client, SocketAddr::new(dial, far.local_addr()?.port()))?;
                 far.set_read_timeout(Some(TICK))?;
                 let mut stream = Self::datagrams(
                     near,
@@ -155,7 +166,7 @@ impl Stream {
                 Ok(stream)
             }
             Kind::Ping => {
-                let near = icmp_socket(client, at)?;
+                let near = icmp_socket(client, dial)?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed) ^ std::process::id() as u16;
                 Self::datagrams(
                     near,

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use overlay_tests::lab::{CniCall, Namespace, overlay_binary};
+use overlay_tests::trace::{End, kill_after};
 use overlay_tests::traffic::ping;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, GATEWAY, NODE, expect_same};
-use crate::trace::{End, kill_after};
 
 /// More than any call has.
 const STEPS_MAX: usize = 80;

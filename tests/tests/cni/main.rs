@@ -15,5 +15,4 @@ mod chain;
 mod crowd;
 mod install;
 mod killed;
-mod trace;
 mod verbs;

@@ -24,7 +24,8 @@ const CHECKS: [&str; 14] = [
 
 #[test]
 fn nothing_is_found_on_healthy_nodes_and_every_check_has_looked() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = Cluster::builder().build();
+    cluster.start_agents_with(|_| with_mesh());
     let _pods = [cluster.add_pod("cp", "a"), cluster.add_pod("w1", "b"), cluster.add_pod("w2", "c")];
     for node in cluster.nodes() {
         let seen = doctor(cluster.lab(), node, &[]);

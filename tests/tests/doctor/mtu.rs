@@ -9,7 +9,8 @@ use crate::bed::{Bed, doctor, with_mesh};
 
 #[test]
 pub(crate) fn a_path_that_is_narrower_than_the_device_says_is_measured() {
-    let cluster = Cluster::builder().start_with(&with_mesh());
+    let cluster = Cluster::builder().build();
+    cluster.start_agents_with(|_| with_mesh());
     let (near, far) = (cluster.add_pod("cp", "near"), cluster.add_pod("w2", "far"));
     // What is longer is dropped without a word: this end of the wire takes no more (but the four bytes of a VLAN tag), the
     // other one does not know.

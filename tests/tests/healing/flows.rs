@@ -2,6 +2,7 @@
 //! nobody tracks any more leaves it. The Service is the smallest there is: a rule that translates a destination.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use overlay_common::maps::{Flow, FlowKey};
@@ -81,6 +82,38 @@ fn entries_survive_another_size_of_their_table() {
         through_service(&bed);
         bed.expect_traffic();
     }
+}
+
+/// What programs still read is not let go of because others were to replace them, and could not.
+#[test]
+fn entries_survive_a_load_that_fails_while_their_table_changes_its_size() {
+    let bed = Bed::start();
+    serve(&bed.a, bed.pod_b.addr());
+    through_service(&bed);
+    for port in 1..=100 {
+        table(&bed.a).record(&dead(port), Flow { recorded_ns: 1 }).unwrap();
+    }
+    // Another map in the place of one that the programs need: they cannot be loaded.
+    let [pin, aside] = ["DROPS", "DROPS_aside"].map(|name| bed.a.pins().join("maps").join(name));
+    fs::rename(&pin, &aside).unwrap();
+    let mut bpftool = bed.a.namespace().command("bpftool");
+    bpftool.args(["map", "create"]).arg(&pin);
+    bpftool.args(["type", "array", "key", "4", "value", "4", "entries", "1", "name", "other"]);
+    exec::must(&mut bpftool, "");
+    let log = bed.a.log_mark();
+    let nodes = [bed.a.entry(), bed.b.entry()];
+    bed.write(&Network { stack_flows: Some(2048), ..Network::default() }, &nodes);
+    log.wait_for("this build needs", SOON);
+    through_service(&bed);
+    let lines = log.lines();
+    assert!(!lines.iter().any(|line| line.contains(CHANGED_OVER)), "{lines:#?}");
+
+    fs::rename(&aside, &pin).unwrap();
+    log.wait_for(CHANGED_OVER, PERIOD);
+    assert_eq!(capacity(&bed.a), 2048);
+    let keys = table(&bed.a).keys().unwrap();
+    assert!((1..=100).all(|port| keys.contains(&dead(port))), "{keys:?}");
+    through_service(&bed);
 }
 
 #[test]

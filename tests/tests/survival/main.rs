@@ -9,7 +9,5 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
-mod attached;
 mod outage;
 mod start;
-mod traffic;

@@ -5,10 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use overlay_tests::attached::{Attached, Mode};
 use overlay_tests::lab::{AgentOptions, Cluster, ClusterFile, Network, Node, exec};
-
-use crate::attached::{Attached, Mode};
-use crate::traffic::{Pods, Steady, connected};
+use overlay_tests::traffic::steady::{Pods, Steady, connected};
 
 /// How long an agent that has to refuse may take.
 const REFUSAL: Duration = Duration::from_secs(10);

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
+use overlay_tests::attached::{Attached, Mode};
 use overlay_tests::lab::{AgentOptions, Cluster, ClusterFile, Lab, Lan, Link, Network, Node, Pod, exec};
 use overlay_tests::traffic::ping;
-
-use crate::attached::{Attached, Mode};
-use crate::traffic::{Pods, Steady, connected};
+use overlay_tests::traffic::steady::{Pods, Steady, connected};
 
 /// A start is cut off after each of as many equal parts of the time that a whole one takes.
 const PARTS: u32 = 8;

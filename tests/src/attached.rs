@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use overlay_tests::lab::{Node, exec};
+use crate::lab::{Node, exec};
 use serde_json::Value;
 
 /// How programs are attached: `attach` in the cluster file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
+    /// tcx links.
     Tcx,
+    /// Filters.
     Clsact,
 }
 
 impl Mode {
     /// As the cluster file and `overlay status` call it.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
@@ -24,7 +26,7 @@ impl Mode {
 
 /// Everything that is attached on a node: by place the program's name, its id and, in tcx mode, the link's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Attached(BTreeMap<String, Program>);
+pub struct Attached(BTreeMap<String, Program>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Program {
@@ -37,7 +39,7 @@ impl Attached {
     /// Reads it, and makes sure that it is what the mode is about: on each of our devices each program once, as a tcx
     /// link or as a filter, and none of the other kind.
     #[track_caller]
-    pub(crate) fn read(node: &Node, mode: Mode) -> Self {
+    pub fn read(node: &Node, mode: Mode) -> Self {
         assert_eq!(node.status().expect("overlay status works")["attach"], mode.name());
         let (filters, links) = (filters(node), links(node));
         let (ours, others) = match mode {
@@ -62,7 +64,7 @@ impl Attached {
 
     /// Everything that was attached `before` still is, by the same links, but runs programs of a newer load.
     #[track_caller]
-    pub(crate) fn adopts(&self, before: &Self) {
+    pub fn adopts(&self, before: &Self) {
         for (place, old) in &before.0 {
             let new = self.0.get(place).unwrap_or_else(|| panic!("nothing is attached at {place} any more"));
             assert_eq!((&new.name, new.link), (&old.name, old.link), "{place}");

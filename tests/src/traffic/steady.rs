@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
-use overlay_tests::lab::{Cluster, Namespace, Pod};
-use overlay_tests::traffic::drops::Drops;
-use overlay_tests::traffic::stream::{Kind, Stream};
-use overlay_tests::traffic::{ping, tcp, udp};
+use super::drops::Drops;
+use super::stream::{Kind, Stream};
+use super::{ping, tcp, udp};
+use crate::lab::{Cluster, Namespace, Pod};
 
 /// Requests per second of each stream: many streams share two CPUs.
 const RATE: u32 = 50;
@@ -18,26 +18,35 @@ const RATE: u32 = 50;
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Two pods on `cp`, one on each other node.
-pub(crate) struct Pods {
-    pub(crate) a: Pod,
-    pub(crate) b: Pod,
-    pub(crate) peer: Pod,
-    pub(crate) far: Pod,
+#[derive(Debug)]
+pub struct Pods {
+    /// On `cp`.
+    pub a: Pod,
+    /// On `cp`.
+    pub b: Pod,
+    /// On `w1`.
+    pub peer: Pod,
+    /// On `w2`, behind the router.
+    pub far: Pod,
 }
 
 impl Pods {
-    pub(crate) fn new(cluster: &Cluster) -> Self {
+    /// Adds them.
+    #[track_caller]
+    pub fn new(cluster: &Cluster) -> Self {
         let add = |node, name| cluster.add_pod(node, name);
         Self { a: add("cp", "a"), b: add("cp", "b"), peer: add("w1", "a"), far: add("w2", "a") }
     }
 
-    pub(crate) fn all(&self) -> [&Pod; 4] {
+    /// All four.
+    pub fn all(&self) -> [&Pod; 4] {
         [&self.a, &self.b, &self.peer, &self.far]
     }
 }
 
 /// TCP, UDP and ping at once over every kind of path, all by way of `cp` or its pods.
-pub(crate) struct Steady<'a> {
+#[derive(Debug)]
+pub struct Steady<'a> {
     streams: Vec<(String, Stream)>,
     drops: Vec<Drops>,
     cluster: &'a Cluster,
@@ -45,7 +54,8 @@ pub(crate) struct Steady<'a> {
 
 impl<'a> Steady<'a> {
     /// Starts everything; traffic to the world only where it is to be `masqueraded`.
-    pub(crate) fn start(cluster: &'a Cluster, pods: &Pods, masqueraded: bool) -> Self {
+    #[track_caller]
+    pub fn start(cluster: &'a Cluster, pods: &Pods, masqueraded: bool) -> Self {
         let Pods { a, b, peer, far } = pods;
         let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
         let pod = |pod: &Pod| (pod.namespace().clone(), pod.addr());
@@ -78,15 +88,20 @@ impl<'a> Steady<'a> {
         steady
     }
 
+    /// One more stream, to be as whole as the others.
+    pub fn add(&mut self, name: &str, stream: Stream) {
+        self.streams.push((name.to_owned(), stream));
+    }
+
     /// Ends it: every request has been answered, without a break, and no program has dropped anything.
     #[track_caller]
-    pub(crate) fn lost_nothing(self) {
+    pub fn lost_nothing(self) {
         self.lost_at_most(0);
     }
 
     /// As [`Steady::lost_nothing`], but that each stream may have lost a few.
     #[track_caller]
-    pub(crate) fn lost_at_most(self, few: u64) {
+    pub fn lost_at_most(self, few: u64) {
         thread::sleep(Duration::from_millis(100));
         let mut bad = Vec::new();
         for (name, stream) in self.streams {
@@ -117,7 +132,7 @@ fn reaches(from: (&Namespace, Ipv4Addr), to: (&Namespace, Ipv4Addr)) {
 /// `pod` and all `others`, its node and the other nodes, and the world: all reach each other under their own addresses;
 /// the world sees the node's.
 #[track_caller]
-pub(crate) fn connected(cluster: &Cluster, pod: &Pod, others: &[&Pod]) {
+pub fn connected(cluster: &Cluster, pod: &Pod, others: &[&Pod]) {
     let own = (pod.namespace(), pod.addr());
     for other in others.iter().map(|other| (other.namespace(), other.addr())) {
         reaches(own, other);

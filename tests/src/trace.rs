@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// Killed after the step that was asked for.
     Killed {
         /// Which step that was.
@@ -29,7 +29,14 @@ pub(crate) enum End {
 
 /// Runs `command` on `input` and kills it after step `last` (counted from 1).
 #[track_caller]
-pub(crate) fn kill_after(mut command: Command, input: &str, last: usize) -> End {
+pub fn kill_after(command: Command, input: &str, last: usize) -> End {
+    kill_when(command, input, |number, _| number == last)
+}
+
+/// Runs `command` on `input` and kills it after the step for which `enough` says so, given its number (from 1) and its
+/// name. The program stands still while it is asked.
+#[track_caller]
+pub fn kill_when(mut command: Command, input: &str, mut enough: impl FnMut(usize, &str) -> bool) -> End {
     // SAFETY: between fork and exec only ptrace is called, which is async-signal-safe.
     unsafe {
         command.pre_exec(|| ptrace::traceme().map_err(Into::into));
@@ -63,7 +70,7 @@ pub(crate) fn kill_after(mut command: Command, input: &str, last: usize) -> End 
                     // Leaving it.
                     Some(step) => {
                         steps += usize::from(!step.is_empty());
-                        if steps == last && !step.is_empty() && end.is_none() {
+                        if !step.is_empty() && end.is_none() && enough(steps, &step) {
                             end = Some(End::Killed { step });
                             kill(leader, Signal::SIGKILL).expect("kill a traced program");
                         }
@@ -115,7 +122,10 @@ fn step_at(thread: Pid) -> Option<String> {
             (kind & 3 != 2).then(|| format!("netlink {kind}"))
         }
         libc::SYS_write => Some(format!("write to {}", entry.args[0])),
-        libc::SYS_unlink | libc::SYS_unlinkat => Some("unlink".to_owned()),
+        libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_rmdir => Some("unlink".to_owned()),
+        libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => Some("rename".to_owned()),
+        libc::SYS_mkdir | libc::SYS_mkdirat => Some("mkdir".to_owned()),
+        libc::SYS_symlink | libc::SYS_symlinkat => Some("symlink".to_owned()),
         libc::SYS_fork | libc::SYS_vfork => Some("fork".to_owned()),
         // Threads are no step; processes have no CLONE_THREAD.
         libc::SYS_clone => (entry.args[0] & libc::CLONE_THREAD as u64 == 0).then(|| "fork".to_owned()),
