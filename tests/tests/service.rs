@@ -71,24 +71,24 @@ impl Manager {
     }
 }
 
-/// A directory with an `nft` that waits while `hold` exists, and says so in `held`; otherwise it is the real one.
+/// A directory with an `nft` that waits while `hold` exists, and says so in `waits`; otherwise it is the real one.
 #[track_caller]
 fn slow_nft(dir: &Path) -> (PathBuf, PathBuf, String) {
     let bin = dir.join("bin");
     fs::create_dir(&bin).unwrap();
-    let (hold, held) = (dir.join("hold"), dir.join("held"));
+    let (hold, waits) = (dir.join("hold"), dir.join("waits"));
     let real = exec::must(Command::new("sh").args(["-c", "command -v nft"]), "");
     let script = format!(
-        "#!/bin/sh\nwhile [ -e {hold} ]; do : > {held}; sleep 0.05; done\nexec {real} \"$@\"\n",
+        "#!/bin/sh\nwhile [ -e {hold} ]; do : > {waits}; sleep 0.05; done\nexec {real} \"$@\"\n",
         hold = hold.display(),
-        held = held.display(),
+        waits = waits.display(),
         real = real.trim()
     );
     let path = bin.join("nft");
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     let search = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    (hold, held, search)
+    (hold, waits, search)
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn the_manager_hears_that_it_is_ready_that_its_loop_turns_and_that_it_stops() {
     node.stop_agent();
     let dir = cluster.lab().dir();
     let manager = Manager::listen(dir.join("notify"));
-    let (hold, held, search) = slow_nft(dir);
+    let (hold, waits, search) = slow_nft(dir);
     let options = AgentOptions {
         env: vec![
             ("NOTIFY_SOCKET".into(), manager.path.display().to_string()),
@@ -120,7 +120,7 @@ fn the_manager_hears_that_it_is_ready_that_its_loop_turns_and_that_it_stops() {
     // Held up in a pass, by a program that it waits for.
     fs::write(&hold, "").unwrap();
     exec::must(node.namespace().command("nft").args(["delete", "table", "ip", "overlay"]), "");
-    within(LIMIT, "a pass that is held up", || held.exists());
+    within(LIMIT, "a pass that is held up", || waits.exists());
     manager.drain();
     let silent = manager.next(WATCHDOG * 2);
     assert_eq!(silent, None, "a loop that does not turn feeds no watchdog");

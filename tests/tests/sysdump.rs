@@ -105,12 +105,17 @@ fn everything_is_in_it_and_no_secret_is() {
         args: vec!["--health".into(), "127.0.0.1:9879".into()],
         env: vec![("KUBECONFIG".into(), kubeconfig("agents", SECRETS[7]))],
     });
-    let mut log = fs::read_to_string(cp.log_path()).unwrap();
-    log += &format!(
-        "Authorization: Bearer {}\n-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\nafter the key\npassword: '{}'\n",
-        SECRETS[5], SECRETS[6], SECRETS[8]
+    let log = format!(
+        "{}Authorization: Bearer {}\n-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\nafter the key\n\
+         password: '{}'\nGET /x?k={} {} {}\n",
+        cp.log(),
+        SECRETS[5],
+        SECRETS[6],
+        SECRETS[8],
+        SECRETS[0],
+        SECRETS[7],
+        SECRETS[2]
     );
-    log += &format!("GET /x?k={} {} {}\n", SECRETS[0], SECRETS[7], SECRETS[2]);
     // The agent appends to it.
     fs::write(cp.log_path(), log).unwrap();
 
