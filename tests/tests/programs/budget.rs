@@ -5,12 +5,12 @@ use crate::bed::Bed;
 
 /// Instructions that the verifier may walk through, for each program.
 const VERIFIED: [(&str, u32); 6] = [
-    ("from_pod", 24_000),
-    ("to_pod", 3_500),
-    ("from_host", 17_500),
-    ("from_tunnel", 17_500),
-    ("from_wire", 18_000),
-    ("xdp_wire", 17_500),
+    ("from_pod", 14_000),
+    ("to_pod", 2_500),
+    ("from_host", 10_500),
+    ("from_tunnel", 9_500),
+    ("from_wire", 10_000),
+    ("xdp_wire", 10_500),
 ];
 
 #[test]
