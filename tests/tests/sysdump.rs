@@ -104,6 +104,7 @@ fn everything_is_in_it_and_no_secret_is() {
         config: Some(config),
         args: vec!["--health".into(), "127.0.0.1:9879".into()],
         env: vec![("KUBECONFIG".into(), kubeconfig("agents", SECRETS[7]))],
+        ..AgentOptions::default()
     });
     let log = format!(
         "{}Authorization: Bearer {}\n-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\nafter the key\n\
