@@ -23,7 +23,7 @@ const INPUT_MAX: u64 = 1 << 20;
 /// What to ask.
 #[derive(Debug, Args)]
 pub(super) struct Trace {
-    /// A pod of this node: its address, or the beginning of its container's id
+    /// A pod of this node: its address, its name or namespace/name, or the beginning of its container's id
     #[arg(required_unless_present = "received")]
     pod: Option<String>,
     /// Where it sends to: a pod, a node, a Service, the world

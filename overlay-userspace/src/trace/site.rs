@@ -13,6 +13,7 @@ use crate::{
         tables::{Endpoints, LocalTable, Nodes},
     },
     host::netlink::{Link, Netlink},
+    observe::names,
 };
 
 /// How many pods an error offers.
@@ -133,7 +134,11 @@ impl Site {
         {
             return Ok(pod);
         }
-        let found: Vec<_> = self.pods().filter(|pod| pod.is_called(asked)).collect();
+        let named = names::pods(&self.pins)?.into_iter().filter(|pod| pod.is_called(asked));
+        let mut found: Vec<_> = named.filter_map(|pod| self.pod_at(v4(pod.address))).collect();
+        if found.is_empty() {
+            found = self.pods().filter(|pod| pod.is_called(asked)).collect();
+        }
         match found.as_slice() {
             [pod] => Ok(*pod),
             [] => Err(TraceError::NoPod { asked: asked.to_owned(), near: self.near(asked) }),

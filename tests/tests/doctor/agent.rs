@@ -28,7 +28,7 @@ pub(crate) fn an_agent_that_does_not_run_is_missed() {
 #[test]
 pub(crate) fn an_agent_that_is_stopped_is_named_with_what_continues_it() {
     let bed = Bed::start();
-    let pid = Pid::from_raw(bed.a.agent_pid().unwrap().try_into().unwrap());
+    let pid = Pid::from_raw(bed.a.agent_pid().unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
     let seen = bed.doctor(&[]);
     let finding = &seen.expect(&[("agent", "agent")])[0];

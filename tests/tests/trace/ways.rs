@@ -215,3 +215,14 @@ fn a_pod_is_found_by_the_beginning_of_its_container_and_all_formats_say_the_same
     assert!(text.contains(by_address.report["verdict"]["text"].as_str().unwrap()), "{text}");
     assert!(print("wide").contains("\"gateway\""), "facts are shown");
 }
+
+#[test]
+fn a_pod_is_found_by_its_name() {
+    let bed = Bed::new();
+    let to = bed.far.addr().to_string();
+    let by_address = ask(bed.cp(), &[&bed.pod.addr().to_string(), &to, "--port", "80"]);
+    for name in ["a", "default/a"] {
+        let by_name = ask(bed.cp(), &[name, &to, "--port", "80"]);
+        assert_eq!((by_name.code, &by_name.report), (Some(0), &by_address.report), "{name}");
+    }
+}

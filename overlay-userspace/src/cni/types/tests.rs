@@ -44,8 +44,8 @@ fn a_configuration_without_our_keys_gets_the_default_pins() {
 
 #[test]
 fn the_pin_root_can_be_given() {
-    let conf = conf(r#"{"cniVersion":"0.3.1","name":"n","pins":"/sys/fs/bpf/n1/v1"}"#);
-    assert_eq!(conf.pins.root().to_str(), Some("/sys/fs/bpf/n1/v1"));
+    let conf = conf(r#"{"cniVersion":"0.3.1","name":"n","pins":"/sys/fs/bpf/n1"}"#);
+    assert_eq!(conf.pins.root().to_str(), Some("/sys/fs/bpf/n1"));
 }
 
 #[test]
