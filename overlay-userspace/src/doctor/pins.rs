@@ -76,15 +76,15 @@ fn without_device(endpoints: &[(Addr, Endpoint)]) -> anyhow::Result<Vec<(Addr, E
 
 /// The directories beside ours that are called like one of another schema.
 fn other_schemas(pins: &Pins, report: &mut Report) -> anyhow::Result<()> {
-    let Some(parent) = pins.root().parent() else { return Ok(()) };
+    let Some(parent) = pins.base() else { return Ok(()) };
     for entry in fs::read_dir(parent)?.flatten() {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_schema = name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
-        if path == pins.root() || !is_schema || !path.is_dir() {
+        let Some(schema) = name.strip_prefix('v').and_then(|number| number.parse().ok()) else { continue };
+        if path == pins.root() || !path.is_dir() {
             continue;
         }
-        let other = Pins::new(&path);
+        let other = pins.of_schema(schema);
         let links = other.links()?.len();
         let finding =
             report.warning(path.display().to_string(), "are the pins of another version of overlay");
