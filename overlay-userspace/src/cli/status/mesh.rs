@@ -2,7 +2,7 @@
 //! this node's own gateway address, so nothing else has to be open.
 
 use std::{
-    net::{IpAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
@@ -73,10 +73,28 @@ impl Row for Peer {
     }
 }
 
+/// Whether a socket takes what is sent there, by the table of proc_pid_net(5): addresses in hexadecimal, as they lie in memory.
+fn is_bound(sockets: &str, at: SocketAddrV4) -> bool {
+    let local = |line: &str| {
+        let (address, port) = line.split_whitespace().nth(1)?.split_once(':')?;
+        let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+        Some((Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
+    };
+    let takes = |(address, port): (Ipv4Addr, u16)| {
+        port == at.port() && (address == *at.ip() || address.is_unspecified())
+    };
+    sockets.lines().filter_map(local).any(takes)
+}
+
 impl Mesh {
     /// Asks the agent of this node; `None` where it does not answer, or takes no part.
     pub(super) fn read(gateway: IpAddr, port: u16) -> Option<Self> {
         let IpAddr::V4(gateway) = gateway else { return None };
+        // A question that nobody hears would be counted by the node as one for a closed port.
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/udp");
+        if sockets.is_ok_and(|sockets| !is_bound(&sockets, SocketAddrV4::new(gateway, port))) {
+            return None;
+        }
         let row: Result<Vec<Entry>, ProbeError> =
             mesh::row(gateway, SocketAddrV4::new(gateway, port), PATIENCE);
         let peers: Vec<Peer> = row.ok()?.into_iter().map(Peer::from).collect();
@@ -126,5 +144,17 @@ mod tests {
         assert_eq!(cells[0], "192.0.2.7".into());
         assert_eq!(cells[1], Cell::bad("lost"));
         assert_eq!(cells[2..], ["".into(), "12.5 %".into(), "never".into()]);
+    }
+
+    #[test]
+    fn a_socket_is_found_where_it_is_bound_and_nowhere_else() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let at = |address: [u8; 4]| SocketAddrV4::new(address.into(), port);
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
+        assert!(is_bound(&sockets, at([127, 0, 0, 1])));
+        assert!(!is_bound(&sockets, at([127, 0, 0, 2])));
+        let any = format!("   1: 00000000:{port:04X} 00000000:0000 07");
+        assert!(is_bound(&any, at([127, 0, 0, 2])) && !is_bound("", at([127, 0, 0, 1])));
     }
 }
