@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use overlay_common::maps::SCHEMA;
 use overlay_tests::attached::{Attached, Mode};
 use overlay_tests::lab::{AgentOptions, Build, Cluster, Network, Node, exec};
 use overlay_tests::traffic::steady::{Pods, Steady};
@@ -31,7 +32,7 @@ fn a_start_fails(mode: Mode) {
     // Forwarding cannot be looked at, which comes after all devices have the new programs.
     let blind = vec![("OVERLAY_PROC_SYS".to_owned(), "/proc/nothing".to_owned())];
     let out = refused(cp, &AgentOptions { env: blind, ..options() });
-    assert!(out.stderr.contains("schema 1 stays in force"), "{out:?}");
+    assert!(out.stderr.contains(&format!("schema {SCHEMA} stays in force")), "{out:?}");
     cp.use_agent(Build::Own);
     expect_only(cp, Build::Own);
     assert_eq!((facts(cp), Attached::read(cp, mode)), (before.clone(), attached.clone()));
