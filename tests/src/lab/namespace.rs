@@ -44,8 +44,9 @@ impl Drop for Inner {
 }
 
 impl Namespace {
-    /// Makes `/run/netns/<name>`, with `lo` up and reverse path filtering off whatever this machine has as its
-    /// default (so that a result does not depend on the distribution).
+    /// Makes `/run/netns/<name>`, with `lo` up, reverse path filtering off whatever this machine has as its
+    /// default (so that a result does not depend on the distribution), and IPv6 addresses that are usable at once
+    /// (nobody else gives addresses out here; RFC 4862 section 5.4 would have each wait a second for an objection).
     #[track_caller]
     pub(super) fn create(name: &str) -> Self {
         interrupt::check();
@@ -58,6 +59,7 @@ impl Namespace {
         namespace.ip("link set dev lo up");
         namespace.sysctl("net.ipv4.conf.all.rp_filter", "0");
         namespace.sysctl("net.ipv4.conf.default.rp_filter", "0");
+        namespace.sysctl("net.ipv6.conf.default.accept_dad", "0");
         namespace
     }
 

@@ -47,8 +47,12 @@ fn nothing_is_found_on_healthy_nodes_and_every_check_has_looked() {
 #[test]
 fn a_healthy_node_is_left_as_it_is_by_fix() {
     let bed = Bed::start();
+    // Addresses and routes of IPv6 that the kernel makes by itself come when it has found no duplicate.
     let state = || {
-        bed.run("ip -d addr; ip route show table all; nft -s list ruleset; tc filter show dev eth0 ingress")
+        bed.run(
+            "ip -d link; ip -4 addr; ip -4 route show table all; ip -6 route show proto 79; nft -s list ruleset; \
+             tc filter show dev eth0 ingress",
+        )
     };
     let before = state();
     let seen = bed.doctor(&["--fix=flannel"]);
