@@ -96,13 +96,11 @@ impl<B: Copy> Encap<B> {
             len: udp_len.to_be_bytes(),
             check: [0; 2],
         };
-        let [_, v0, v1, v2] = self.vni.to_be_bytes();
-        outer.vxlan = VxlanHdr {
-            flags: network_types::vxlan::VXLAN_I_FLAG_MASK,
-            _reserved1: [0; 3],
-            vni: [v0, v1, v2],
-            _reserved2: 0,
-        };
+        // As one number: of the three reserved bytes alone LLVM makes a call to a loop over bytes.
+        let vxlan = u64::from(network_types::vxlan::VXLAN_I_FLAG_MASK) << 56
+            | u64::from(self.vni & 0x00ff_ffff) << 8;
+        // SAFETY: as many bytes, any of which are valid: flags, three reserved bytes, VNI, a reserved byte.
+        outer.vxlan = unsafe { core::mem::transmute::<[u8; 8], VxlanHdr>(vxlan.to_be_bytes()) };
         outer.eth = EthHdr {
             dst_addr: self.inner_dst,
             src_addr: self.inner_src,
