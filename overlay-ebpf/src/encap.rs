@@ -67,7 +67,7 @@ trait Underlay: Family {
     fn forwarder(skb: *mut __sk_buff) -> u32;
     /// Sets addresses and flow label.
     fn set_addresses(fib: &mut FibLookup, src: Self::Bytes, dst: Self::Bytes, flow: u16);
-    /// Says that there is no way.
+    /// Says that there is no way, where that does not take too much of the stack.
     fn report(ctx: &TcContext, dst: Self::Bytes, rc: u32);
 }
 
@@ -124,9 +124,7 @@ impl Underlay for Ipv6Hdr {
     }
 
     #[inline(always)]
-    fn report(ctx: &TcContext, dst: [u8; 16], rc: u32) {
-        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", dst, rc);
-    }
+    fn report(_: &TcContext, _: [u8; 16], _: u32) {}
 }
 
 /// What became of a packet.

@@ -97,8 +97,8 @@ impl<B: Copy> Encap<B> {
             check: [0; 2],
         };
         // As one number: of the three reserved bytes alone LLVM makes a call to a loop over bytes.
-        let vxlan = u64::from(network_types::vxlan::VXLAN_I_FLAG_MASK) << 56
-            | u64::from(self.vni & 0x00ff_ffff) << 8;
+        let vxlan =
+            u64::from(network_types::vxlan::VXLAN_I_FLAG_MASK) << 56 | u64::from(self.vni & 0x00ff_ffff) << 8;
         // SAFETY: as many bytes, any of which are valid: flags, three reserved bytes, VNI, a reserved byte.
         outer.vxlan = unsafe { core::mem::transmute::<[u8; 8], VxlanHdr>(vxlan.to_be_bytes()) };
         outer.eth = EthHdr {
