@@ -201,7 +201,7 @@ impl Look<'_> {
             }
         }
         for (object, what) in
-            pods::look(&mut self.netlink, &endpoints, &links, self.config.nodes.own().subnet)?
+            pods::look(&mut self.netlink, &endpoints, &links, &ByFamily::from_values([self.config.nodes.own().subnet]).unwrap_or_default())?
         {
             self.add(object, what);
         }
@@ -213,8 +213,9 @@ impl Look<'_> {
             self.add("nft table ip overlay", "is missing, or not as it was made");
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;
-        if plan.rewrite {
-            self.add("nft table ip overlay-ports", "is missing, or not as it was made");
+        for family in plan.rewrite {
+            let table = format!("nft table {} overlay-ports", family.nft());
+            self.add(table, "is missing, or not as it was made");
         }
         for (port, _) in plan.stale {
             self.add(format_args!("map HOST_PORTS, {port}"), "no lease stands behind it");

@@ -28,7 +28,8 @@ pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: Atta
         cluster: [Subnet::default(); 2],
         vtep: own.address.into(),
         gateway_mac: own.mac(),
-        node_name: [0; 62],
+        node_name: [0; 61],
+        primary: if network.cidr.addr().is_ipv6() { 6 } else { 4 },
     };
     local.subnet[FAMILY_V4] = subnet(own.subnet);
     local.gateway[FAMILY_V4] = gateway(own.subnet).into();
@@ -91,6 +92,6 @@ mod tests {
         assert_eq!(local.cluster[FAMILY_V4].prefix_len, 16);
         assert_eq!(local.vtep.to_ip().to_string(), "192.0.2.1");
         assert_eq!(local.gateway_mac, [0x0a, 0x6f, 192, 0, 2, 1]);
-        assert_eq!(&local.node_name[..2], b"a\0");
+        assert_eq!((&local.node_name[..2], local.primary), (b"a\0".as_slice(), 4));
     }
 }

@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(own_of(&local, "ab"), None);
         assert_eq!(own_of(&local, "b"), None);
         let long = "n".repeat(100);
-        let named = Local { node_name: [b'n'; 62], ..local };
+        let named = Local { node_name: [b'n'; 61], ..local };
         assert!(own_of(&named, &long).is_some());
         assert_eq!(own_of(&named, "n"), None);
     }

@@ -13,6 +13,7 @@
 //! The connection belongs to the network namespace of the thread that opened it.
 
 mod address;
+mod changes;
 mod filter;
 mod link;
 mod namespace;
@@ -38,6 +39,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 pub use address::Address;
+pub use changes::Changes;
 pub use filter::{BpfFilter, Direction, FilterKey};
 pub use link::{Link, MacAddress, VethSpec, VxlanInfo, VxlanSpec};
 pub use neighbour::Neighbour;
