@@ -28,11 +28,27 @@ impl Family {
         }
     }
 
+    /// The one that this is not.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Ipv4 => Self::Ipv6,
+            Self::Ipv6 => Self::Ipv4,
+        }
+    }
+
     /// As people write it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ipv4 => "IPv4",
             Self::Ipv6 => "IPv6",
+        }
+    }
+
+    /// As nft writes it.
+    pub const fn nft(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
         }
     }
 }

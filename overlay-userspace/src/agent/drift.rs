@@ -209,7 +209,7 @@ impl Look<'_> {
     }
 
     fn packet_filter(&mut self) -> anyhow::Result<()> {
-        if !source_nat::is_loaded(&filter::wanted(self.config)?)? {
+        if !source_nat::is_loaded(&filter::wanted(self.config))? {
             self.add("nft table ip overlay", "is missing, or not as it was made");
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;

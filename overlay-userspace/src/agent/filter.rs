@@ -1,17 +1,17 @@
 //! The packet filter: masquerade towards the world, and the slow path's way through foreign chains that drop.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::collections::HashSet;
 
-use anyhow::anyhow;
-use ipnet::{IpNet, Ipv4Net};
 use log::{info, warn};
 
 use super::anchor::Anchor;
 use crate::{
-    cluster::NodeSpec,
     config::Config,
+    family::{ByFamily, Family, OfFamily as _},
     host::nft::{
-        TABLE, foreign, ports,
+        TABLE,
+        foreign::{self, Carried},
+        ports,
         source_nat::{self, Masquerade, SourceNat},
     },
 };
@@ -30,12 +30,12 @@ impl PacketFilter {
     /// Brings the packet filter into the wanted state. Forks `nft`.
     pub(super) fn ensure(&mut self, config: &Config) -> anyhow::Result<()> {
         let network = &config.network;
-        let changed = source_nat::ensure(&wanted(config)?)?;
+        let changed = source_nat::ensure(&wanted(config))?;
         if changed {
             self.made = true;
             info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
         }
-        let found = foreign::ensure(network.cidr, network.port)?;
+        let found = foreign::ensure(&carried(config))?;
         for chain in found.chains.iter().filter(|chain| chain.changed) {
             self.made = true;
             warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
@@ -60,7 +60,7 @@ impl PacketFilter {
         if !std::mem::take(&mut self.made) {
             return;
         }
-        for result in [source_nat::remove().map(drop), foreign::remove().map(drop)] {
+        for result in [source_nat::remove(Family::Ipv4).map(drop), foreign::remove().map(drop)] {
             if let Err(e) = result {
                 warn!("take back the packet filter rules: {e}");
             }
@@ -69,30 +69,28 @@ impl PacketFilter {
 }
 
 /// What the table `ip overlay` should be made from.
-pub(super) fn wanted(config: &Config) -> anyhow::Result<SourceNat> {
+pub(super) fn wanted(config: &Config) -> SourceNat {
     let Config { network, nodes, .. } = config;
-    let cluster = v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-    let address = |node: &NodeSpec| match node.address {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
-    };
-    Ok(SourceNat {
-        subnets: v4(nodes.own().subnet).into_iter().collect(),
-        cluster,
+    let family = network.cidr.family();
+    SourceNat {
+        subnets: vec![nodes.own().subnet],
+        cluster: network.cidr,
         anchor: Anchor::name_of(network.vni),
         masquerade: network.masquerade.then(|| Masquerade {
-            nodes: nodes.nodes().iter().filter_map(address).collect(),
-            never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
+            nodes: nodes.nodes().iter().map(|node| node.address).filter(|a| a.family() == family).collect(),
+            never: network.no_masquerade.iter().copied().filter(|net| net.family() == family).collect(),
             port: network.port,
         }),
-    })
+    }
 }
 
-fn v4(net: IpNet) -> Option<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Some(net),
-        IpNet::V6(_) => None,
-    }
+/// What has to get through foreign chains.
+pub(super) fn carried(config: &Config) -> Carried {
+    let (mut clusters, mut vteps) = (ByFamily::default(), ByFamily::default());
+    clusters.set(config.network.cidr.family(), config.network.cidr);
+    let own = config.nodes.own().address;
+    vteps.set(own.family(), own);
+    Carried { clusters, vteps, port: config.network.port }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! pod's address means nothing. So for sources of the own subnet a table of ours has a route to each peer's address by
 //! the anchor device. Called by the reconciler.
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use log::info;
 
 use crate::{
@@ -23,9 +23,9 @@ pub(super) struct Difference {
     /// Nobody wants them.
     pub(super) remove: Vec<Route>,
     /// The source that is not led to the table yet.
-    pub(super) lead: Option<Ipv4Net>,
+    pub(super) lead: Option<IpNet>,
     /// Sources that should not be.
-    pub(super) release: Vec<Ipv4Net>,
+    pub(super) release: Vec<IpNet>,
 }
 
 /// Compares table and rule with what they should be: routes by `anchor`, or nothing at all without it.
@@ -41,7 +41,7 @@ pub(super) fn difference(
         .collect();
     let present = netlink.routes_of_table(TABLE, Some(ROUTE_PROTOCOL))?;
     let subnet = match nodes.own().subnet {
-        IpNet::V4(subnet) if anchor.is_some() => Some(subnet),
+        subnet @ IpNet::V4(_) if anchor.is_some() => Some(subnet),
         _ => None,
     };
     let led: Vec<_> = netlink

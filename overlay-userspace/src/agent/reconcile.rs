@@ -46,7 +46,7 @@ use crate::{
         settings,
         tables::{Endpoints, Nodes},
     },
-    family::ByFamily,
+    family::{ByFamily, Family},
     host::{
         monitor::Change,
         netlink::{Link, Netlink, ROUTE_PROTOCOL},
@@ -178,9 +178,11 @@ impl Reconciler {
     pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
             Change::Link { name, .. } if is_pod_device(name) => Some(Scope::Pods),
-            Change::Link { .. } | Change::Address { .. } | Change::Forwarding | Change::Rule => {
-                Some(Scope::Network)
-            }
+            Change::Link { .. }
+            | Change::Address { .. }
+            | Change::Forwarding(Family::Ipv4)
+            | Change::Rule(Family::Ipv4) => Some(Scope::Network),
+            Change::Forwarding(Family::Ipv6) | Change::Rule(Family::Ipv6) => None,
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
@@ -260,7 +262,7 @@ impl Reconciler {
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
         let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
         let note = |path: &str, before: &str| self.remember(path, before);
-        pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
+        pass.step(forwarding::ensure(Family::Ipv4, devices.map(String::as_str), &note))?;
         if let Some(anchor) = &anchor {
             pass.step(forwarding::without_redirects(&anchor.name, &note))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
@@ -337,7 +339,7 @@ impl Reconciler {
         anchor: &Link,
         scope: Scope,
     ) -> anyhow::Result<Vec<Addr>> {
-        let main_table_only = !netlink.has_foreign_rules()?;
+        let main_table_only = !netlink.has_foreign_rules(Family::Ipv4)?;
         let constants = Constants { main_table_only, ..self.constants(anchor)? };
         if let Some(before) = &self.loaded
             && before.main_table_only != main_table_only

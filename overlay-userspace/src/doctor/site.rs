@@ -13,6 +13,8 @@ use crate::{
     },
     config::{Config, ConfigError, Overrides, Settings, Source},
     datapath::pins::Pins,
+    family::ByFamily,
+    host::nft::foreign::Carried,
 };
 
 /// How long the API server may take; people wait.
@@ -79,18 +81,36 @@ impl Site {
         self.local.is_some() || self.agent.is_some()
     }
 
-    /// The cluster's range and the tunnel's UDP port, from wherever they are known.
-    pub(super) fn network(&self) -> Option<(IpNet, u16)> {
+    /// The cluster's ranges, the node's tunnel addresses and the tunnel's UDP port, from wherever they are known.
+    pub(super) fn network(&self) -> Option<Carried> {
+        let by_family = |net: IpNet| ByFamily::from_values([net]).unwrap_or_default();
         match (&self.settings, &self.local) {
-            (Ok(settings), _) => Some((settings.network.cidr, settings.network.port)),
+            (Ok(settings), local) => Some(Carried {
+                clusters: by_family(settings.network.cidr),
+                vteps: match (self.config(), local) {
+                    (Some(config), _) => own_address(config.nodes.own().address),
+                    (None, Some(local)) => own_address(local.vtep.to_ip()),
+                    // Over whatever the pods' family is.
+                    (None, None) => own_address(settings.network.cidr.addr()),
+                },
+                port: settings.network.port,
+            }),
             (Err(_), Some(local)) => {
                 let cluster = &local.cluster[FAMILY_V4];
                 let net = IpNet::new(cluster.addr.to_ip(), u8::try_from(cluster.prefix_len).ok()?).ok()?;
-                Some((net, u16::try_from(local.port).ok()?))
+                Some(Carried {
+                    clusters: by_family(net),
+                    vteps: own_address(local.vtep.to_ip()),
+                    port: u16::try_from(local.port).ok()?,
+                })
             }
             (Err(_), None) => None,
         }
     }
+}
+
+fn own_address(address: std::net::IpAddr) -> ByFamily<std::net::IpAddr> {
+    ByFamily::from_values([address]).unwrap_or_default()
 }
 
 fn listed(pins: &Pins, settings: &Settings) -> anyhow::Result<Listed> {

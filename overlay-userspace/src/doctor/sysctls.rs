@@ -41,7 +41,7 @@ impl Check for Sysctls {
         let pods = links.iter().filter(|link| is_pod_device(&link.name)).map(|link| &*link.name);
         let underlay = underlay.as_ref().map(|underlay| &*underlay.link.name);
         let devices = std::iter::once(&*anchor.name).chain(underlay).chain(pods);
-        let mut wanted = forwarding::wanted(devices, &anchor.name);
+        let mut wanted = forwarding::wanted(Family::Ipv4, devices, &anchor.name);
         wanted.push((sysctl::interface(Family::Ipv6, &anchor.name, "disable_ipv6"), "1"));
         let count = wanted.len();
         for (path, value) in wanted {
@@ -60,7 +60,7 @@ impl Check for Sysctls {
                 .remedy(format!("sysctl -w {path}={value}"))
                 .fix(Fix::Setting { path: path.clone(), value });
             // Switched off as a whole it is off on each device, and switched on it is on again.
-            if path.ends_with("ip_forward") {
+            if forwarding::is_general(&path) {
                 return Ok(());
             }
         }
@@ -70,7 +70,7 @@ impl Check for Sysctls {
 }
 
 fn meaning(path: &str) -> &'static str {
-    if path.ends_with("ip_forward") {
+    if forwarding::is_general(path) {
         "the node forwards nothing, neither Services nor what pods send to the world"
     } else if path.ends_with("forwarding") {
         "what comes in by this device is not forwarded"
