@@ -284,7 +284,7 @@ pub struct Local {
     pub gateway_mac: [u8; 6],
     /// The node's name, NUL-padded, cut at 61 bytes.
     pub node_name: [u8; 61],
-    /// The version of IP whose addresses come first in what pods are told: 6, or anything else for 4.
+    /// The family whose addresses come first in what pods are told: [`FAMILY_V4`] or [`FAMILY_V6`].
     pub primary: u8,
 }
 

@@ -140,7 +140,8 @@ impl HostPorts {
     /// been started.
     pub fn lock(pins: &Pins) -> Result<Self, PortsError> {
         let table = tables::HostPorts::open(pins)?;
-        let gateways = LocalTable::open(pins)?.get()?.gateway.into_iter().filter(|gateway| !gateway.is_unspecified());
+        let gateways =
+            LocalTable::open(pins)?.get()?.gateway.into_iter().filter(|gateway| !gateway.is_unspecified());
         let gateways = ByFamily::from_values(gateways.map(Addr::to_ip)).unwrap_or_default();
         let path = pins.root().join("maps");
         let failed = |cause| PortsError::Lock { path: path.clone(), cause };
@@ -347,9 +348,9 @@ impl HostPorts {
     /// Writes the tables of these families anew; all are tried.
     fn rewrite(&self, families: impl IntoIterator<Item = Family>, entries: &[Entry]) -> Result<(), NftError> {
         let mappings = mappings(entries);
-        families.into_iter().fold(Ok(()), |before, family| {
-            before.and(rules::replace(family, &self.gateways, &mappings))
-        })
+        families
+            .into_iter()
+            .fold(Ok(()), |before, family| before.and(rules::replace(family, &self.gateways, &mappings)))
     }
 
     /// Removes entries whose rules are gone, and ends flows of theirs.

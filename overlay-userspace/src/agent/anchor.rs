@@ -4,7 +4,7 @@
 //! Its UDP socket makes the kernel aggregate tunnel packets (GRO) and tells NICs of the port; it is the slow path; and it
 //! is where the node's own traffic to pods enters the tunnel.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
@@ -290,11 +290,6 @@ impl RouteDifference {
         let remove = present.iter().filter(|route| !is_pod(route) && !replaced(route)).cloned().collect();
         Ok(Self { add, remove })
     }
-}
-
-/// The route from the node to one of its pods.
-pub(super) fn pod_route(pod: IpAddr, device: u32, subnet: IpNet) -> Route {
-    Route { prefsrc: Some(gateway(subnet)), ..Route::unicast(IpNet::from(pod), device) }
 }
 
 #[cfg(test)]

@@ -200,9 +200,12 @@ impl Look<'_> {
                 self.attached(mode, Role::Pod, link)?;
             }
         }
-        for (object, what) in
-            pods::look(&mut self.netlink, &endpoints, &links, &ByFamily::from_values([self.config.nodes.own().subnet]).unwrap_or_default())?
-        {
+        for (object, what) in pods::look(
+            &mut self.netlink,
+            &endpoints,
+            &links,
+            &crate::family::ByFamily::from_values([self.config.nodes.own().subnet]).unwrap_or_default(),
+        )? {
             self.add(object, what);
         }
         Ok(())

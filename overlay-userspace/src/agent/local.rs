@@ -29,7 +29,7 @@ pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: Atta
         vtep: own.address.into(),
         gateway_mac: own.mac(),
         node_name: [0; 61],
-        primary: if network.cidr.addr().is_ipv6() { 6 } else { 4 },
+        primary: u8::from(network.cidr.addr().is_ipv6()),
     };
     local.subnet[FAMILY_V4] = subnet(own.subnet);
     local.gateway[FAMILY_V4] = gateway(own.subnet).into();
@@ -92,6 +92,6 @@ mod tests {
         assert_eq!(local.cluster[FAMILY_V4].prefix_len, 16);
         assert_eq!(local.vtep.to_ip().to_string(), "192.0.2.1");
         assert_eq!(local.gateway_mac, [0x0a, 0x6f, 192, 0, 2, 1]);
-        assert_eq!((&local.node_name[..2], local.primary), (b"a\0".as_slice(), 4));
+        assert_eq!((&local.node_name[..2], local.primary), (b"a\0".as_slice(), 0));
     }
 }

@@ -482,7 +482,13 @@ impl Reconciler {
         }
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, &ByFamily::from_values([self.config.nodes.own().subnet]).unwrap_or_default())
+        self.pods.reconcile(
+            netlink,
+            programs,
+            &endpoints,
+            &links,
+            &ByFamily::from_values([self.config.nodes.own().subnet]).unwrap_or_default(),
+        )
     }
 
     /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.

@@ -207,4 +207,6 @@ impl Attempt<'_> {
 }
 
 #[cfg(test)]
+mod families;
+#[cfg(test)]
 mod tests;

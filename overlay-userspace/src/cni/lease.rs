@@ -276,8 +276,6 @@ pub(super) fn is_foreign(entries: &[(Addr, Endpoint)], owner: &Owner, ifindex: u
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn macs_are_local_unicast_and_unlike_for_unlike_addresses() {
         let mac = |text: &str| super::mac(text.parse().unwrap());

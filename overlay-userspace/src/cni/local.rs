@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlay_common::maps::{AttachMode, Local, Subnet};
+use overlay_common::maps::{AttachMode, FAMILY_V6, Local, Subnet};
 
 use super::failure::{Code, Failure};
 use crate::{
@@ -60,11 +60,6 @@ impl Node {
             self.nets.iter().partition(|(family, _)| *family == self.primary);
         first.into_iter().chain(rest)
     }
-
-    /// Its gateways.
-    pub(super) fn gateways(&self) -> ByFamily<IpAddr> {
-        self.nets.map(|_, net| net.gateway)
-    }
 }
 
 impl TryFrom<&Local> for Node {
@@ -90,7 +85,7 @@ impl TryFrom<&Local> for Node {
                 let gateway = Some(gateway).filter(|gateway| subnet.contains(gateway))?;
                 nets.set(family, Net { subnet, gateway, cluster: net(cluster, family)? });
             }
-            let asked = if local.primary == 6 { Family::Ipv6 } else { Family::Ipv4 };
+            let asked = if usize::from(local.primary) == FAMILY_V6 { Family::Ipv6 } else { Family::Ipv4 };
             let (first, _) = nets.iter().next()?;
             Some(Self {
                 nets,
@@ -118,7 +113,7 @@ fn net(subnet: &Subnet, family: Family) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::{Addr, FAMILY_V4, FAMILY_V6};
+    use overlay_common::maps::{Addr, FAMILY_V4};
 
     use super::*;
 
@@ -167,7 +162,7 @@ mod tests {
     fn each_family_is_there_or_not_and_the_primary_one_comes_first() {
         let v4 = (Family::Ipv4, "10.244.1.0/24 10.244.1.1".to_owned());
         let v6 = (Family::Ipv6, "fd00:244:0:1::/64 fd00:244:0:1::1".to_owned());
-        for (primary, expected) in [(0, [&v4, &v6]), (4, [&v4, &v6]), (6, [&v6, &v4]), (b'x', [&v4, &v6])] {
+        for (primary, expected) in [(0, [&v4, &v6]), (1, [&v6, &v4]), (b'x', [&v4, &v6])] {
             let found = families(&Local { primary, ..dual() });
             assert_eq!(found.iter().collect::<Vec<_>>(), expected);
             // What a node does not carry comes not at all.

@@ -49,12 +49,9 @@ pub(super) fn size(net: &Net) -> u128 {
 }
 
 /// The largest number that the host part can be.
-const fn largest_offset(subnet: IpNet) -> u128 {
+fn largest_offset(subnet: IpNet) -> u128 {
     let free = subnet.max_prefix_len() - subnet.prefix_len();
-    match u128::MAX.checked_shr(128 - free as u32) {
-        Some(largest) => largest,
-        None => 0,
-    }
+    u128::MAX.checked_shr(128 - u32::from(free)).unwrap_or(0)
 }
 
 const fn bits(address: IpAddr) -> u128 {

@@ -73,9 +73,9 @@ pub(super) fn read(runtime_config: Option<&Value>) -> Result<Wanted, Failure> {
             inward.push((value, protocol, port));
             continue;
         }
+        let target = PodPort { number: pod_port, optional: address.is_none() };
         for address in ALL.into_iter().filter(|_| address.is_none()).chain(address) {
             let key = HostPort { addr: address.into(), port, protocol: protocol as u8, reserved: 0 };
-            let target = PodPort { number: pod_port, optional: address.is_none() };
             let Some(other) = wanted.insert(key, target) else { continue };
             if other.number != pod_port {
                 let number = other.number;

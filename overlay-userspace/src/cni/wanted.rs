@@ -95,7 +95,9 @@ fn one_of_each<'a>(texts: impl Iterator<Item = &'a str>) -> Result<ByFamily<IpAd
         let address = text
             .parse::<IpAddr>()
             .or_else(|_| text.parse::<IpNet>().map(|net| net.addr()))
-            .map_err(|_| format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none"))?
+            .map_err(|_| {
+                format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none")
+            })?
             .to_canonical();
         let family = address.family();
         if let Some(first) = found.set(family, address)
@@ -157,8 +159,11 @@ mod tests {
     #[test]
     fn an_address_of_each_family_can_be_asked_for() {
         let both = Wanted { addresses: ips(&["10.244.1.5", "fd00::5"]), mac: None };
-        for text in ["IP=10.244.1.5,fd00::5", "IP=fd00::5/64, ::ffff:10.244.1.5", "IP=fd00:0::5,10.244.1.5,fd00::5/128"]
-        {
+        for text in [
+            "IP=10.244.1.5,fd00::5",
+            "IP=fd00::5/64, ::ffff:10.244.1.5",
+            "IP=fd00:0::5,10.244.1.5,fd00::5/128",
+        ] {
             assert_eq!(Wanted::from_args(text), Ok(both), "{text}");
         }
         let object = json!({"ips": ["fd00::5/64", "10.244.1.5"]});

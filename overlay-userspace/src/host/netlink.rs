@@ -261,13 +261,13 @@ impl Reply {
 }
 
 /// One netlink message within a datagram.
-pub(super) struct RawMessage<'a> {
-    pub(super) header: NetlinkHeader,
-    pub(super) payload: &'a [u8],
+pub(crate) struct RawMessage<'a> {
+    pub(crate) header: NetlinkHeader,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Splits a datagram into its messages; what cannot be split is an error, once.
-pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = io::Result<RawMessage<'_>>> {
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = io::Result<RawMessage<'_>>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
             return None;

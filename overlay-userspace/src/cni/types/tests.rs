@@ -105,10 +105,8 @@ fn each_family_has_its_address_and_its_routes_in_the_order_in_which_they_were_ma
             }
             ip
         };
-        let mut ips = vec![
-            ip("4", "10.244.1.5/32", "10.244.1.1"),
-            ip("6", "fd00:244:0:1::5/128", "fd00:244:0:1::1"),
-        ];
+        let mut ips =
+            vec![ip("4", "10.244.1.5/32", "10.244.1.1"), ip("6", "fd00:244:0:1::5/128", "fd00:244:0:1::1")];
         let mut routes = vec![
             json!({"dst": "0.0.0.0/0", "gw": "10.244.1.1"}),
             json!({"dst": "::/0", "gw": "fd00:244:0:1::1"}),
@@ -116,7 +114,7 @@ fn each_family_has_its_address_and_its_routes_in_the_order_in_which_they_were_ma
         let mut added = added();
         added.ips.push(six());
         for _ in 0..2 {
-            let result = result::result(&added, &conf, result::Previous::default());
+            let result = result::result(&added, &conf, Previous::default());
             assert_eq!((&result["ips"], &result["routes"]), (&json!(ips), &json!(routes)));
             assert_eq!(result["interfaces"].as_array().unwrap().len(), 2);
             added.ips.reverse();
@@ -124,7 +122,7 @@ fn each_family_has_its_address_and_its_routes_in_the_order_in_which_they_were_ma
             routes.reverse();
         }
         let alone = Added { ips: vec![six()], ..added };
-        let result = result::result(&alone, &conf, result::Previous::default());
+        let result = result::result(&alone, &conf, Previous::default());
         assert_eq!((&result["ips"], &result["routes"]), (&json!(ips[1..]), &json!(routes[1..])));
     }
 }

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLMSG_ERROR};
 use netlink_packet_route::RouteNetlinkMessage;
 
-use super::{Failure, MacAddress, Netlink, NetlinkError, Route, address, check, link, messages, neighbour, route};
+use super::{
+    Failure, MacAddress, Netlink, NetlinkError, Route, address, check, link, messages, neighbour, route,
+};
 
 struct Change {
     message: RouteNetlinkMessage,
@@ -60,7 +62,8 @@ impl Changes {
 
     /// As [`Netlink::replace_route`], for a route through a link.
     pub fn route(&mut self, index: u32, route: &Route) {
-        let message = RouteNetlinkMessage::NewRoute(route::message(&Route { oif: Some(index), ..route.clone() }));
+        let message =
+            RouteNetlinkMessage::NewRoute(route::message(&Route { oif: Some(index), ..route.clone() }));
         self.add(index, format!("write route {route} dev"), NLM_F_CREATE | NLM_F_REPLACE, message);
     }
 }
@@ -185,7 +188,10 @@ mod tests {
             changes.set_up(9999);
             let error = netlink.apply(changes).unwrap_err();
             assert_eq!(error.errno(), Errno::ENETUNREACH);
-            assert!(error.to_string().starts_with("write route 10.0.0.0/8 via 192.0.2.1 dev d0: "), "{error}");
+            assert!(
+                error.to_string().starts_with("write route 10.0.0.0/8 via 192.0.2.1 dev d0: "),
+                "{error}"
+            );
             assert!(netlink.link("d0").unwrap().unwrap().up);
             let mut changes = Changes::new();
             changes.set_up(9999);
