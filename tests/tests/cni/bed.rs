@@ -126,7 +126,7 @@ impl Bed {
             "routes": node.ip_json("-details route show table all"),
             "rules": node.ip_json("rule show"),
             // Of the kernel's own it is only the routes of all tables that come and go.
-            "ipv6": ["route show proto 79", "rule show"].map(|words| node.ip_json(&format!("-6 {words}"))),
+            "ipv6": [node.ip_json("-6 route show proto 79"), node.ip_json("-6 rule show")],
             "proxies": node.ip("-6 neighbour show proxy"),
             "neighbours": node.ip_json("neighbour show nud permanent"),
             "qdiscs": exec::must(tc.args(["qdisc", "show"]), ""),

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, TcpListener},
     thread,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::NetlinkDeserializable as _;
@@ -176,11 +177,21 @@ fn address_news() -> Socket {
     socket
 }
 
-/// The addresses that have been reported, and whether each was tentative then.
-fn reported(socket: &Socket) -> Vec<(IpAddr, bool)> {
+/// The addresses that are reported until there are as many, and whether each was tentative then. A kernel worker reports them,
+/// which may be a moment after they are there.
+fn reported(socket: &Socket, count: usize) -> Vec<(IpAddr, bool)> {
     let mut reported = Vec::new();
     let mut buffer = Vec::with_capacity(1 << 16);
-    while socket.recv(&mut buffer, 0).is_ok() {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let addresses = |reported: &[(IpAddr, bool)]| {
+        reported.iter().map(|(address, _)| *address).collect::<HashSet<_>>().len()
+    };
+    while addresses(&reported) < count && Instant::now() < deadline {
+        buffer.clear();
+        if socket.recv(&mut buffer, 0).is_err() {
+            thread::sleep(Duration::from_millis(2));
+            continue;
+        }
         for message in messages(&buffer) {
             let message = message.unwrap();
             let parsed = RouteNetlinkMessage::deserialize(&message.header, message.payload).unwrap();
@@ -196,7 +207,6 @@ fn reported(socket: &Socket) -> Vec<(IpAddr, bool)> {
             }
             reported.push((address.unwrap(), tentative));
         }
-        buffer.clear();
     }
     reported
 }
@@ -207,15 +217,16 @@ fn no_address_is_tentative_at_any_time_and_a_server_can_bind_its_own_at_once() {
         let (one, two) = (Pod::new(), Pod::new());
         let news = one.run(address_news);
         let added = node.add("one", "eth0", &one).unwrap();
-        let seen = reported(&news);
+        for ip in &added.ips {
+            one.run(|| drop(TcpListener::bind((ip.address, 0)).unwrap()));
+        }
+        assert_eq!(one.run(|| run("ip address show tentative")), "");
+        let seen = reported(&news, 2);
         assert_eq!(
             seen.iter().map(|(address, _)| address.to_string()).collect::<HashSet<_>>(),
             ["fd00:244:0:1::2", "fe80::858:aff:fef4:102"].map(str::to_owned).into()
         );
         assert!(seen.iter().all(|(_, tentative)| !tentative), "{seen:?}");
-        for ip in &added.ips {
-            one.run(|| drop(TcpListener::bind((ip.address, 0)).unwrap()));
-        }
         // Neither because a pod asks for detection: its other addresses are its own business.
         let news = two.run(|| {
             run("sysctl -qw net.ipv6.conf.all.accept_dad=1 net.ipv6.conf.default.accept_dad=2");
@@ -223,7 +234,8 @@ fn no_address_is_tentative_at_any_time_and_a_server_can_bind_its_own_at_once() {
             address_news()
         });
         node.add("two", "eth0", &two).unwrap();
-        let seen = reported(&news);
+        assert_eq!(two.run(|| run("ip address show tentative")), "");
+        let seen = reported(&news, 2);
         assert!(seen.len() >= 2 && seen.iter().all(|(_, tentative)| !tentative), "{seen:?}");
     });
 }
