@@ -1,8 +1,11 @@
 //! The `NODES` map: what it should hold for a snapshot, and the difference to what it holds.
 //!
 //! A lookup in the programs is one hash lookup with a masked address, which costs the same at 3 nodes and at 10 000.
-//! For that all keys inside the cluster's range have the same prefix length, that of the longest node subnet; a
-//! shorter subnet has one entry for each unit of that length. Entries that are right are not touched.
+//! For that all keys inside a range of the cluster have the same prefix length, that of the longest node subnet of the
+//! family; a shorter subnet has one entry for each unit of that length. Entries that are right are not touched.
+//!
+//! An entry says by which way packets of its own family go. With a node that shares no family of tunnel addresses with
+//! this one there is no way: it has no entry.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -10,36 +13,42 @@ use ipnet::IpNet;
 use overlay_common::maps::{Addr, NODE_HOST, NODE_SELF, Node};
 
 use crate::{
-    cluster::{NodeSpec, Snapshot},
+    config::Config,
     datapath::{DatapathError, tables::Nodes},
+    family::Family,
 };
 
 /// What `NODES` should hold.
-pub(super) fn desired(snapshot: &Snapshot) -> HashMap<Addr, Node> {
-    let unit = snapshot.node_prefix();
-    let own = &snapshot.own().name;
+pub(super) fn desired(config: &Config) -> HashMap<Addr, Node> {
+    let (nodes, preferred) = (&config.nodes, config.network.underlay.preferred());
+    let (units, own) = (nodes.node_prefixes(), nodes.own());
     let mut entries = HashMap::new();
-    for node in snapshot.nodes() {
-        let flags = if node.name == *own { NODE_SELF } else { 0 };
+    for (node, family) in nodes.nodes().iter().flat_map(|node| Family::ALL.map(|family| (node, family))) {
+        let Some(tunnel) = node.tunnel(family, own, preferred) else { continue };
+        let flags = if node.name == own.name { NODE_SELF } else { 0 };
         let entry = |prefix_len, flags| Node {
-            vtep: node.address.into(),
-            vtep_mac: node.mac(),
+            vtep: tunnel.vtep.into(),
+            vtep_mac: tunnel.mac,
             prefix_len,
             flags,
             neigh_epoch: 0,
         };
-        for key in units(node, unit) {
-            entries.insert(key.into(), entry(node.subnet.prefix_len(), flags));
+        if let (Some(subnet), Some(unit)) = (node.subnets.get(family), units.get(family)) {
+            for key in cut(*subnet, *unit) {
+                entries.insert(key.into(), entry(subnet.prefix_len(), flags));
+            }
         }
-        let host = IpNet::from(node.address).prefix_len();
-        entries.insert(node.address.into(), entry(host, flags | NODE_HOST));
+        if let Some(address) = node.addresses.get(family) {
+            let host = IpNet::from(*address).prefix_len();
+            entries.insert((*address).into(), entry(host, flags | NODE_HOST));
+        }
     }
     entries
 }
 
-/// The network addresses of a node's subnet in units of `prefix`.
-fn units(node: &NodeSpec, prefix: u8) -> Vec<IpAddr> {
-    node.subnet.subnets(prefix).map(|nets| nets.map(|net| net.network()).collect()).unwrap_or_default()
+/// The network addresses of a subnet in units of `prefix`.
+fn cut(subnet: IpNet, prefix: u8) -> Vec<IpAddr> {
+    subnet.subnets(prefix).map(|nets| nets.map(|net| net.network()).collect()).unwrap_or_default()
 }
 
 /// The same but for the field that belongs to the programs.
@@ -79,19 +88,30 @@ impl Difference {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    fn snapshot(nodes: &[(&str, &str, &str)]) -> Snapshot {
-        let nodes = nodes
+    /// Node `a`, of a file with these nodes: names, addresses, subnets and further keys.
+    fn config(network: &str, nodes: &[(&str, &str, &str, &str)]) -> Config {
+        let mut text = format!("node = \"a\"\n[network]\n{network}\n");
+        for (name, address, subnet, more) in nodes {
+            text +=
+                &format!("[[nodes]]\nname = \"{name}\"\naddress = {address}\nsubnet = {subnet}\n{more}\n");
+        }
+        Config::parse(&text, Path::new("overlay.toml"), None).unwrap()
+    }
+
+    fn ipv4(nodes: &[(&str, &str, &str)]) -> Config {
+        let quoted: Vec<_> = nodes
             .iter()
-            .map(|(name, address, subnet)| NodeSpec {
-                name: (*name).into(),
-                address: address.parse().unwrap(),
-                subnet: subnet.parse().unwrap(),
-                vtep_mac: None,
-            })
+            .map(|(name, address, subnet)| (*name, format!("\"{address}\""), format!("\"{subnet}\"")))
             .collect();
-        Snapshot::new(nodes, "a", "10.244.0.0/16".parse().unwrap()).unwrap()
+        let nodes: Vec<_> = quoted
+            .iter()
+            .map(|(name, address, subnet)| (*name, address.as_str(), subnet.as_str(), ""))
+            .collect();
+        config("cidr = \"10.244.0.0/16\"", &nodes)
     }
 
     fn addr(text: &str) -> Addr {
@@ -101,7 +121,7 @@ mod tests {
     #[test]
     fn each_node_has_its_subnet_and_its_address() {
         let entries =
-            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
+            desired(&ipv4(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
         assert_eq!(entries.len(), 4);
         let subnet = entries[&addr("10.244.2.0")];
         assert_eq!((subnet.vtep, subnet.prefix_len, subnet.flags), (addr("192.0.2.2"), 24, 0));
@@ -115,7 +135,7 @@ mod tests {
     #[test]
     fn a_shorter_subnet_is_cut_into_units_of_the_longest() {
         let entries =
-            desired(&snapshot(&[("a", "192.0.2.1", "10.244.0.0/24"), ("b", "192.0.2.2", "10.244.1.0/26")]));
+            desired(&ipv4(&[("a", "192.0.2.1", "10.244.0.0/24"), ("b", "192.0.2.2", "10.244.1.0/26")]));
         let keys: Vec<_> =
             ["10.244.0.0", "10.244.0.64", "10.244.0.128", "10.244.0.192", "10.244.1.0"].map(addr).into();
         assert!(keys.iter().all(|key| entries.contains_key(key)));
@@ -126,7 +146,7 @@ mod tests {
     #[test]
     fn only_what_differs_is_touched() {
         let before =
-            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
+            desired(&ipv4(&[("a", "192.0.2.1", "10.244.1.0/24"), ("b", "192.0.2.2", "10.244.2.0/24")]));
         let mut present: Vec<_> = before.iter().map(|(k, v)| (*k, *v)).collect();
         for (_, node) in &mut present {
             node.neigh_epoch = 7;
@@ -134,7 +154,7 @@ mod tests {
         assert_eq!(difference(&present, &before), Difference::default());
 
         let after =
-            desired(&snapshot(&[("a", "192.0.2.1", "10.244.1.0/24"), ("c", "192.0.2.3", "10.244.2.0/24")]));
+            desired(&ipv4(&[("a", "192.0.2.1", "10.244.1.0/24"), ("c", "192.0.2.3", "10.244.2.0/24")]));
         let Difference { set, remove } = difference(&present, &after);
         assert_eq!(
             set.iter().map(|(key, _)| *key).collect::<Vec<_>>(),

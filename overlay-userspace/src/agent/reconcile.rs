@@ -10,7 +10,6 @@ use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
-use ipnet::IpNet;
 use log::{error, info, log};
 use overlay_common::{
     maps::{Addr, AttachMode, Node},
@@ -183,7 +182,8 @@ impl Reconciler {
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
-                (ours == *gone && (ours || self.config.network.cidr.contains(dst))).then_some(Scope::Network)
+                (ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some()))
+                    .then_some(Scope::Network)
             }
             Change::Filter { table, chain, base } => {
                 self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
@@ -295,7 +295,7 @@ impl Reconciler {
 
     fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {
         let network = &self.config.network;
-        let found = Underlay::find(netlink, self.config.nodes.own().address, network.interface.as_deref());
+        let found = Underlay::find(netlink, self.config.vtep(), network.interface.as_deref());
         let Some(underlay) = pass.step(found.map_err(Into::into))? else { return Ok(None) };
         if let Some(mtu) = pass.step(underlay.pod_mtu(network.mtu).map_err(Into::into))? {
             self.mtu = mtu;
@@ -315,13 +315,14 @@ impl Reconciler {
             Some(constants) => Some(constants.anchor_ifindex),
             None => local::published(&self.pins).map(|local| local.anchor_ifindex),
         };
+        let (cluster, subnet) = self.config.ipv4()?;
         let anchor = Anchor {
             vni: network.vni,
             port: network.port,
             mac: own.mac(),
             mtu: self.mtu,
-            cluster: network.cidr,
-            subnet: own.subnet,
+            cluster: cluster.into(),
+            subnet: subnet.into(),
             last_index,
         };
         let device = anchor.ensure(netlink)?;
@@ -393,7 +394,7 @@ impl Reconciler {
 
     /// Writes what is missing or wrong; returns what should not be there.
     fn fill_nodes(&self) -> anyhow::Result<Vec<Addr>> {
-        let desired: HashMap<Addr, Node> = nodes::desired(&self.config.nodes);
+        let desired: HashMap<Addr, Node> = nodes::desired(&self.config);
         let mut map = Nodes::open(&self.pins)?;
         let Difference { set, remove } = Difference::read(&map, &desired)?;
         for (key, node) in set {
@@ -417,9 +418,8 @@ impl Reconciler {
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
         let network = &self.config.network;
         let own = self.config.nodes.own();
-        let (IpNet::V4(cluster), IpNet::V4(subnet), IpAddr::V4(vtep)) =
-            (network.cidr, own.subnet, own.address)
-        else {
+        let (cluster, subnet) = self.config.ipv4()?;
+        let IpAddr::V4(vtep) = self.config.vtep() else {
             bail!("node {}: this version carries IPv4 only", own.name);
         };
         Ok(Constants {
@@ -427,7 +427,7 @@ impl Reconciler {
             port: network.port,
             cluster: (cluster.network(), cluster.prefix_len()),
             subnet: (subnet.network(), subnet.prefix_len()),
-            node_prefix: self.config.nodes.node_prefix(),
+            node_prefix: self.config.nodes.node_prefixes().v4.unwrap_or_default(),
             vtep,
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
@@ -479,7 +479,8 @@ impl Reconciler {
         }
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+        let (_, subnet) = self.config.ipv4()?;
+        self.pods.reconcile(netlink, programs, &endpoints, &links, subnet.into())
     }
 
     /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.
