@@ -10,7 +10,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
-use overlay_common::maps::{Addr, NODE_HOST, NODE_SELF, Node};
+use overlay_common::maps::{Addr, NODE_CHECKSUM, NODE_HOST, NODE_SELF, Node};
 
 use crate::{
     config::Config,
@@ -25,7 +25,10 @@ pub(super) fn desired(config: &Config) -> HashMap<Addr, Node> {
     let mut entries = HashMap::new();
     for (node, family) in nodes.nodes().iter().flat_map(|node| Family::ALL.map(|family| (node, family))) {
         let Some(tunnel) = node.tunnel(family, own, preferred) else { continue };
-        let flags = if node.name == own.name { NODE_SELF } else { 0 };
+        let mut flags = if node.name == own.name { NODE_SELF } else { 0 };
+        if !node.is_overlay() && tunnel.vtep.is_ipv6() {
+            flags |= NODE_CHECKSUM;
+        }
         let entry = |prefix_len, flags| Node {
             vtep: tunnel.vtep.into(),
             vtep_mac: tunnel.mac,
@@ -161,5 +164,86 @@ mod tests {
             [addr("10.244.2.0"), addr("192.0.2.3")]
         );
         assert_eq!(remove, [addr("192.0.2.2")]);
+    }
+
+    const DUAL: &str = "cidr = [\"10.244.0.0/16\", \"fd00:10:244::/48\"]";
+    const A: (&str, &str, &str, &str) =
+        ("a", "[\"192.0.2.1\", \"2001:db8::1\"]", "[\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]", "");
+
+    /// The VTEPs of these keys, the last byte of the MACs, and the flags; `None` where there is no entry.
+    fn ways<const N: usize>(config: &Config, keys: [&str; N]) -> [Option<(String, u8, u8)>; N] {
+        let entries = desired(config);
+        keys.map(|key| {
+            entries.get(&addr(key)).map(|node| (node.vtep.to_ip().to_string(), node.vtep_mac[5], node.flags))
+        })
+    }
+
+    #[test]
+    fn both_families_of_an_overlay_node_go_by_one_tunnel() {
+        let b = ("b", "[\"2001:db8::2\", \"192.0.2.2\"]", "[\"fd00:10:244:2::/64\", \"10.244.2.0/24\"]", "");
+        let keys = ["10.244.2.0", "fd00:10:244:2::", "192.0.2.2", "2001:db8::2"];
+        for (underlay, vtep) in [("auto", "192.0.2.2"), ("ipv4", "192.0.2.2"), ("ipv6", "2001:db8::2")] {
+            let config = config(&format!("{DUAL}\nunderlay = \"{underlay}\""), &[A, b]);
+            let entry = |flags| Some((vtep.to_owned(), 2, flags));
+            assert_eq!(
+                ways(&config, keys),
+                [entry(0), entry(0), entry(NODE_HOST), entry(NODE_HOST)],
+                "{underlay}"
+            );
+            let entries = desired(&config);
+            assert_eq!(entries.len(), 8);
+            let prefixes = keys.map(|key| entries[&addr(key)].prefix_len);
+            assert_eq!(prefixes, [24, 64, 32, 128]);
+        }
+        // One that has no choice.
+        let b = ("b", "\"2001:db8::2\"", "\"10.244.2.0/24\"", "");
+        let mac = crate::cluster::vtep_mac("2001:db8::2".parse().unwrap());
+        let found = ways(&config(DUAL, &[A, b]), ["10.244.2.0", "2001:db8::2"]);
+        assert_eq!(found.map(|entry| entry.unwrap().0), ["2001:db8::2"; 2]);
+        assert_eq!(desired(&config(DUAL, &[A, b]))[&addr("10.244.2.0")].vtep_mac, mac);
+    }
+
+    #[test]
+    fn a_plain_peer_has_a_tunnel_for_each_family_and_wants_checksums_in_ipv6() {
+        let b = (
+            "b",
+            "[\"192.0.2.2\", \"2001:db8::2\"]",
+            "[\"10.244.2.0/24\", \"fd00:10:244:2::/64\"]",
+            "vtep_mac = [\"02:00:00:00:00:04\", \"02:00:00:00:00:06\"]",
+        );
+        for underlay in ["ipv4", "ipv6"] {
+            let config = config(&format!("{DUAL}\nunderlay = \"{underlay}\""), &[A, b]);
+            let (v4, v6) = ("192.0.2.2".to_owned(), "2001:db8::2".to_owned());
+            assert_eq!(
+                ways(&config, ["10.244.2.0", "fd00:10:244:2::", "192.0.2.2", "2001:db8::2"]),
+                [
+                    Some((v4.clone(), 4, 0)),
+                    Some((v6.clone(), 6, NODE_CHECKSUM)),
+                    Some((v4, 4, NODE_HOST)),
+                    Some((v6, 6, NODE_HOST | NODE_CHECKSUM)),
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn there_is_no_way_to_a_node_that_shares_no_family() {
+        let a = ("a", "\"192.0.2.1\"", "\"10.244.1.0/24\"", "");
+        let b = ("b", "\"2001:db8::2\"", "\"10.244.2.0/24\"", "");
+        assert_eq!(ways(&config(DUAL, &[a, b]), ["10.244.2.0", "2001:db8::2"]), [None, None]);
+        assert_eq!(desired(&config(DUAL, &[a, b])).len(), 2);
+    }
+
+    #[test]
+    fn each_family_is_cut_into_its_own_units() {
+        let b = ("b", "\"192.0.2.2\"", "[\"10.244.2.0/25\", \"fd00:10:244:2::/66\"]", "");
+        let entries = desired(&config(DUAL, &[A, b]));
+        for key in ["10.244.1.0", "10.244.1.128", "10.244.2.0"] {
+            assert!(entries.contains_key(&addr(key)), "{key}");
+        }
+        for key in ["fd00:10:244:1::", "fd00:10:244:1:4000::", "fd00:10:244:1:c000::", "fd00:10:244:2::"] {
+            assert!(entries.contains_key(&addr(key)), "{key}");
+        }
+        assert_eq!(entries.len(), 2 + 1 + 4 + 1 + 2 + 1);
     }
 }

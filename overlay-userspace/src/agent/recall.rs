@@ -143,6 +143,53 @@ mod tests {
         assert_eq!(recalled.nodes(), config.nodes.nodes());
     }
 
+    const DUAL: &str = r#"
+        node = "a"
+        [network]
+        cidr = ["10.244.0.0/16", "fd00:10:244::/48"]
+        UNDERLAY
+        [[nodes]]
+        name = "a"
+        address = ["192.0.2.1", "2001:db8::1"]
+        subnet = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+        [[nodes]]
+        name = "b"
+        address = ["192.0.2.2", "2001:db8::2"]
+        subnet = ["10.244.16.0/22", "fd00:10:244:2::/62"]
+        [[nodes]]
+        name = "c"
+        address = ["192.0.2.3", "2001:db8::3"]
+        subnet = ["10.244.3.0/24", "fd00:10:244:300::/64"]
+        vtep_mac = ["02:00:00:00:00:04", "02:00:00:00:00:06"]
+        [[nodes]]
+        name = "d"
+        address = "2001:db8::4"
+        subnet = "10.244.4.0/24"
+        [[nodes]]
+        name = "e"
+        address = "192.0.2.5"
+        subnet = "fd00:10:244:500::/64"
+        vtep_mac = "02:00:00:00:00:05"
+    "#;
+
+    #[test]
+    fn what_is_pinned_of_both_families_is_recalled() {
+        for underlay in ["", "underlay = \"ipv6\""] {
+            let config = Config::parse(&DUAL.replace("UNDERLAY", underlay), Path::new("x"), None).unwrap();
+            let entries: Vec<_> = desired(&config).into_iter().collect();
+            let own = own_of(&local::desired(&config, 7, 1450, AttachMode::Tcx), &entries, "a").unwrap();
+            assert_eq!(&own, config.nodes.own());
+            let mut nodes = peers_of(&entries);
+            nodes.push(own);
+            let mut recalled = Snapshot::new(nodes, "a", &config.network.cidrs).unwrap();
+            assert_eq!(desired(&Config { nodes: recalled.clone(), ..config.clone() }), desired(&config));
+            recalled.name_after(&config.nodes);
+            let names: Vec<_> = recalled.nodes().iter().map(|node| node.name.as_str()).collect();
+            // Flannel's is one for each of its devices.
+            assert_eq!(names, ["a", "b", "c", "c", "d", "e"]);
+        }
+    }
+
     #[test]
     fn the_pins_of_another_node_are_not_this_ones() {
         let config = Config::parse(FILE, Path::new("x"), None).unwrap();

@@ -6,7 +6,7 @@
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
 //! must not keep a removed node in the map.
 
-use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
+use std::{collections::HashMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
@@ -418,17 +418,13 @@ impl Reconciler {
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
         let network = &self.config.network;
         let own = self.config.nodes.own();
-        let (cluster, subnet) = self.config.ipv4()?;
-        let IpAddr::V4(vtep) = self.config.vtep() else {
-            bail!("node {}: this version carries IPv4 only", own.name);
-        };
         Ok(Constants {
             vni: network.vni,
             port: network.port,
-            cluster: (cluster.network(), cluster.prefix_len()),
-            subnet: (subnet.network(), subnet.prefix_len()),
-            node_prefix: self.config.nodes.node_prefixes().v4.unwrap_or_default(),
-            vtep,
+            cluster: network.cidrs.by_family(),
+            subnet: own.subnets,
+            node_prefix: self.config.nodes.node_prefixes(),
+            vtep: own.addresses,
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,
