@@ -7,17 +7,22 @@
 
 use std::{
     fmt, fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use ipnet::IpNet;
-use serde::Deserialize;
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::cluster::{NodeSpec, Snapshot, SnapshotError};
+use crate::{
+    cluster::{Cidrs, NodeSpec, Snapshot, SnapshotError},
+    family::{ByFamily, Family, OfFamily},
+};
 
+mod list;
 mod tables;
 
+use list::OneOrMore;
 use tables::AgentTable;
 pub use tables::{Cni, Kubernetes, Mesh, Source, SourceKind};
 
@@ -107,12 +112,50 @@ impl fmt::Display for Xdp {
     }
 }
 
+/// The family of the outer header where two nodes have tunnel addresses of both: what was asked for. The same on all nodes,
+/// because a node accepts from another only what comes from the address that it would send to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outer {
+    /// IPv4.
+    #[default]
+    Auto,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Outer {
+    /// The family that is taken where there is a choice.
+    pub const fn preferred(self) -> Family {
+        match self {
+            Self::Auto | Self::Ipv4 => Family::Ipv4,
+            Self::Ipv6 => Family::Ipv6,
+        }
+    }
+}
+
+impl fmt::Display for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
 /// The `[network]` table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// The range that all pod subnets are taken from.
-    pub cidr: IpNet,
+    /// The ranges that all pod subnets are taken from, of one family or both, that of the primary family first.
+    #[serde(rename = "cidr", deserialize_with = "ranges")]
+    pub cidrs: Cidrs,
+    /// The family of the outer header where two nodes have both.
+    #[serde(default)]
+    pub underlay: Outer,
     /// VXLAN network identifier, 1 to 16777215.
     #[serde(default = "default_vni")]
     pub vni: u32,
@@ -140,6 +183,11 @@ pub struct Network {
     /// The XDP program of the underlay device.
     #[serde(default)]
     pub xdp: Xdp,
+}
+
+fn ranges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cidrs, D::Error> {
+    let OneOrMore(nets) = OneOrMore::deserialize(deserializer)?;
+    Cidrs::new(nets).map_err(|why| D::Error::custom(format_args!("network.cidr {why}")))
 }
 
 const fn default_vni() -> u32 {
@@ -174,9 +222,9 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct FileNode {
     name: String,
-    address: IpAddr,
-    subnet: IpNet,
-    vtep_mac: Option<String>,
+    address: OneOrMore<IpAddr>,
+    subnet: OneOrMore<IpNet>,
+    vtep_mac: Option<OneOrMore<String>>,
 }
 
 /// What the command line and the environment say in place of the file.
@@ -262,7 +310,7 @@ impl Settings {
             }
             SourceKind::File => {
                 let nodes = file_nodes(file.nodes).map_err(invalid)?;
-                let nodes = Snapshot::new(nodes, &node, file.network.cidr)
+                let nodes = Snapshot::new(nodes, &node, &file.network.cidrs)
                     .map_err(|cause| ConfigError::Nodes { path: path.to_owned(), cause })?;
                 Source::File(nodes)
             }
@@ -282,18 +330,52 @@ impl Settings {
 }
 
 fn file_nodes(nodes: Vec<FileNode>) -> Result<Vec<NodeSpec>, String> {
-    let spec = |FileNode { name, address, subnet, vtep_mac }| {
-        let vtep_mac = match vtep_mac {
-            None => None,
-            Some(text) => Some(parse_mac(&text).ok_or_else(|| {
-                format!(
-                    "node {name}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01"
-                )
-            })?),
-        };
-        Ok(NodeSpec { name, address, subnet, vtep_mac })
-    };
-    nodes.into_iter().map(spec).collect()
+    nodes
+        .into_iter()
+        .map(|FileNode { name, address: OneOrMore(addresses), subnet: OneOrMore(subnets), vtep_mac }| {
+            let vtep_macs = match vtep_mac {
+                None => ByFamily::default(),
+                Some(OneOrMore(macs)) => vtep_macs(&name, &macs, &addresses)?,
+            };
+            Ok(NodeSpec {
+                addresses: one_of_each(&name, "address", &addresses)?,
+                subnets: one_of_each(&name, "subnet", &subnets)?,
+                vtep_macs,
+                name,
+            })
+        })
+        .collect()
+}
+
+/// At most one value for each family.
+fn one_of_each<T: OfFamily + Copy + fmt::Display>(
+    node: &str,
+    key: &str,
+    values: &[T],
+) -> Result<ByFamily<T>, String> {
+    ByFamily::from_values(values.iter().copied()).map_err(|second| {
+        let family = second.family();
+        format!("node {node}: {key} {second} is the second of {family}: give one for each family")
+    })
+}
+
+/// One MAC for all tunnel addresses, or one for each, in their order.
+fn vtep_macs(node: &str, macs: &[String], addresses: &[IpAddr]) -> Result<ByFamily<[u8; 6]>, String> {
+    if macs.len() != 1 && macs.len() != addresses.len() {
+        return Err(format!(
+            "node {node}: {} of vtep_mac for {} of address: give one MAC, or one for each address in the same order",
+            macs.len(),
+            addresses.len()
+        ));
+    }
+    let mut all = ByFamily::default();
+    for (address, text) in addresses.iter().zip(macs.iter().cycle()) {
+        let mac = parse_mac(text).ok_or_else(|| {
+            format!("node {node}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01")
+        })?;
+        all.set(address.family(), mac);
+    }
+    Ok(all)
 }
 
 /// What is wrong with the text, where. The error's own display draws the place on several lines.
@@ -310,18 +392,7 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
 }
 
 fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidr, vni, port, mtu, stack_flows, .. } = network;
-    if cidr.addr() != cidr.network() {
-        return Err(format!("network.cidr {cidr} has host bits set: write {}", cidr.trunc()));
-    }
-    if cidr.addr().is_ipv6() {
-        return Err(format!("network.cidr {cidr}: this version carries IPv4 only"));
-    }
-    if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
-        return Err(format!(
-            "network.cidr {cidr} cannot be a pod network: use a private range such as 10.244.0.0/16"
-        ));
-    }
+    let Network { cidrs, vni, port, mtu, stack_flows, .. } = network;
     if *vni == 0 || *vni >= 1 << 24 {
         return Err(format!("network.vni {vni} is outside 1 to 16777215"));
     }
@@ -352,8 +423,11 @@ fn check_network(network: &Network) -> Result<(), String> {
         if net.addr() != net.network() {
             return Err(format!("network.no_masquerade {net} has host bits set: write {}", net.trunc()));
         }
-        if net.addr().is_ipv6() {
-            return Err(format!("network.no_masquerade {net}: this version carries IPv4 only"));
+        if cidrs.get(net.family()).is_none() {
+            return Err(format!(
+                "network.no_masquerade {net} is {family}, network.cidr has no range of {family}: remove it",
+                family = net.family()
+            ));
         }
         if net.prefix_len() == 0 {
             return Err(format!(
@@ -376,6 +450,24 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 fn host_name() -> Result<String, nix::Error> {
     Ok(nix::sys::utsname::uname()?.nodename().to_string_lossy().into_owned())
+}
+
+impl Config {
+    /// This node's tunnel address: of the preferred family where it has both.
+    pub fn vtep(&self) -> IpAddr {
+        let address = self.nodes.own().address(self.network.underlay.preferred());
+        // A snapshot has no node without an address.
+        address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// The cluster's range and this node's subnet, for what carries IPv4 alone.
+    pub(crate) fn ipv4(&self) -> anyhow::Result<(Ipv4Net, Ipv4Net)> {
+        let own = self.nodes.own();
+        match (self.network.cidrs.by_family().v4, own.subnets.v4) {
+            (Some(IpNet::V4(cluster)), Some(IpNet::V4(subnet))) => Ok((cluster, subnet)),
+            _ => anyhow::bail!("node {}: this version carries IPv4 only", own.name),
+        }
+    }
 }
 
 #[cfg(test)]

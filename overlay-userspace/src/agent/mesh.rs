@@ -113,17 +113,17 @@ impl Mesh {
     /// Takes over the list of nodes, if it is another one.
     pub(super) fn set(&self, nodes: &Snapshot) {
         let mut hasher = DefaultHasher::new();
-        for NodeSpec { name, address, subnet, vtep_mac } in nodes.nodes() {
-            (name, address, subnet, vtep_mac).hash(&mut hasher);
+        for NodeSpec { name, addresses, subnets, vtep_macs } in nodes.nodes() {
+            (name, addresses, subnets, vtep_macs).hash(&mut hasher);
         }
-        nodes.own().address.hash(&mut hasher);
+        nodes.own().addresses.hash(&mut hasher);
         let list = Some(hasher.finish());
         let mut state = self.state();
         if state.list == list {
             return;
         }
         state.list = list;
-        state.prefix = nodes.node_prefix();
+        state.prefix = nodes.node_prefixes().v4.unwrap_or_default();
         state.table.set(nodes, Instant::now());
         self.shared.changed.notify_one();
     }

@@ -5,14 +5,18 @@ use std::collections::{HashMap, HashSet};
 use overlay_common::maps::{Addr, NodeName};
 
 use crate::{
-    cluster::Snapshot,
+    cluster::{NodeSpec, Snapshot},
     datapath::{DatapathError, pins::Pins, tables::NodeNames},
 };
 
 /// The names that are known. A node that is recalled from the pins is called by its address, which is no name.
 fn known(nodes: &Snapshot) -> HashMap<Addr, NodeName> {
-    let named = nodes.nodes().iter().filter(|node| node.name != node.address.to_string());
-    named.map(|node| (node.address.into(), NodeName::new(&node.name))).collect()
+    let addressed = nodes.nodes().iter().flat_map(|node| node.addresses.values().map(move |ip| (*ip, node)));
+    let nameless = |node: &NodeSpec| node.addresses.values().any(|address| node.name == address.to_string());
+    addressed
+        .filter(|(_, node)| !nameless(node))
+        .map(|(address, node)| (address.into(), NodeName::new(&node.name)))
+        .collect()
 }
 
 /// Writes what is missing or wrong.
@@ -30,7 +34,12 @@ pub(super) fn fill(pins: &Pins, nodes: &Snapshot) -> Result<(), DatapathError> {
 /// Removes the names of what is no node any more.
 pub(super) fn remove_stale(pins: &Pins, nodes: &Snapshot) -> Result<(), DatapathError> {
     let mut map = NodeNames::open(pins)?;
-    let nodes: HashSet<Addr> = nodes.nodes().iter().map(|node| node.address.into()).collect();
+    let nodes: HashSet<Addr> = nodes
+        .nodes()
+        .iter()
+        .flat_map(|node| node.addresses.values())
+        .map(|address| (*address).into())
+        .collect();
     for (vtep, _) in NodeNames::all(pins)? {
         if !nodes.contains(&vtep) {
             map.remove(vtep)?;

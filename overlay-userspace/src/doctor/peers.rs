@@ -116,7 +116,8 @@ impl Check for Peers {
 fn name(site: &Site, vtep: Ipv4Addr) -> String {
     let config = site.config();
     let nodes = config.as_ref().map(|config| config.nodes.nodes()).unwrap_or_default();
-    let name = nodes.iter().find(|node| node.address == IpAddr::V4(vtep)).map(|node| node.name.clone());
+    let name =
+        nodes.iter().find(|node| node.addresses.v4 == Some(IpAddr::V4(vtep))).map(|node| node.name.clone());
     format!("peer {}", name.unwrap_or_else(|| vtep.to_string()))
 }
 

@@ -17,7 +17,7 @@ use super::{
     latency::Histogram,
     packet::{Entry, State},
 };
-use crate::cluster::{Snapshot, gateway};
+use crate::{cluster::Snapshot, family::Family};
 
 /// Up to this many nodes each peer is shown by itself, and its row is kept; beyond that there are sums only.
 pub(crate) const DETAILED: usize = 64;
@@ -215,14 +215,15 @@ impl Table {
     pub(crate) fn set(&mut self, nodes: &Snapshot, now: Instant) {
         let mut known: HashMap<(IpAddr, Ipv4Addr), Peer> =
             self.peers.drain(..).map(|peer| ((peer.address, peer.gateway), peer)).collect();
-        let IpAddr::V4(own) = gateway(nodes.own().subnet) else { return };
+        let Some(IpAddr::V4(own)) = nodes.own().gateways().v4 else { return };
         let mut peers: Vec<Peer> = nodes
             .peers()
             .filter_map(|node| {
-                let IpAddr::V4(gateway) = gateway(node.subnet) else { return None };
-                let foreign = node.vtep_mac.is_some();
-                let fresh = || Peer::new(String::new(), node.address, gateway, foreign, now);
-                let peer = known.remove(&(node.address, gateway)).unwrap_or_else(fresh);
+                let IpAddr::V4(gateway) = node.gateways().v4? else { return None };
+                let address = node.address(Family::Ipv4)?;
+                let foreign = !node.is_overlay();
+                let fresh = || Peer::new(String::new(), address, gateway, foreign, now);
+                let peer = known.remove(&(address, gateway)).unwrap_or_else(fresh);
                 Some(Peer { name: node.name.clone(), foreign, ..peer })
             })
             .collect();
@@ -235,7 +236,8 @@ impl Table {
         self.suspects.retain(|gateway| self.by_gateway.contains_key(gateway));
         self.shown.clear();
         if self.detailed() {
-            self.shown.extend(nodes.nodes().iter().map(|node| Addr::from(node.address)));
+            let addresses = nodes.nodes().iter().filter_map(|node| node.address(Family::Ipv4));
+            self.shown.extend(addresses.map(Addr::from));
         }
         for peer in &mut self.peers {
             peer.row.retain(|address, _| self.shown.contains(address));

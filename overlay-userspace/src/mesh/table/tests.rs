@@ -2,13 +2,16 @@ use super::*;
 use crate::cluster::NodeSpec;
 
 fn nodes(count: u8, own: u8) -> Snapshot {
-    let nodes = (1..=count).map(|number| NodeSpec {
-        name: format!("n{number}"),
-        address: Ipv4Addr::new(192, 0, 2, number).into(),
-        subnet: format!("10.244.{number}.0/24").parse().unwrap(),
-        vtep_mac: None,
+    let nodes = (1..=count).map(|number| {
+        let (address, subnet) = (format!("192.0.2.{number}"), format!("10.244.{number}.0/24"));
+        NodeSpec::of(&format!("n{number}"), &[&address], &[&subnet])
     });
-    Snapshot::new(nodes.collect(), &format!("n{own}"), "10.244.0.0/16".parse().unwrap()).unwrap()
+    snapshot(nodes.collect(), &format!("n{own}"))
+}
+
+fn snapshot(nodes: Vec<NodeSpec>, own: &str) -> Snapshot {
+    let cidr: ipnet::IpNet = "10.244.0.0/16".parse().unwrap();
+    Snapshot::new(nodes, own, &cidr.into()).unwrap()
 }
 
 fn gateway_of(number: u8) -> Ipv4Addr {
@@ -199,9 +202,9 @@ fn what_is_known_of_a_peer_survives_a_change_of_the_list() {
 fn a_node_that_is_not_overlay_is_not_asked() {
     let list = nodes(3, 1);
     let mut specs = list.nodes().to_vec();
-    specs[2].vtep_mac = Some([2, 0, 0, 0, 0, 3]);
+    specs[2].vtep_macs.v4 = Some([2, 0, 0, 0, 0, 3]);
     let mut bench = Bench::new(3, 1, 10);
-    bench.table.set(&Snapshot::new(specs, "n1", "10.244.0.0/16".parse().unwrap()).unwrap(), bench.now);
+    bench.table.set(&snapshot(specs, "n1"), bench.now);
     let asked = bench.run(Duration::from_secs(5), |_| true);
     assert!(asked.len() >= 4 && asked.iter().all(|gateway| *gateway == gateway_of(2)), "{asked:?}");
     assert_eq!(bench.peer(3).state(), State::Foreign);
