@@ -11,18 +11,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use ipnet::IpNet;
+use serde::Deserialize;
 
 use crate::{
-    cluster::{Cidrs, NodeSpec, Snapshot, SnapshotError},
-    family::{ByFamily, Family, OfFamily},
+    cluster::{NodeSpec, Snapshot, SnapshotError},
+    family::{ByFamily, OfFamily},
 };
 
 mod list;
+mod network;
 mod tables;
 
 use list::OneOrMore;
+pub use network::{Attach, Network, Outer, Xdp};
 use tables::AgentTable;
 pub use tables::{Cni, Kubernetes, Mesh, Source, SourceKind};
 
@@ -64,142 +66,6 @@ pub enum ConfigError {
         /// The cause.
         cause: SnapshotError,
     },
-}
-
-/// How programs are attached to devices: what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attach {
-    /// tcx where the kernel has it, clsact elsewhere.
-    #[default]
-    Auto,
-    /// tcx links or an error.
-    Tcx,
-    /// Filters on a clsact qdisc.
-    Clsact,
-}
-
-impl fmt::Display for Attach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        })
-    }
-}
-
-/// What an XDP program on the underlay device is for: what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Xdp {
-    /// No XDP program.
-    #[default]
-    Off,
-    /// Drops forged packets before there is an skb.
-    Guard,
-    /// `Guard` where the driver loses nothing by it.
-    Auto,
-}
-
-impl fmt::Display for Xdp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Guard => "guard",
-            Self::Auto => "auto",
-        })
-    }
-}
-
-/// The family of the outer header where two nodes have tunnel addresses of both: what was asked for. The same on all nodes,
-/// because a node accepts from another only what comes from the address that it would send to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outer {
-    /// IPv4.
-    #[default]
-    Auto,
-    /// IPv4.
-    Ipv4,
-    /// IPv6.
-    Ipv6,
-}
-
-impl Outer {
-    /// The family that is taken where there is a choice.
-    pub const fn preferred(self) -> Family {
-        match self {
-            Self::Auto | Self::Ipv4 => Family::Ipv4,
-            Self::Ipv6 => Family::Ipv6,
-        }
-    }
-}
-
-impl fmt::Display for Outer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Ipv4 => "ipv4",
-            Self::Ipv6 => "ipv6",
-        })
-    }
-}
-
-/// The `[network]` table.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Network {
-    /// The ranges that all pod subnets are taken from, of one family or both, that of the primary family first.
-    #[serde(rename = "cidr", deserialize_with = "ranges")]
-    pub cidrs: Cidrs,
-    /// The family of the outer header where two nodes have both.
-    #[serde(default)]
-    pub underlay: Outer,
-    /// VXLAN network identifier, 1 to 16777215.
-    #[serde(default = "default_vni")]
-    pub vni: u32,
-    /// UDP port of the tunnel.
-    #[serde(default = "default_port")]
-    pub port: u16,
-    /// MTU of the pods' devices; by default the underlay's less the tunnel's overhead.
-    pub mtu: Option<u32>,
-    /// The underlay device; by default the one that holds the node's address.
-    pub interface: Option<String>,
-    /// Masquerade what pods send to the world.
-    #[serde(default = "default_true")]
-    pub masquerade: bool,
-    /// Destinations that are never masqueraded; of no effect where `masquerade` is off.
-    #[serde(default)]
-    pub no_masquerade: Vec<IpNet>,
-    /// What pods send to other nodes' addresses leaves with this node's address, outside of the tunnel.
-    #[serde(default)]
-    pub masquerade_to_nodes: bool,
-    /// How programs are attached.
-    #[serde(default)]
-    pub attach: Attach,
-    /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
-    pub stack_flows: Option<u32>,
-    /// The XDP program of the underlay device.
-    #[serde(default)]
-    pub xdp: Xdp,
-}
-
-fn ranges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cidrs, D::Error> {
-    let OneOrMore(nets) = OneOrMore::deserialize(deserializer)?;
-    Cidrs::new(nets).map_err(|why| D::Error::custom(format_args!("network.cidr {why}")))
-}
-
-const fn default_vni() -> u32 {
-    1
-}
-
-const fn default_port() -> u16 {
-    8472
-}
-
-const fn default_true() -> bool {
-    true
 }
 
 #[derive(Debug, Deserialize)]
@@ -290,7 +156,7 @@ impl Settings {
             None => host_name()
                 .map_err(|e| invalid(format!("no `node` given, and the host name is unknown: {e}")))?,
         };
-        check_network(&file.network).map_err(invalid)?;
+        file.network.check().map_err(invalid)?;
         let mut cni = file.cni;
         cni.install = overrides.install_cni.unwrap_or(cni.install);
         cni.check().map_err(invalid)?;
@@ -391,53 +257,6 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidrs, vni, port, mtu, stack_flows, .. } = network;
-    if *vni == 0 || *vni >= 1 << 24 {
-        return Err(format!("network.vni {vni} is outside 1 to 16777215"));
-    }
-    if *port == 0 {
-        return Err(
-            "network.port 0 is no port: the VXLAN ports in use are 8472 (Linux, Flannel) and 4789 (IANA)"
-                .into(),
-        );
-    }
-    if let Some(mtu) = mtu
-        && !(576..=65_485).contains(mtu)
-    {
-        return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
-    }
-    if let Some(entries) = stack_flows
-        && *entries != 0
-        && !(1024..=1 << 24).contains(entries)
-    {
-        return Err(format!(
-            "network.stack_flows {entries} is neither 0 (off) nor within 1024 to 16777216: leave it out to follow \
-             nf_conntrack_max"
-        ));
-    }
-    if network.masquerade_to_nodes && !network.masquerade {
-        return Err("network.masquerade_to_nodes needs network.masquerade: remove one of the two".into());
-    }
-    for net in &network.no_masquerade {
-        if net.addr() != net.network() {
-            return Err(format!("network.no_masquerade {net} has host bits set: write {}", net.trunc()));
-        }
-        if cidrs.get(net.family()).is_none() {
-            return Err(format!(
-                "network.no_masquerade {net} is {family}, network.cidr has no range of {family}: remove it",
-                family = net.family()
-            ));
-        }
-        if net.prefix_len() == 0 {
-            return Err(format!(
-                "network.no_masquerade {net} is everything: write masquerade = false instead"
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// A unicast MAC address in the usual form, `02:00:00:00:00:01`.
 pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
@@ -460,13 +279,23 @@ impl Config {
         address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
 
-    /// The cluster's range and this node's subnet, for what carries IPv4 alone.
-    pub(crate) fn ipv4(&self) -> anyhow::Result<(Ipv4Net, Ipv4Net)> {
-        let own = self.nodes.own();
-        match (self.network.cidrs.by_family().v4, own.subnets.v4) {
-            (Some(IpNet::V4(cluster)), Some(IpNet::V4(subnet))) => Ok((cluster, subnet)),
-            _ => anyhow::bail!("node {}: this version carries IPv4 only", own.name),
+    /// This node's tunnel addresses that are in use, [`Config::vtep`] first: another one for peers that have no address of
+    /// its family, or, as Flannel's nodes, take packets of each family by an address of their own.
+    pub fn vteps(&self) -> Vec<IpAddr> {
+        let (own, preferred) = (self.nodes.own(), self.network.underlay.preferred());
+        let mut vteps = vec![self.vtep()];
+        let families = self.network.cidrs.by_family();
+        for (peer, (inner, _)) in
+            self.nodes.peers().flat_map(|peer| families.iter().map(move |of| (peer, of)))
+        {
+            if let Some(tunnel) = peer.tunnel(inner, own, preferred)
+                && let Some(address) = own.addresses.get(tunnel.vtep.family())
+                && !vteps.contains(address)
+            {
+                vteps.push(*address);
+            }
         }
+        vteps
     }
 }
 

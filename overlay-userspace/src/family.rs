@@ -117,6 +117,12 @@ impl<T> ByFamily<T> {
         }
     }
 
+    /// Takes from another what there is none of.
+    pub fn fill(&mut self, other: Self) {
+        self.v4 = self.v4.take().or(other.v4);
+        self.v6 = self.v6.take().or(other.v6);
+    }
+
     /// Those that there are, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))

@@ -237,7 +237,10 @@ impl Anchor {
         let link = match netlink.link(&name)? {
             Some(link) if self.fits(&link) => link,
             Some(_) => {
-                let what = format!("is not the external-mode vxlan device on UDP port {} that it should be", self.port);
+                let what = format!(
+                    "is not the external-mode vxlan device on UDP port {} that it should be",
+                    self.port
+                );
                 found.push((name, what));
                 return Ok((None, found));
             }
@@ -298,13 +301,20 @@ impl Anchor {
 /// One way in which the device is not as it should be.
 enum Fault {
     Mac,
-    Mtu { found: u32, wanted: u32 },
+    Mtu {
+        found: u32,
+        wanted: u32,
+    },
     Arp,
     Down,
     Lacks(IpNet),
     Holds(IpNet),
     /// A setting of IPv6, by its path, which should have this value.
-    Setting { path: String, setting: &'static str, value: &'static str },
+    Setting {
+        path: String,
+        setting: &'static str,
+        value: &'static str,
+    },
     /// IPv6 is wanted, and the kernel has none on the device.
     NoIpv6,
 }

@@ -14,6 +14,7 @@ use super::{
     filter, local, node_routes,
     nodes::{self, Difference},
     pods,
+    wire::{self, Found},
 };
 use crate::{
     config::{Attach, Config},
@@ -82,15 +83,15 @@ impl Look<'_> {
         let mode = attach_mode(self.config)?;
         let network = &self.config.network;
         let own = self.config.nodes.own().clone();
-        let underlay =
-            match Underlay::find(&mut self.netlink, self.config.vtep(), network.interface.as_deref()) {
-                Ok(underlay) => Some(underlay),
-                Err(error) => {
-                    self.add("underlay", error);
-                    None
-                }
-            };
-        let mtu = underlay.as_ref().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        let Found { tunnel, others } = wire::find(&mut self.netlink, self.config);
+        let mtu = tunnel.as_ref().ok().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        let mut underlays = Vec::new();
+        for found in [tunnel].into_iter().chain(others) {
+            match found {
+                Ok(underlay) => underlays.push(underlay),
+                Err(error) => self.add("underlay", error),
+            }
+        }
         let published = local::published(self.pins);
         // Where the underlay does not say: what it was.
         let mtu = mtu.or(published.map(|local| local.mtu)).unwrap_or_default();
@@ -114,9 +115,10 @@ impl Look<'_> {
             self.part(&device.name, attached);
             self.local(published.as_ref(), &local::desired(self.config, device.index, mtu, mode));
         }
-        if let Some(underlay) = &underlay {
-            let attached = self.attached(mode, Role::Wire, &underlay.link);
-            self.part(&underlay.link.name, attached);
+        underlays.dedup_by_key(|underlay| underlay.link.index);
+        for Underlay { link, .. } in &underlays {
+            let attached = self.attached(mode, Role::Wire, link);
+            self.part(&link.name, attached);
         }
         let pods = self.pods(mode);
         self.part("pods", pods);
@@ -157,8 +159,7 @@ impl Look<'_> {
         let table = node_routes::TABLE;
         for family in Family::ALL {
             let wanted = anchor.routes(family, device.index);
-            let RouteDifference { add, remove } =
-                RouteDifference::read(&mut self.netlink, family, &wanted)?;
+            let RouteDifference { add, remove } = RouteDifference::read(&mut self.netlink, family, &wanted)?;
             for route in add {
                 self.add(format_args!("route {route}"), "is missing or wrong");
             }
@@ -205,8 +206,8 @@ impl Look<'_> {
                 self.attached(mode, Role::Pod, link)?;
             }
         }
-        let (_, subnet) = self.config.ipv4()?;
-        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, subnet.into())? {
+        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(()) };
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, *subnet)? {
             self.add(object, what);
         }
         Ok(())
@@ -214,7 +215,8 @@ impl Look<'_> {
 
     fn packet_filter(&mut self) -> anyhow::Result<()> {
         let families = Families::of(self.config);
-        for nat in Family::ALL.into_iter().filter_map(|family| filter::wanted(self.config, &families, family)) {
+        for nat in Family::ALL.into_iter().filter_map(|family| filter::wanted(self.config, &families, family))
+        {
             if !source_nat::is_loaded(&nat)? {
                 let table = format!("nft table {} overlay", nat.family().nft());
                 self.add(table, "is missing, or not as it was made");

@@ -28,23 +28,14 @@ pub(crate) struct Families {
 impl Families {
     pub(crate) fn of(config: &Config) -> Self {
         let (own, network) = (config.nodes.own(), &config.network);
-        let preferred = network.underlay.preferred();
         let mut all = Self { subnets: own.subnets, ..Self::default() };
         for (family, _) in own.subnets.iter() {
             if let Some(cluster) = network.cidrs.get(family) {
                 all.clusters.set(family, cluster);
             }
         }
-        let vtep = config.vtep();
-        all.vteps.set(vtep.family(), vtep);
-        // Of the other family for peers that have none of the first, and for those that tell them apart by packet.
-        for inner in Family::ALL {
-            for tunnel in config.nodes.peers().filter_map(|peer| peer.tunnel(inner, own, preferred)) {
-                let family = tunnel.vtep.family();
-                if let Some(address) = own.addresses.get(family) {
-                    all.vteps.set(family, *address);
-                }
-            }
+        for vtep in config.vteps() {
+            all.vteps.set(vtep.family(), vtep);
         }
         all
     }
@@ -85,7 +76,8 @@ mod tests {
     }
 
     const DUAL: &str = r#"["10.244.0.0/16", "fd00:244::/48"]"#;
-    const OWN: &str = "address = [\"192.0.2.1\", \"2001:db8::1\"]\nsubnet = [\"10.244.1.0/24\", \"fd00:244:0:1::/64\"]";
+    const OWN: &str =
+        "address = [\"192.0.2.1\", \"2001:db8::1\"]\nsubnet = [\"10.244.1.0/24\", \"fd00:244:0:1::/64\"]";
     const PEER: &str = "address = [\"192.0.2.2\", \"2001:db8::2\"]\nsubnet = \"10.244.2.0/24\"";
 
     fn vteps(families: &Families) -> [bool; 2] {

@@ -95,7 +95,8 @@ pub(super) struct Reconciler {
     program_log: Option<ProgramLog>,
     pods: Pods,
     filter: PacketFilter,
-    wire: Option<Wire>,
+    /// The devices of the underlay, that of the node's tunnel address first.
+    wires: Vec<Wire>,
     xdp: XdpWire,
     growth: Option<Growth>,
     /// Another schema is in force until the first pass is through.
@@ -116,7 +117,7 @@ impl Reconciler {
             program_log: None,
             pods: Pods::default(),
             filter: PacketFilter::default(),
-            wire: None,
+            wires: Vec::new(),
             xdp: XdpWire::default(),
             growth: None,
             migration: None,
@@ -208,13 +209,14 @@ impl Reconciler {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
         let mode = self.attach_mode()?;
-        let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wires = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wire = wires.first();
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
             object::check_pinned(&self.pins)?;
         }
         // Pods' devices have no say in it; without an underlay it stays as it is.
-        if let Some(link) = &wire
+        if let Some(link) = wire
             && scope != Scope::Pods
         {
             self.xdp.plan(&mut netlink, &self.pins, self.config.network.xdp, link);
@@ -234,12 +236,12 @@ impl Reconciler {
         };
         let programs = Programs::new(&self.pins, mode);
         let mut all_run_it = loaded.is_some();
-        for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
-            if let Some(link) = link {
-                all_run_it &= pass.step(self.attach(&programs, role, link))?.is_some();
+        for (role, links) in [(Role::Anchor, anchor.as_slice()), (Role::Wire, &wires)] {
+            if !links.is_empty() {
+                all_run_it &= pass.step(self.attach(&programs, role, links))?.is_some();
             }
         }
-        if let Some(link) = &wire {
+        if let Some(link) = wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
@@ -254,7 +256,7 @@ impl Reconciler {
             migration.copy_flows()?;
         }
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
-        self.ensure_forwarding(&mut netlink, &mut pass, [anchor.as_ref(), wire.as_ref()], scope)?;
+        self.ensure_forwarding(&mut netlink, &mut pass, anchor.as_ref(), &wires, scope)?;
         if let Some(anchor) = &anchor {
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;

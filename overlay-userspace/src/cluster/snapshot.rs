@@ -128,6 +128,16 @@ impl Snapshot {
             }
         }
         self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        // What was two for want of a name.
+        self.nodes.dedup_by(|next, node| {
+            let same = next.name == node.name;
+            if same {
+                node.addresses.fill(next.addresses);
+                node.subnets.fill(next.subnets);
+                node.vtep_macs.fill(next.vtep_macs);
+            }
+            same
+        });
         self.own = self.nodes.iter().position(|node| node.addresses == own).unwrap_or(self.own);
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::family::Family;
 
 const GOOD: &str = r#"
     node = "n1"

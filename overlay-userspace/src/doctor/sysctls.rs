@@ -50,9 +50,11 @@ impl Check for Sysctls {
         if used.contains(&Family::Ipv6) {
             wanted.extend(forwarding::advertised(&mut netlink, None)?);
         }
-        wanted.extend(ipv6_settings(pods_have_ipv6).iter().map(|(setting, value)| {
-            (sysctl::interface(Family::Ipv6, &anchor.name, setting), *value)
-        }));
+        wanted.extend(
+            ipv6_settings(pods_have_ipv6)
+                .iter()
+                .map(|(setting, value)| (sysctl::interface(Family::Ipv6, &anchor.name, setting), *value)),
+        );
         // Switched off as a whole it is off on each device, and switched on it is on again.
         let mut off = None;
         let count = wanted.len();

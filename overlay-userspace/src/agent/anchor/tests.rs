@@ -44,8 +44,7 @@ fn disabled() -> String {
     sysctl::get(&sysctl::interface(Family::Ipv6, "overlay.1", "disable_ipv6")).unwrap()
 }
 
-const V4: [&str; 2] =
-    ["10.244.0.0/16 dev overlay.1 scope link src 10.244.1.1", "unreachable 10.244.1.0/24"];
+const V4: [&str; 2] = ["10.244.0.0/16 dev overlay.1 scope link src 10.244.1.1", "unreachable 10.244.1.0/24"];
 const V6: [&str; 2] =
     ["fd00:244::/48 dev overlay.1 src fd00:244:0:1::1", "unreachable fd00:244:0:1::/64 dev lo"];
 
@@ -64,7 +63,10 @@ fn the_device_has_what_the_families_need_and_nothing_of_others() {
         let mut netlink = Netlink::open().unwrap();
         let (v4, v6) = ("10.244.1.1/32".to_owned(), "fd00:244:0:1::1/128".to_owned());
         let first = ensure(&anchor(&[Ipv4], &[Ipv4]), &mut netlink).unwrap();
-        assert_eq!((state().0, state().1.as_slice(), disabled().as_str()), (vec![v4.clone()], &V4.map(str::to_owned)[..], "1"));
+        assert_eq!(
+            (state().0, state().1.as_slice(), disabled().as_str()),
+            (vec![v4.clone()], &V4.map(str::to_owned)[..], "1")
+        );
         // IPv6 comes, is all there is, and goes again: the device is the same all the time.
         for (pods, addresses, routes, disabled_is) in [
             (&[Ipv4, Ipv6][..], vec![v4.clone(), v6.clone()], [V4, V6].concat(), "0"),
@@ -88,7 +90,8 @@ fn an_address_of_ipv6_comes_back_with_the_device_usable_at_once() {
         let anchor = anchor(&Family::ALL, &Family::ALL);
         ensure(&anchor, &mut netlink).unwrap();
         let good = state();
-        for damage in ["link set overlay.1 down", "-6 address flush dev overlay.1", "-6 route flush proto 79"] {
+        for damage in ["link set overlay.1 down", "-6 address flush dev overlay.1", "-6 route flush proto 79"]
+        {
             ip(damage);
             assert_ne!(state(), good, "{damage}");
             ensure(&anchor, &mut netlink).unwrap();

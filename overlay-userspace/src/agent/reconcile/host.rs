@@ -1,11 +1,14 @@
 //! The part of a pass that is about the host: devices, addresses, routes, settings, the packet filter; each family by itself.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use log::log;
 
 use super::{
     super::{
-        anchor::Anchor, families::Families, forwarding, host_ports, local, node_routes, wire::Wire,
+        anchor::Anchor,
+        families::Families,
+        forwarding, host_ports, local, node_routes,
+        wire::{self, Found, Wire},
     },
     Pass, Reconciler, Scope,
 };
@@ -20,19 +23,35 @@ use crate::{
 };
 
 impl Reconciler {
-    pub(super) fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {
-        let network = &self.config.network;
-        let found = Underlay::find(netlink, self.config.vtep(), network.interface.as_deref());
-        let Some(underlay) = pass.step(found.map_err(Into::into))? else { return Ok(None) };
-        if let Some(mtu) = pass.step(underlay.pod_mtu(network.mtu).map_err(Into::into))? {
+    /// The devices that carry the tunnel, that of the node's tunnel address first; none where that is not to be had.
+    pub(super) fn look_at_underlay(
+        &mut self,
+        netlink: &mut Netlink,
+        pass: &mut Pass,
+    ) -> anyhow::Result<Vec<Link>> {
+        let Found { tunnel, others } = wire::find(netlink, &self.config);
+        for error in others.iter().filter_map(|found| found.as_ref().err()) {
+            // The one family does without the other, at the start as well.
+            pass.problems.push(anyhow!("{error} (it is for peers that are reached by that family alone)"));
+        }
+        let Some(tunnel) = pass.step(tunnel.map_err(Into::into))? else { return Ok(Vec::new()) };
+        if let Some(mtu) = pass.step(tunnel.pod_mtu(self.config.network.mtu).map_err(Into::into))? {
             self.mtu = mtu;
         }
-        let wire = Wire::from(&underlay.link);
-        for (level, line) in wire.news(self.wire.as_ref()) {
-            log!(level, "{line}");
+        let mut links = vec![tunnel.link];
+        for Underlay { link, .. } in others.into_iter().flatten() {
+            if !links.iter().any(|known| known.index == link.index) {
+                links.push(link);
+            }
         }
-        self.wire = Some(wire);
-        Ok(Some(underlay.link))
+        let wires: Vec<_> = links.iter().map(Wire::from).collect();
+        for (number, wire) in wires.iter().enumerate() {
+            for (level, line) in wire.news(self.wires.get(number)) {
+                log!(level, "{line}");
+            }
+        }
+        self.wires = wires;
+        Ok(links)
     }
 
     /// Device, addresses and routes. `None` where there is no device.
@@ -67,7 +86,8 @@ impl Reconciler {
         &self,
         netlink: &mut Netlink,
         pass: &mut Pass,
-        [anchor, wire]: [Option<&Link>; 2],
+        anchor: Option<&Link>,
+        wires: &[Link],
         scope: Scope,
     ) -> anyhow::Result<()> {
         let families = Families::of(&self.config);
@@ -75,14 +95,14 @@ impl Reconciler {
         let note = |path: &str, before: &str| self.remember(path, before);
         for family in families.used() {
             if family == Family::Ipv6 {
-                let wires = wire.map(|link| link.name.as_str());
+                let wires = wires.iter().map(|link| link.name.as_str());
                 let kept = forwarding::keep_advertised(netlink, wires, &note);
                 // Without it the node may lose its default route: better no pods of this family.
                 if pass.step(kept.context("keep the routes from router advertisements"))?.is_none() {
                     continue;
                 }
             }
-            let devices = anchor.into_iter().chain(wire).map(|link| &link.name).chain(pods);
+            let devices = anchor.into_iter().chain(wires).map(|link| &link.name).chain(pods);
             pass.step(forwarding::ensure(family, devices.map(String::as_str), &note))?;
         }
         if let Some(anchor) = anchor.filter(|_| families.uses(Family::Ipv4)) {

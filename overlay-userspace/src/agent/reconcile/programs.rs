@@ -150,15 +150,18 @@ impl Reconciler {
         }
     }
 
-    /// Attaches the programs of `role` to its device; a device of before loses them.
-    pub(super) fn attach(&self, programs: &Programs, role: Role, link: &Link) -> anyhow::Result<()> {
-        let device = Device { name: &link.name, ifindex: link.index };
-        if programs.attach_all(role, device)? == Attached::New {
-            info!("attached the programs of {} (index {})", link.name, link.index);
+    /// Attaches the programs of `role` to its devices; a device of before loses them.
+    pub(super) fn attach(&self, programs: &Programs, role: Role, links: &[Link]) -> anyhow::Result<()> {
+        let mut keep = Vec::new();
+        for link in links {
+            let device = Device { name: &link.name, ifindex: link.index };
+            if programs.attach_all(role, device)? == Attached::New {
+                info!("attached the programs of {} (index {})", link.name, link.index);
+            }
+            // That of XDP is the business of `xdp`.
+            let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
+            keep.extend(hooks.map(|hook| role.link_name(device, *hook)));
         }
-        // That of XDP is the business of `xdp`.
-        let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
-        let keep: Vec<_> = hooks.map(|hook| role.link_name(device, *hook)).collect();
         // The first part of a link's name is the same for all devices of a role.
         let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
         for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {
@@ -181,8 +184,8 @@ impl Reconciler {
         }
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
-        let (_, subnet) = self.config.ipv4()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, subnet.into())
+        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(Vec::new()) };
+        self.pods.reconcile(netlink, programs, &endpoints, &links, *subnet)
     }
 }
 

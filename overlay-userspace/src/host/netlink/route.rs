@@ -127,17 +127,17 @@ impl Netlink {
         table: u8,
         protocol: Option<u8>,
     ) -> Result<Vec<Route>, NetlinkError> {
-            let family = kernel_family(family);
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.header.table = table;
-            message.header.protocol = protocol.unwrap_or(0).into();
-            let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
-                Ok(replies) => replies,
-                // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
-                Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
-                Err(failure) => return Err(failure.during("list routes".into())),
-            };
+        let family = kernel_family(family);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = table;
+        message.header.protocol = protocol.unwrap_or(0).into();
+        let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
+            Ok(replies) => replies,
+            // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
+            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
+            Err(failure) => return Err(failure.during("list routes".into())),
+        };
         Ok(replies
             .into_iter()
             .filter_map(|reply| into_route(reply, family, Some(table)))
