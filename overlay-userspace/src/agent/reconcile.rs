@@ -10,7 +10,7 @@ use std::{collections::HashMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use aya_log::EbpfLogger;
-use log::{error, info, log};
+use log::{Level, error, info, log};
 use overlay_common::{
     maps::{Addr, AttachMode, Node},
     reason::Hook,
@@ -18,7 +18,7 @@ use overlay_common::{
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    Options,
+    Options, Trouble,
     anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
@@ -105,6 +105,8 @@ pub(super) struct Reconciler {
     /// Another schema is in force until the first pass is through.
     migration: Option<Migration>,
     sweep: Sweep,
+    /// Nodes to which there is no tunnel.
+    apart: Trouble,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
 }
@@ -125,6 +127,7 @@ impl Reconciler {
             growth: None,
             migration: None,
             sweep: Sweep::default(),
+            apart: Trouble::new(Level::Warn),
             mtu: 0,
         }
     }
@@ -268,6 +271,7 @@ impl Reconciler {
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
         if scope == Scope::Everything {
+            self.say_who_is_apart();
             if let Some(anchor) = &anchor {
                 let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
                 let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
@@ -320,6 +324,20 @@ impl Reconciler {
         }
         self.wires = wires;
         Ok(links)
+    }
+
+    fn say_who_is_apart(&mut self) {
+        let nodes = &self.config.nodes;
+        match names::list(nodes.unreachable()) {
+            None => self.apart.over(),
+            Some(names) => {
+                let own = nodes.own().addresses;
+                self.apart.is(format!(
+                    "no tunnel to {names}: no tunnel address of a family that this node has ({own}); give one of the two \
+                     such an address"
+                ));
+            }
+        }
     }
 
     fn ensure_anchor(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
