@@ -156,8 +156,12 @@ impl Mesh {
             } else {
                 trouble.over();
             }
-            if let Err((address, error)) = self.converse(&sockets, &places, retry).await {
-                trouble.is(cannot(address, &error));
+            let result =
+                if sockets.is_empty() { None } else { Some(self.converse(&sockets, &places, retry).await) };
+            if let Some(Err((address, error))) = &result {
+                trouble.is(cannot(*address, error));
+            }
+            if !matches!(result, Some(Ok(()))) {
                 let retry = tokio::time::sleep(RETRY);
                 tokio::select! { () = retry => {}, () = self.shared.changed.notified() => {} }
             }

@@ -6,7 +6,7 @@
 //! lost is asked again out of turn, in every second place at most, until it is known to be [`State::Lost`] or answers.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -185,8 +185,9 @@ pub(crate) struct Table {
     /// The own gateway addresses.
     own: ByFamily<IpAddr>,
     own_bucket: Bucket,
-    /// Tunnel addresses of all nodes, where each is shown: what rows may speak of.
-    shown: HashSet<Addr>,
+    /// Tunnel addresses of all nodes, where each is shown: what rows may speak of. A node with two is one, called by the one
+    /// that this node reaches it at.
+    shown: HashMap<Addr, Addr>,
     /// By gateway address, beginning after the own one.
     peers: Vec<Peer>,
     /// Of a peer with two gateway addresses, both.
@@ -205,7 +206,7 @@ impl Table {
         Self {
             own: ByFamily::default(),
             own_bucket: Bucket::full(ANSWERS, now),
-            shown: HashSet::new(),
+            shown: HashMap::new(),
             peers: Vec::new(),
             by_gateway: HashMap::new(),
             next: 0,
@@ -259,11 +260,15 @@ impl Table {
         self.shown.clear();
         if self.detailed() {
             // Each node speaks of others by the addresses that it reaches them at.
-            let addresses = nodes.nodes().iter().flat_map(|node| node.addresses.values());
-            self.shown.extend(addresses.map(|address| Addr::from(*address)));
+            for node in nodes.nodes() {
+                let reached = order.into_iter().find_map(|family| vtep(node, family));
+                let Some(shown) = reached.or_else(|| node.address(preferred)) else { continue };
+                self.shown
+                    .extend(node.addresses.values().map(|address| (Addr::from(*address), Addr::from(shown))));
+            }
         }
         for peer in &mut self.peers {
-            peer.row.retain(|address, _| self.shown.contains(address));
+            peer.row.retain(|address, _| self.shown.get(address) == Some(address));
         }
     }
 
@@ -365,7 +370,7 @@ impl Table {
         peer.offset = if entries.is_empty() || next >= total { 0 } else { next };
         for Entry { node, state, latency, loss, .. } in entries {
             // What it may say of others is not kept: the size of the matrix is not a peer's to choose.
-            if self.shown.contains(node) {
+            if let Some(node) = self.shown.get(node) {
                 peer.row.insert(*node, Cell { state: *state, latency: *latency, loss: *loss, told: now });
             }
         }

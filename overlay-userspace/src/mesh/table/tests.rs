@@ -177,7 +177,7 @@ fn latency_is_smoothed() {
 fn only_gateways_are_answered_and_each_at_a_limited_rate() {
     let mut bench = Bench::new(3, 1, 10);
     let now = bench.now;
-    assert_eq!(bench.table.may_ask(IpAddr::new(10, 244, 2, 7), now), None);
+    assert_eq!(bench.table.may_ask([10, 244, 2, 7].into(), now), None);
     assert_eq!(bench.table.may_ask(gateway_of(4), now), None);
     for from in [gateway_of(1), gateway_of(2)] {
         let answered = (0..1000).filter(|_| bench.table.may_ask(from, now) == Some(true)).count();
@@ -290,4 +290,32 @@ fn each_peer_is_asked_in_the_first_family_that_both_have() {
     let mut table = Table::new(Instant::now());
     table.set(&Snapshot::new(nodes, "n3", &cidrs).unwrap(), ORDER, Family::Ipv4, Instant::now());
     assert_eq!(table.peers().iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
+}
+
+#[test]
+fn a_node_is_one_whatever_address_others_call_it_by() {
+    let dual = |number: u8| {
+        NodeSpec::of(
+            &format!("n{number}"),
+            &[&format!("192.0.2.{number}"), &format!("2001:db8::{number}")],
+            &[&format!("10.244.{number}.0/24")],
+        )
+    };
+    let now = Instant::now();
+    let mut table = Table::new(now);
+    table.set(&snapshot(vec![dual(1), dual(2), dual(3)], "n1"), ORDER, Family::Ipv4, now);
+    let entry = |address: &str| Entry {
+        node: address.parse::<IpAddr>().unwrap().into(),
+        state: State::Up,
+        latency: None,
+        loss: 0,
+        age: None,
+    };
+    let (gateway, _) = table.ask(1, now).unwrap();
+    assert_eq!(gateway, gateway_of(2));
+    let row = [entry("2001:db8::1"), entry("192.0.2.3"), entry("2001:db8::9")];
+    assert!(table.answered(gateway, 1, Duration::ZERO, (0, 3, &row), now));
+    let mut told: Vec<_> = table.peers()[0].row.keys().map(|addr| addr.to_ip().to_string()).collect();
+    told.sort();
+    assert_eq!(told, ["192.0.2.1", "192.0.2.3"]);
 }
