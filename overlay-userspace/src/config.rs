@@ -267,6 +267,23 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
+/// An address with a port: `192.0.2.1:9879`, `[2001:db8::1]:9879`, and the latter without its brackets, as it comes from where
+/// the address is put in by somebody who does not know its family (a Kubernetes manifest).
+///
+/// # Errors
+///
+/// That it is none, for people.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let apart = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    let address = text.parse().ok().or_else(apart);
+    address.ok_or_else(|| {
+        format!("{text:?} is no address with a port: write it as 192.0.2.1:9879 or [2001:db8::1]:9879")
+    })
+}
+
 fn host_name() -> Result<String, nix::Error> {
     Ok(nix::sys::utsname::uname()?.nodename().to_string_lossy().into_owned())
 }

@@ -309,7 +309,7 @@ impl<'a> Life<'a> {
     fn settle(&mut self, result: anyhow::Result<Vec<anyhow::Error>>) {
         let observed = self.health.observed();
         if let (Some(mesh), Some(running)) = (&observed.mesh, &self.running) {
-            mesh.set(running.reconciler.nodes());
+            mesh.set(running.reconciler.nodes(), &self.settings.network);
         }
         let problems = result.unwrap_or_else(|error| vec![error]);
         let problems: Vec<_> = problems.iter().map(|error| format!("{error:#}")).collect();

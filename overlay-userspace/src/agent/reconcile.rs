@@ -13,12 +13,12 @@
 use std::path::PathBuf;
 
 use aya_log::EbpfLogger;
-use log::info;
+use log::{Level, info};
 use overlay_common::maps::AttachMode;
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    Options,
+    Options, Trouble,
     anchor::Anchor,
     families::Families,
     filter::PacketFilter,
@@ -102,6 +102,8 @@ pub(super) struct Reconciler {
     /// Another schema is in force until the first pass is through.
     migration: Option<Migration>,
     sweep: Sweep,
+    /// Nodes to which there is no tunnel.
+    apart: Trouble,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
 }
@@ -122,6 +124,7 @@ impl Reconciler {
             growth: None,
             migration: None,
             sweep: Sweep::default(),
+            apart: Trouble::new(Level::Warn),
             mtu: 0,
         }
     }
@@ -262,6 +265,7 @@ impl Reconciler {
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
         if scope == Scope::Everything {
+            self.say_who_is_apart();
             if let Some(anchor) = &anchor {
                 self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
             }

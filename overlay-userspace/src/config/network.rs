@@ -147,6 +147,9 @@ const fn default_true() -> bool {
     true
 }
 
+/// What every link that carries IPv6 has to carry, in bytes (RFC 8200, 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
 impl Network {
     /// What makes no sense, and what to do.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -164,6 +167,15 @@ impl Network {
             && !(576..=65_485).contains(mtu)
         {
             return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
+        }
+        if let Some(mtu) = mtu
+            && *mtu < IPV6_MIN_MTU
+            && let Some(range) = cidrs.get(Family::Ipv6)
+        {
+            return Err(format!(
+                "network.mtu {mtu} is too small for IPv6, which needs {IPV6_MIN_MTU}: raise it, or take {range} out of \
+                 network.cidr"
+            ));
         }
         if let Some(entries) = stack_flows
             && *entries != 0

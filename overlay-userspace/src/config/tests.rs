@@ -157,6 +157,8 @@ fn mistakes_in_lists_are_named() {
         "n3: 3 of vtep_mac for 2 of address",
     );
     with("\"192.0.2.1\",", "\"here\",", "in `address = [");
+    with("underlay", "mtu = 1279\n    underlay", "network.mtu 1279 is too small for IPv6, which needs 1280");
+    assert!(parse(&DUAL.replace("underlay", "mtu = 1280\n    underlay")).is_ok());
 }
 
 #[test]
@@ -232,6 +234,20 @@ fn what_the_command_line_says_wins() {
     assert_eq!(settings.health, overrides.health);
     assert_eq!(settings.mesh, Mesh { enabled: false, port: 9, ..Mesh::default() });
     assert!(settings.cni.install);
+}
+
+#[test]
+fn a_socket_address_may_lack_its_brackets() {
+    for (text, expected) in [
+        ("192.0.2.1:9879", "192.0.2.1:9879"),
+        ("[2001:db8::1]:9879", "[2001:db8::1]:9879"),
+        ("2001:db8::1:9879", "[2001:db8::1]:9879"),
+    ] {
+        assert_eq!(socket_address(text), Ok(expected.parse().unwrap()));
+    }
+    for bad in ["9879", "192.0.2.1", "here:9879", "2001:db8::1:99999", ""] {
+        assert!(socket_address(bad).unwrap_err().contains("write it as"), "{bad}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{
     super::{
         anchor::Anchor,
         families::Families,
-        forwarding, host_ports, local, node_routes,
+        forwarding, host_ports, local, names, node_routes,
         wire::{self, Found, Wire},
     },
     Pass, Reconciler, Scope,
@@ -52,6 +52,20 @@ impl Reconciler {
         }
         self.wires = wires;
         Ok(links)
+    }
+
+    pub(super) fn say_who_is_apart(&mut self) {
+        let nodes = &self.config.nodes;
+        match names::list(nodes.unreachable()) {
+            None => self.apart.over(),
+            Some(names) => {
+                let own = nodes.own().addresses;
+                self.apart.is(format!(
+                    "no tunnel to {names}: no tunnel address of a family that this node has ({own}); give one of the two \
+                     such an address"
+                ));
+            }
+        }
     }
 
     /// Device, addresses and routes. `None` where there is no device.
