@@ -31,7 +31,7 @@ use crate::host::{
 const PROTOCOL_RA: u8 = 9;
 
 /// The setting for all devices.
-const fn general(family: Family) -> &'static str {
+pub(crate) const fn general(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "net/ipv4/ip_forward",
         Family::Ipv6 => "net/ipv6/conf/all/forwarding",

@@ -11,7 +11,7 @@ impl Check for Firewall {
     }
 
     fn run(&self, site: &Site, report: &mut Report) -> anyhow::Result<()> {
-        let Some(carried) = site.network() else {
+        let Some(carried) = site.carried() else {
             report.skip("the cluster's range is not known without a configuration");
             return Ok(());
         };

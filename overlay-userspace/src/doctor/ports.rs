@@ -17,7 +17,7 @@ impl Check for Ports {
     }
 
     fn run(&self, site: &Site, report: &mut Report) -> anyhow::Result<()> {
-        let Some(Carried { port, .. }) = site.network() else {
+        let Some(Carried { port, .. }) = site.carried() else {
             report.skip("the tunnel's port is not known without a configuration");
             return Ok(());
         };

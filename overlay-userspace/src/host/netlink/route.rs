@@ -101,6 +101,11 @@ impl fmt::Display for Route {
 }
 
 impl Netlink {
+    /// Routes of one family in the main table that are ours.
+    pub fn own_routes(&mut self, family: Family) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_in(family, RouteHeader::RT_TABLE_MAIN, Some(ROUTE_PROTOCOL))
+    }
+
     /// Routes of the main table, IPv4 first; only those of one protocol id if that is given.
     pub fn routes(&mut self, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
         self.routes_of_table(RouteHeader::RT_TABLE_MAIN, protocol)
@@ -109,25 +114,35 @@ impl Netlink {
     /// As [`Netlink::routes`], of another table.
     pub fn routes_of_table(&mut self, table: u8, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
-        for family in Family::ALL.map(kernel_family) {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.header.table = table;
-            message.header.protocol = protocol.unwrap_or(0).into();
-            let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
-                Ok(replies) => replies,
-                // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
-                Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
-                Err(failure) => return Err(failure.during("list routes".into())),
-            };
-            routes.extend(
-                replies
-                    .into_iter()
-                    .filter_map(|reply| into_route(reply, family, Some(table)))
-                    .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol)),
-            );
+        for family in Family::ALL {
+            routes.extend(self.routes_in(family, table, protocol)?);
         }
         Ok(routes)
+    }
+
+    /// Routes of one family and table; only those of one protocol id if that is given.
+    pub fn routes_in(
+        &mut self,
+        family: Family,
+        table: u8,
+        protocol: Option<u8>,
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let family = kernel_family(family);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = table;
+        message.header.protocol = protocol.unwrap_or(0).into();
+        let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
+            Ok(replies) => replies,
+            // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
+            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
+            Err(failure) => return Err(failure.during("list routes".into())),
+        };
+        Ok(replies
+            .into_iter()
+            .filter_map(|reply| into_route(reply, family, Some(table)))
+            .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol))
+            .collect())
     }
 
     /// Routes of a family through a link, of all tables but the local one, which follows the addresses.
