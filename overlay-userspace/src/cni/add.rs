@@ -129,7 +129,8 @@ fn clear_leftovers(
         }
         let complete = leases.iter().filter(|(_, endpoint)| endpoint.ifindex == link.index);
         let addresses: Vec<_> = complete.map(|(address, _)| address.to_ip().to_string()).collect();
-        if !addresses.is_empty() {
+        // Of a call that was killed between two entries one is incomplete.
+        if !addresses.is_empty() && leases.iter().all(|(_, endpoint)| endpoint.ifindex != 0) {
             return Err(Failure::new(
                 Code::AlreadyAdded,
                 format!(

@@ -39,6 +39,9 @@ mod unlink;
 /// that.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A device with less has no IPv6 (RFC 8200, 5; `IPV6_MIN_MTU` of linux/ipv6.h).
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// Creates the pair, both ends down, the pod's end under `ifname` in its namespace.
 pub(super) fn create(
     netlink: &mut Netlink,
@@ -48,6 +51,13 @@ pub(super) fn create(
     mac: MacAddress,
     node: &Node,
 ) -> Result<Link, Failure> {
+    if node.nets.v6.is_some() && node.mtu < IPV6_MIN_MTU {
+        let what = format!(
+            "{} bytes are less than the {IPV6_MIN_MTU} that IPv6 needs: raise the MTU of the underlay or network.mtu, or leave IPv6 out of network.cidr",
+            node.mtu
+        );
+        return Err(Failure::step("set the MTU of the pod", what));
+    }
     netlink
         .create_veth(&VethSpec {
             host_name: device,

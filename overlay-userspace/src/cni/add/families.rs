@@ -288,6 +288,20 @@ fn a_family_without_a_free_address_costs_none_of_the_other() {
 }
 
 #[test]
+fn an_mtu_that_is_too_small_for_ipv6_is_refused_with_the_remedy() {
+    on_a_node_of(&[SUBNET, SUBNET6], |node| {
+        let before = node.state();
+        node.change_local(|local| local.mtu = 1279);
+        let failure = node.add("c", "eth0", &Pod::new()).unwrap_err();
+        assert_eq!(failure.code, Code::Step, "{failure}");
+        assert!(failure.message.contains("1279") && failure.message.contains("network.mtu"), "{failure}");
+        assert_eq!(node.state(), before);
+        node.carry(&[SUBNET.parse().unwrap()]);
+        node.add("c", "eth0", &Pod::new()).unwrap();
+    });
+}
+
+#[test]
 fn addresses_of_either_family_can_be_asked_for() {
     on_a_node_of(&[SUBNET, SUBNET6], |node| {
         let (one, two, three) = (Pod::new(), Pod::new(), Pod::new());
@@ -406,6 +420,8 @@ fn what_a_killed_call_left_in_either_family_is_cleared() {
                 node.del("c", "eth0").unwrap();
                 assert_eq!(node.state(), empty, "{family}");
                 node.add("c", "eth0", &pod).unwrap();
+                kill(family);
+                assert_eq!(node.add("c", "eth0", &pod).unwrap().ips.len(), 2, "{family}");
                 kill(family);
                 node.call(&Request::Gc, &conf(json!({"cni.dev/valid-attachments": []}))).unwrap();
                 assert_eq!(node.state(), empty, "{family}");
