@@ -135,7 +135,7 @@ struct AgentArgs {
     #[arg(long, env = "OVERLAY_SOURCE", value_name = "SOURCE")]
     source: Option<SourceKind>,
     /// Answer probes (/healthz, /readyz) on this address [default: `agent.health` of the file, or nowhere]
-    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT", value_parser = config::socket_address)]
     health: Option<SocketAddr>,
     /// Measure the ways to other nodes [default: `agent.mesh.enabled` of the file, or true]
     #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",

@@ -13,6 +13,7 @@ use super::{
     filter, local, node_routes,
     nodes::{self, Difference},
     pods,
+    wire::{self, Found},
 };
 use crate::{
     config::{Attach, Config},
@@ -80,24 +81,26 @@ impl Look<'_> {
         let mode = attach_mode(self.config)?;
         let network = &self.config.network;
         let own = self.config.nodes.own().clone();
-        let underlay = match Underlay::find(&mut self.netlink, own.address, network.interface.as_deref()) {
-            Ok(underlay) => Some(underlay),
-            Err(error) => {
-                self.add("underlay", error);
-                None
+        let Found { tunnel, others } = wire::find(&mut self.netlink, self.config);
+        let mtu = tunnel.as_ref().ok().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        let mut underlays = Vec::new();
+        for found in [tunnel].into_iter().chain(others) {
+            match found {
+                Ok(underlay) => underlays.push(underlay),
+                Err(error) => self.add("underlay", error),
             }
-        };
-        let mtu = underlay.as_ref().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        }
         let published = local::published(self.pins);
         // Where the underlay does not say: what it was.
         let mtu = mtu.or(published.map(|local| local.mtu)).unwrap_or_default();
+        let (cluster, subnet) = self.config.ipv4()?;
         let anchor = Anchor {
             vni: network.vni,
             port: network.port,
             mac: own.mac(),
             mtu,
-            cluster: network.cidr,
-            subnet: own.subnet,
+            cluster: cluster.into(),
+            subnet: subnet.into(),
             last_index: None,
         };
         let (device, faults) = anchor.look(&mut self.netlink)?;
@@ -112,9 +115,10 @@ impl Look<'_> {
             self.part(&device.name, attached);
             self.local(published.as_ref(), &local::desired(self.config, device.index, mtu, mode));
         }
-        if let Some(underlay) = &underlay {
-            let attached = self.attached(mode, Role::Wire, &underlay.link);
-            self.part(&underlay.link.name, attached);
+        underlays.dedup_by_key(|underlay| underlay.link.index);
+        for Underlay { link, .. } in &underlays {
+            let attached = self.attached(mode, Role::Wire, link);
+            self.part(&link.name, attached);
         }
         let pods = self.pods(mode);
         self.part("pods", pods);
@@ -125,7 +129,7 @@ impl Look<'_> {
 
     fn maps(&mut self) -> anyhow::Result<()> {
         check_pinned(self.pins)?;
-        let desired = nodes::desired(&self.config.nodes);
+        let desired = nodes::desired(self.config);
         let Difference { set, remove } = Difference::read(&Nodes::open(self.pins)?, &desired)?;
         for (key, node) in set {
             let (key, vtep) = (key.to_ip(), node.vtep.to_ip());
@@ -200,9 +204,8 @@ impl Look<'_> {
                 self.attached(mode, Role::Pod, link)?;
             }
         }
-        for (object, what) in
-            pods::look(&mut self.netlink, &endpoints, &links, self.config.nodes.own().subnet)?
-        {
+        let (_, subnet) = self.config.ipv4()?;
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, subnet.into())? {
             self.add(object, what);
         }
         Ok(())

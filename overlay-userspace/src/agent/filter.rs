@@ -2,7 +2,6 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use anyhow::anyhow;
 use ipnet::{IpNet, Ipv4Net};
 use log::{info, warn};
 
@@ -35,10 +34,10 @@ impl PacketFilter {
             self.made = true;
             info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
         }
-        let found = foreign::ensure(network.cidr, network.port)?;
+        let found = foreign::ensure(config.ipv4()?.0.into(), network.port)?;
         for chain in found.chains.iter().filter(|chain| chain.changed) {
             self.made = true;
-            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
+            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidrs);
         }
         self.examined = found.examined;
         for warning in found.warnings.iter().map(ToString::to_string) {
@@ -71,13 +70,13 @@ impl PacketFilter {
 /// What the table `ip overlay` should be made from.
 pub(super) fn wanted(config: &Config) -> anyhow::Result<SourceNat> {
     let Config { network, nodes, .. } = config;
-    let cluster = v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-    let address = |node: &NodeSpec| match node.address {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
+    let (cluster, subnet) = config.ipv4()?;
+    let address = |node: &NodeSpec| match node.addresses.v4 {
+        Some(IpAddr::V4(v4)) => Some(v4),
+        _ => None,
     };
     Ok(SourceNat {
-        subnets: v4(nodes.own().subnet).into_iter().collect(),
+        subnets: vec![subnet],
         cluster,
         anchor: Anchor::name_of(network.vni),
         masquerade: network.masquerade.then(|| Masquerade {

@@ -36,12 +36,12 @@ pub(super) fn difference(
 ) -> Result<Difference, NetlinkError> {
     let wanted: Vec<Route> = anchor
         .into_iter()
-        .flat_map(|anchor| nodes.peers().map(move |peer| Route::unicast(peer.address.into(), anchor)))
-        .filter(|route| route.dst.addr().is_ipv4())
+        .flat_map(|anchor| nodes.peers().map(move |peer| (anchor, peer)))
+        .filter_map(|(anchor, peer)| Some(Route::unicast(peer.addresses.v4?.into(), anchor)))
         .collect();
     let present = netlink.routes_of_table(TABLE, Some(ROUTE_PROTOCOL))?;
-    let subnet = match nodes.own().subnet {
-        IpNet::V4(subnet) if anchor.is_some() => Some(subnet),
+    let subnet = match nodes.own().subnets.v4 {
+        Some(IpNet::V4(subnet)) if anchor.is_some() => Some(subnet),
         _ => None,
     };
     let led: Vec<_> = netlink
@@ -91,12 +91,7 @@ mod tests {
     };
 
     fn nodes(own: &str, peers: &[&str]) -> Snapshot {
-        let node = |name: &str, address: &str, subnet: &str| NodeSpec {
-            name: name.into(),
-            address: address.parse().unwrap(),
-            subnet: subnet.parse().unwrap(),
-            vtep_mac: None,
-        };
+        let node = |name: &str, address: &str, subnet: &str| NodeSpec::of(name, &[address], &[subnet]);
         let mut all = vec![node("own", "192.0.2.1", own)];
         all.extend(
             peers
@@ -104,7 +99,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, peer)| node(&format!("peer{i}"), peer, &format!("10.244.{}.0/24", 100 + i))),
         );
-        Snapshot::new(all, "own", "10.244.0.0/16".parse().unwrap()).unwrap()
+        Snapshot::new(all, "own", &"10.244.0.0/16".parse::<IpNet>().unwrap().into()).unwrap()
     }
 
     fn table() -> Vec<String> {

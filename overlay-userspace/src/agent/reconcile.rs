@@ -6,12 +6,11 @@
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
 //! must not keep a removed node in the map.
 
-use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
+use std::{collections::HashMap, fs, path::PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use aya_log::EbpfLogger;
-use ipnet::IpNet;
-use log::{error, info, log};
+use log::{Level, error, info, log};
 use overlay_common::{
     maps::{Addr, AttachMode, Node},
     reason::Hook,
@@ -19,7 +18,7 @@ use overlay_common::{
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    Options,
+    Options, Trouble,
     anchor::{Anchor, reconcile_routes},
     filter::PacketFilter,
     flows::{self, Growth, Sweep},
@@ -30,7 +29,7 @@ use super::{
     node_routes,
     nodes::{self, Difference},
     pods::Pods,
-    wire::Wire,
+    wire::{self, Found, Wire},
     xdp::XdpWire,
 };
 use crate::{
@@ -99,12 +98,15 @@ pub(super) struct Reconciler {
     program_log: Option<ProgramLog>,
     pods: Pods,
     filter: PacketFilter,
-    wire: Option<Wire>,
+    /// The devices of the underlay, that of the node's tunnel address first.
+    wires: Vec<Wire>,
     xdp: XdpWire,
     growth: Option<Growth>,
     /// Another schema is in force until the first pass is through.
     migration: Option<Migration>,
     sweep: Sweep,
+    /// Nodes to which there is no tunnel.
+    apart: Trouble,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
 }
@@ -120,11 +122,12 @@ impl Reconciler {
             program_log: None,
             pods: Pods::default(),
             filter: PacketFilter::default(),
-            wire: None,
+            wires: Vec::new(),
             xdp: XdpWire::default(),
             growth: None,
             migration: None,
             sweep: Sweep::default(),
+            apart: Trouble::new(Level::Warn),
             mtu: 0,
         }
     }
@@ -183,7 +186,8 @@ impl Reconciler {
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
-                (ours == *gone && (ours || self.config.network.cidr.contains(dst))).then_some(Scope::Network)
+                (ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some()))
+                    .then_some(Scope::Network)
             }
             Change::Filter { table, chain, base } => {
                 self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
@@ -210,13 +214,14 @@ impl Reconciler {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
         let mode = self.attach_mode()?;
-        let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wires = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wire = wires.first();
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
             object::check_pinned(&self.pins)?;
         }
         // Pods' devices have no say in it; without an underlay it stays as it is.
-        if let Some(link) = &wire
+        if let Some(link) = wire
             && scope != Scope::Pods
         {
             self.xdp.plan(&mut netlink, &self.pins, self.config.network.xdp, link);
@@ -236,12 +241,12 @@ impl Reconciler {
         };
         let programs = Programs::new(&self.pins, mode);
         let mut all_run_it = loaded.is_some();
-        for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
-            if let Some(link) = link {
-                all_run_it &= pass.step(self.attach(&programs, role, link))?.is_some();
+        for (role, links) in [(Role::Anchor, anchor.as_slice()), (Role::Wire, &wires)] {
+            if !links.is_empty() {
+                all_run_it &= pass.step(self.attach(&programs, role, links))?.is_some();
             }
         }
-        if let Some(link) = &wire {
+        if let Some(link) = wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
@@ -257,7 +262,7 @@ impl Reconciler {
         }
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
         let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
-        let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
+        let devices = anchor.iter().chain(&wires).map(|link| &link.name).chain(pods);
         let note = |path: &str, before: &str| self.remember(path, before);
         pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
         if let Some(anchor) = &anchor {
@@ -266,6 +271,7 @@ impl Reconciler {
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
         if scope == Scope::Everything {
+            self.say_who_is_apart();
             if let Some(anchor) = &anchor {
                 let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
                 let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
@@ -293,19 +299,45 @@ impl Reconciler {
         Ok(pass.problems)
     }
 
-    fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {
-        let network = &self.config.network;
-        let found = Underlay::find(netlink, self.config.nodes.own().address, network.interface.as_deref());
-        let Some(underlay) = pass.step(found.map_err(Into::into))? else { return Ok(None) };
-        if let Some(mtu) = pass.step(underlay.pod_mtu(network.mtu).map_err(Into::into))? {
+    /// The devices that carry the tunnel, that of the node's tunnel address first; none where that is not to be had.
+    fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Vec<Link>> {
+        let Found { tunnel, others } = wire::find(netlink, &self.config);
+        for error in others.iter().filter_map(|found| found.as_ref().err()) {
+            // The one family does without the other, at the start as well.
+            pass.problems.push(anyhow!("{error} (it is for peers that are reached by that family alone)"));
+        }
+        let Some(tunnel) = pass.step(tunnel.map_err(Into::into))? else { return Ok(Vec::new()) };
+        if let Some(mtu) = pass.step(tunnel.pod_mtu(self.config.network.mtu).map_err(Into::into))? {
             self.mtu = mtu;
         }
-        let wire = Wire::from(&underlay.link);
-        for (level, line) in wire.news(self.wire.as_ref()) {
-            log!(level, "{line}");
+        let mut links = vec![tunnel.link];
+        for Underlay { link, .. } in others.into_iter().flatten() {
+            if !links.iter().any(|known| known.index == link.index) {
+                links.push(link);
+            }
         }
-        self.wire = Some(wire);
-        Ok(Some(underlay.link))
+        let wires: Vec<_> = links.iter().map(Wire::from).collect();
+        for (number, wire) in wires.iter().enumerate() {
+            for (level, line) in wire.news(self.wires.get(number)) {
+                log!(level, "{line}");
+            }
+        }
+        self.wires = wires;
+        Ok(links)
+    }
+
+    fn say_who_is_apart(&mut self) {
+        let nodes = &self.config.nodes;
+        match names::list(nodes.unreachable()) {
+            None => self.apart.over(),
+            Some(names) => {
+                let own = nodes.own().addresses;
+                self.apart.is(format!(
+                    "no tunnel to {names}: no tunnel address of a family that this node has ({own}); give one of the two \
+                     such an address"
+                ));
+            }
+        }
     }
 
     fn ensure_anchor(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
@@ -315,13 +347,14 @@ impl Reconciler {
             Some(constants) => Some(constants.anchor_ifindex),
             None => local::published(&self.pins).map(|local| local.anchor_ifindex),
         };
+        let (cluster, subnet) = self.config.ipv4()?;
         let anchor = Anchor {
             vni: network.vni,
             port: network.port,
             mac: own.mac(),
             mtu: self.mtu,
-            cluster: network.cidr,
-            subnet: own.subnet,
+            cluster: cluster.into(),
+            subnet: subnet.into(),
             last_index,
         };
         let device = anchor.ensure(netlink)?;
@@ -393,7 +426,7 @@ impl Reconciler {
 
     /// Writes what is missing or wrong; returns what should not be there.
     fn fill_nodes(&self) -> anyhow::Result<Vec<Addr>> {
-        let desired: HashMap<Addr, Node> = nodes::desired(&self.config.nodes);
+        let desired: HashMap<Addr, Node> = nodes::desired(&self.config);
         let mut map = Nodes::open(&self.pins)?;
         let Difference { set, remove } = Difference::read(&map, &desired)?;
         for (key, node) in set {
@@ -417,18 +450,13 @@ impl Reconciler {
     fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
         let network = &self.config.network;
         let own = self.config.nodes.own();
-        let (IpNet::V4(cluster), IpNet::V4(subnet), IpAddr::V4(vtep)) =
-            (network.cidr, own.subnet, own.address)
-        else {
-            bail!("node {}: this version carries IPv4 only", own.name);
-        };
         Ok(Constants {
             vni: network.vni,
             port: network.port,
-            cluster: (cluster.network(), cluster.prefix_len()),
-            subnet: (subnet.network(), subnet.prefix_len()),
-            node_prefix: self.config.nodes.node_prefix(),
-            vtep,
+            cluster: network.cidrs.by_family(),
+            subnet: own.subnets,
+            node_prefix: self.config.nodes.node_prefixes(),
+            vtep: own.addresses,
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,
@@ -448,15 +476,18 @@ impl Reconciler {
         }
     }
 
-    /// Attaches the programs of `role` to its device; a device of before loses them.
-    fn attach(&self, programs: &Programs, role: Role, link: &Link) -> anyhow::Result<()> {
-        let device = Device { name: &link.name, ifindex: link.index };
-        if programs.attach_all(role, device)? == Attached::New {
-            info!("attached the programs of {} (index {})", link.name, link.index);
+    /// Attaches the programs of `role` to its devices; a device of before loses them.
+    fn attach(&self, programs: &Programs, role: Role, links: &[Link]) -> anyhow::Result<()> {
+        let mut keep = Vec::new();
+        for link in links {
+            let device = Device { name: &link.name, ifindex: link.index };
+            if programs.attach_all(role, device)? == Attached::New {
+                info!("attached the programs of {} (index {})", link.name, link.index);
+            }
+            // That of XDP is the business of `xdp`.
+            let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
+            keep.extend(hooks.map(|hook| role.link_name(device, *hook)));
         }
-        // That of XDP is the business of `xdp`.
-        let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
-        let keep: Vec<_> = hooks.map(|hook| role.link_name(device, *hook)).collect();
         // The first part of a link's name is the same for all devices of a role.
         let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
         for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {
@@ -479,7 +510,8 @@ impl Reconciler {
         }
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
+        let (_, subnet) = self.config.ipv4()?;
+        self.pods.reconcile(netlink, programs, &endpoints, &links, subnet.into())
     }
 
     /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.

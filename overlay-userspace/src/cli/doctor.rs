@@ -39,7 +39,7 @@ pub(super) struct Doctor {
     #[arg(long, env = "OVERLAY_SOURCE", value_name = "SOURCE")]
     source: Option<SourceKind>,
     /// Where the agent answers probes, as for the agent
-    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT", value_parser = config::socket_address)]
     health: Option<SocketAddr>,
     /// Whether the nodes answer probes, as for the agent
     #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",

@@ -133,7 +133,9 @@ impl<'a> Node<'a> {
             Source::File(nodes) => json!({
                 "kind": "file",
                 "nodes": nodes.nodes().iter().map(|node| json!({
-                    "name": node.name, "address": node.address, "subnet": node.subnet,
+                    "name": node.name,
+                    "address": node.addresses.values().collect::<Vec<_>>(),
+                    "subnet": node.subnets.values().collect::<Vec<_>>(),
                 })).collect::<Vec<_>>(),
             }),
             // A kubeconfig is named, never read.
@@ -149,7 +151,8 @@ impl<'a> Node<'a> {
             "source": source,
             "health": settings.health,
             "network": {
-                "cidr": network.cidr, "vni": network.vni, "port": network.port, "mtu": network.mtu,
+                "cidr": network.cidrs.iter().collect::<Vec<_>>(), "underlay": network.underlay.to_string(),
+                "vni": network.vni, "port": network.port, "mtu": network.mtu,
                 "interface": network.interface, "masquerade": network.masquerade,
                 "no_masquerade": network.no_masquerade, "masquerade_to_nodes": network.masquerade_to_nodes,
                 "attach": network.attach.to_string(), "stack_flows": network.stack_flows,

@@ -37,7 +37,7 @@ impl Check for Checksums {
         let device = site.config().and_then(|config| {
             let mut netlink = Netlink::open().ok()?;
             let interface = config.network.interface.as_deref();
-            Some(Underlay::find(&mut netlink, config.nodes.own().address, interface).ok()?.link.name)
+            Some(Underlay::find(&mut netlink, config.vtep(), interface).ok()?.link.name)
         });
         let device = device.unwrap_or_else(|| "eth0".into());
         for ((place, protocol), now) in &after {

@@ -26,9 +26,9 @@ impl Check for Mtu {
             report.skip("neither the underlay nor the peers are known: see the check nodes");
             return Ok(());
         };
-        let own = config.nodes.own();
         let mut netlink = Netlink::open()?;
-        let underlay = match Underlay::find(&mut netlink, own.address, config.network.interface.as_deref()) {
+        let underlay = match Underlay::find(&mut netlink, config.vtep(), config.network.interface.as_deref())
+        {
             Ok(underlay) => underlay,
             Err(error) => {
                 report
@@ -55,9 +55,9 @@ impl Check for Mtu {
         let peers: HashMap<Ipv4Addr, &str> = config
             .nodes
             .peers()
-            .filter_map(|peer| match peer.address {
-                IpAddr::V4(address) => Some((address, peer.name.as_str())),
-                IpAddr::V6(_) => None,
+            .filter_map(|peer| match peer.addresses.v4 {
+                Some(IpAddr::V4(address)) => Some((address, peer.name.as_str())),
+                _ => None,
             })
             .collect();
         paths(&peers, u16::try_from(needed).unwrap_or(u16::MAX), underlay.overhead(), report)

@@ -13,6 +13,7 @@ use crate::{
     },
     config::{Config, ConfigError, Overrides, Settings, Source},
     datapath::pins::Pins,
+    family::Family,
 };
 
 /// How long the API server may take; people wait.
@@ -82,7 +83,7 @@ impl Site {
     /// The cluster's range and the tunnel's UDP port, from wherever they are known.
     pub(super) fn network(&self) -> Option<(IpNet, u16)> {
         match (&self.settings, &self.local) {
-            (Ok(settings), _) => Some((settings.network.cidr, settings.network.port)),
+            (Ok(settings), _) => Some((settings.network.cidrs.get(Family::Ipv4)?, settings.network.port)),
             (Err(_), Some(local)) => {
                 let cluster = &local.cluster[FAMILY_V4];
                 let net = IpNet::new(cluster.addr.to_ip(), u8::try_from(cluster.prefix_len).ok()?).ok()?;
@@ -100,10 +101,8 @@ fn listed(pins: &Pins, settings: &Settings) -> anyhow::Result<Listed> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let pinned = |outage| Listed::Pinned {
-            nodes: recall::nodes(pins, &settings.node, settings.network.cidr),
-            outage,
-        };
+        let pinned =
+            |outage| Listed::Pinned { nodes: recall::nodes(pins, &settings.node, &settings.network), outage };
         let mut source = match kubernetes::Source::open(kubernetes, &settings.node).await {
             Ok(source) => source,
             Err(error) => return Ok(pinned(format!("{error:#}"))),
@@ -113,7 +112,7 @@ fn listed(pins: &Pins, settings: &Settings) -> anyhow::Result<Listed> {
                 source.changed().await;
                 let last = recall::own(pins, &settings.node);
                 let survey = source.with_nodes(|nodes| {
-                    Survey::new(nodes, &settings.node, last.as_ref(), settings.network.cidr)
+                    Survey::new(nodes, &settings.node, last.as_ref(), &settings.network.cidrs)
                 });
                 match (survey, source.outage()) {
                     (Some(survey), _) => return Ok(survey),

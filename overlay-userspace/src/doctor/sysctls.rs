@@ -36,7 +36,7 @@ impl Check for Sysctls {
         };
         let underlay = site.config().and_then(|config| {
             let interface = config.network.interface.as_deref();
-            Underlay::find(&mut netlink, config.nodes.own().address, interface).ok()
+            Underlay::find(&mut netlink, config.vtep(), interface).ok()
         });
         let pods = links.iter().filter(|link| is_pod_device(&link.name)).map(|link| &*link.name);
         let underlay = underlay.as_ref().map(|underlay| &*underlay.link.name);
