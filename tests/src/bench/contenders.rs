@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use overlay_tests::lab::services::{
     Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
 };
@@ -14,6 +14,7 @@ use overlay_tests::lab::{
     AgentOptions, ClusterFile, Docker, FlannelNode, FlannelWire, Lab, Link, Namespace, Network, Node, Pod,
     WireMode,
 };
+use overlay_userspace::family::ByFamily;
 use serde::Serialize;
 
 /// Who is measured. The order is that of tables and plots.
@@ -189,18 +190,24 @@ fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
     (way(server), way(neighbour))
 }
 
+/// A network for a node without IPv6.
+fn ipv4(net: Ipv4Net) -> ByFamily<IpNet> {
+    ByFamily { v4: Some(net.into()), v6: None }
+}
+
 fn flannel(lab: &Lab, nodes: &[Namespace; 2], name: &str, filter: bool) -> (Way, Way) {
     let mut built: Vec<FlannelNode> = (0..2)
         .map(|index| {
             let wire = FlannelWire::default();
             let node_name = format!("{name}-{index}");
-            FlannelNode::in_namespace(&nodes[index], &node_name, UNDERLAY[index], SUBNETS[index], wire)
+            let (underlay, subnet) = (ipv4(UNDERLAY[index]), ipv4(SUBNETS[index]));
+            FlannelNode::in_namespace(&nodes[index], &node_name, underlay, subnet, wire)
         })
         .collect();
     for index in 0..2 {
         let peer = built[1 - index].entry();
-        let mac = built[1 - index].vtep_mac();
-        built[index].add_peer(&peer, &mac);
+        let macs = built[1 - index].vtep_macs();
+        built[index].add_peer(&peer, &macs);
         if bridge_filter().is_some() {
             // Of a namespace its own; 1 is also what the kernel begins with.
             let value = if filter { "1" } else { "0" };
@@ -209,7 +216,7 @@ fn flannel(lab: &Lab, nodes: &[Namespace; 2], name: &str, filter: bool) -> (Way,
             }
         }
         if filter {
-            built[index].masquerade(CLUSTER);
+            built[index].masquerade(CLUSTER.into());
         }
     }
     if filter {
@@ -236,26 +243,26 @@ fn kube_proxy(lab: &Lab, nodes: &[Namespace; 2], name: &str) {
     let proxied = nodes.iter().zip(UNDERLAY).enumerate().map(|(index, (namespace, address))| ProxyNode {
         name: format!("{name}-{index}"),
         namespace: namespace.clone(),
-        address: address.addr(),
+        address: address.addr().into(),
     });
     let services: Vec<Service> = (0..SERVICES)
         .map(|number| Service {
             name: format!("service{number}"),
-            cluster_ip: Ipv4Addr::new(10, 96, 1, number),
+            cluster_ip: Ipv4Addr::new(10, 96, 1, number).into(),
             ports: vec![ServicePort { protocol: Protocol::Tcp, port: 80, target: 8080, node_port: None }],
             external: External::Cluster,
             affinity: None,
             backends: (0..2)
                 .map(|node: u8| Backend {
-                    addr: Ipv4Addr::new(10, 244, 1 + node, 100 + number % 100),
+                    addr: Ipv4Addr::new(10, 244, 1 + node, 100 + number % 100).into(),
                     node: format!("{name}-{node}"),
                 })
                 .collect(),
         })
         .collect();
-    let api = (&nodes[0], UNDERLAY[0].addr());
+    let api = (&nodes[0], UNDERLAY[0].addr().into());
     // What it writes stays when it is gone.
-    Proxy::start(lab, &ProxyMode::Iptables, proxied.collect(), CLUSTER, api).apply(&services);
+    Proxy::start(lab, &ProxyMode::Iptables, proxied.collect(), CLUSTER.into(), api).apply(&services);
 }
 
 /// Two overlay nodes with three pods. The agents have done their work and are stopped.

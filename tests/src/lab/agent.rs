@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -41,7 +42,7 @@ impl AgentOptions {
     /// As agents run outside of labs: in the health mesh, with metrics and the page on the node's own address.
     #[must_use]
     pub fn seen(node: &Node) -> Self {
-        let health = format!("--health={}:{}", node.address(), Self::HTTP_PORT);
+        let health = format!("--health={}", SocketAddr::new(node.primary_address(), Self::HTTP_PORT));
         Self { mesh: true, args: vec![health], ..Self::default() }
     }
 }

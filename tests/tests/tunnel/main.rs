@@ -12,6 +12,7 @@ mod bed;
 mod bulk;
 mod datagrams;
 mod everywhere;
+mod families;
 mod flannel;
 mod hops;
 mod mtu;
