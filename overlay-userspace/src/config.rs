@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
@@ -313,15 +313,6 @@ impl Config {
             }
         }
         vteps
-    }
-
-    /// The cluster's range and this node's subnet, for what carries IPv4 alone.
-    pub(crate) fn ipv4(&self) -> anyhow::Result<(Ipv4Net, Ipv4Net)> {
-        let own = self.nodes.own();
-        match (self.network.cidrs.by_family().v4, own.subnets.v4) {
-            (Some(IpNet::V4(cluster)), Some(IpNet::V4(subnet))) => Ok((cluster, subnet)),
-            _ => anyhow::bail!("node {}: this version carries IPv4 only", own.name),
-        }
     }
 }
 

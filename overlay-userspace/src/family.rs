@@ -43,6 +43,14 @@ impl Family {
             Self::Ipv6 => "IPv6",
         }
     }
+
+    /// As nft writes it.
+    pub const fn nft(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
+        }
+    }
 }
 
 impl std::fmt::Display for Family {

@@ -416,13 +416,7 @@ fn forget(mappings: &[Mapping], stale: impl Fn(&Mapping, &Connection) -> bool) {
     }
 }
 
-fn local_addresses() -> Result<HashSet<Ipv4Addr>, NetlinkError> {
+fn local_addresses() -> Result<HashSet<IpAddr>, NetlinkError> {
     let addresses = Netlink::open()?.addresses(None)?;
-    Ok(addresses
-        .into_iter()
-        .filter_map(|address| match address.net.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
-        .collect())
+    Ok(addresses.into_iter().map(|address| address.net.addr()).collect())
 }

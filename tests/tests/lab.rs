@@ -56,7 +56,8 @@ fn global_addresses(cluster: &Cluster, option: &str) -> Vec<String> {
     let mut found = Vec::new();
     for namespace in nodes.chain([cluster.router(), cluster.world().namespace()]) {
         let devices = namespace.ip_json(&format!("{option} addr show scope global"));
-        let infos = devices.as_array().into_iter().flatten().filter_map(|device| device["addr_info"].as_array());
+        let infos =
+            devices.as_array().into_iter().flatten().filter_map(|device| device["addr_info"].as_array());
         found.extend(infos.flatten().map(|info| info["local"].to_string()));
     }
     found
@@ -68,7 +69,8 @@ fn lab_of_one_family_has_no_address_of_the_other() {
         let cluster = Cluster::builder().families(families).docker(Docker::Idle).build();
         assert_eq!(global_addresses(&cluster, other), Vec::<String>::new(), "{families:?}");
     }
-    let both = Cluster::builder().families(Families::Ipv4).underlay(Families::Ipv6).docker(Docker::Absent).build();
+    let both =
+        Cluster::builder().families(Families::Ipv4).underlay(Families::Ipv6).docker(Docker::Absent).build();
     assert_eq!(global_addresses(&both, "-4"), Vec::<String>::new());
     assert!(both.node("w2").subnets().v6.is_none() && both.node("w2").addresses().v4.is_none());
 }

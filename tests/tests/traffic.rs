@@ -59,7 +59,9 @@ fn bulk_transfer_through_a_router_is_intact_in_both_wire_modes() {
     for mode in WireMode::ALL {
         let cluster = Cluster::builder().link(Link::new(mode)).families(Families::Dual).build();
         let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
-        for (family, (from, to)) in Family::ALL.into_iter().flat_map(|family| [(family, (cp, w2)), (family, (w2, cp))]) {
+        for (family, (from, to)) in
+            Family::ALL.into_iter().flat_map(|family| [(family, (cp, w2)), (family, (w2, cp))])
+        {
             let at = any_port(to.address_of(family));
             let bulk = tcp::bulk(from.namespace(), to.namespace(), at, 32).unwrap();
             assert!(bulk.intact(), "{mode:?} {family}: {bulk:?}");

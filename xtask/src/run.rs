@@ -212,8 +212,7 @@ mod tests {
 
     #[test]
     fn lab_flags_are_passed_on() {
-        let flags =
-            ["--once", "--json", "--wire", "w2", "--families", "dual", "--underlay", "ipv6"];
+        let flags = ["--once", "--json", "--wire", "w2", "--families", "dual", "--underlay", "ipv6"];
         let options = parse(&[&["--lab"], &flags[..]].concat()).unwrap();
         assert_eq!(lab_arguments(&options), flags);
         assert!(lab_arguments(&parse(&["--lab"]).unwrap()).is_empty());

@@ -10,6 +10,7 @@ use overlay_common::maps::{AttachMode, Local};
 
 use super::{
     anchor::{Anchor, RouteDifference},
+    families::Families,
     filter, local, node_routes,
     nodes::{self, Difference},
     pods,
@@ -24,6 +25,7 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, Nodes},
     },
+    family::Family,
     host::{
         netlink::{Link, Netlink},
         nft::source_nat,
@@ -93,14 +95,12 @@ impl Look<'_> {
         let published = local::published(self.pins);
         // Where the underlay does not say: what it was.
         let mtu = mtu.or(published.map(|local| local.mtu)).unwrap_or_default();
-        let (cluster, subnet) = self.config.ipv4()?;
         let anchor = Anchor {
             vni: network.vni,
             port: network.port,
             mac: own.mac(),
             mtu,
-            cluster: cluster.into(),
-            subnet: subnet.into(),
+            families: Families::of(self.config),
             last_index: None,
         };
         let (device, faults) = anchor.look(&mut self.netlink)?;
@@ -155,28 +155,30 @@ impl Look<'_> {
     }
 
     fn routes(&mut self, anchor: &Anchor, device: &Link) -> anyhow::Result<()> {
-        let RouteDifference { add, remove } =
-            RouteDifference::read(&mut self.netlink, &anchor.routes(device.index))?;
-        for route in add {
-            self.add(format_args!("route {route}"), "is missing or wrong");
-        }
-        for route in remove {
-            self.add(format_args!("route {route}"), "is of an earlier configuration");
-        }
         let by = (!self.config.network.masquerade_to_nodes).then_some(device.index);
-        let nodes = node_routes::difference(&mut self.netlink, &self.config.nodes, by)?;
         let table = node_routes::TABLE;
-        for route in nodes.add {
-            self.add(format_args!("route {route} in table {table}"), "is missing or wrong");
-        }
-        for route in nodes.remove {
-            self.add(format_args!("route {route} in table {table}"), "is of no node of the cluster");
-        }
-        if let Some(source) = nodes.lead {
-            self.add(format_args!("rule from {source} to table {table}"), "is missing");
-        }
-        for source in nodes.release {
-            self.add(format_args!("rule from {source} to table {table}"), "is not of this node's subnet");
+        for family in Family::ALL {
+            let wanted = anchor.routes(family, device.index);
+            let RouteDifference { add, remove } = RouteDifference::read(&mut self.netlink, family, &wanted)?;
+            for route in add {
+                self.add(format_args!("route {route}"), "is missing or wrong");
+            }
+            for route in remove {
+                self.add(format_args!("route {route}"), "is of an earlier configuration");
+            }
+            let nodes = node_routes::difference(&mut self.netlink, &self.config.nodes, family, by)?;
+            for route in nodes.add {
+                self.add(format_args!("route {route} in table {table}"), "is missing or wrong");
+            }
+            for route in nodes.remove {
+                self.add(format_args!("route {route} in table {table}"), "is of no node of the cluster");
+            }
+            if let Some(source) = nodes.lead {
+                self.add(format_args!("rule from {source} to table {table}"), "is missing");
+            }
+            for source in nodes.release {
+                self.add(format_args!("rule from {source} to table {table}"), "is not of this node's subnet");
+            }
         }
         Ok(())
     }
@@ -204,16 +206,21 @@ impl Look<'_> {
                 self.attached(mode, Role::Pod, link)?;
             }
         }
-        let (_, subnet) = self.config.ipv4()?;
-        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, subnet.into())? {
+        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(()) };
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, *subnet)? {
             self.add(object, what);
         }
         Ok(())
     }
 
     fn packet_filter(&mut self) -> anyhow::Result<()> {
-        if !source_nat::is_loaded(&filter::wanted(self.config)?)? {
-            self.add("nft table ip overlay", "is missing, or not as it was made");
+        let families = Families::of(self.config);
+        for nat in Family::ALL.into_iter().filter_map(|family| filter::wanted(self.config, &families, family))
+        {
+            if !source_nat::is_loaded(&nat)? {
+                let table = format!("nft table {} overlay", nat.family().nft());
+                self.add(table, "is missing, or not as it was made");
+            }
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;
         if plan.rewrite {

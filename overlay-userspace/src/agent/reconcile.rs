@@ -4,32 +4,30 @@
 //! are no longer wanted go after the programs that used them. `LOCAL` is written last of all.
 //!
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
-//! must not keep a removed node in the map.
+//! must not keep a removed node in the map. What is done to the host in one family and in the other are steps of their own:
+//! what cannot be had in one leaves the other alone.
+//!
+//! - `programs`: maps, programs and their links
+//! - `host`: devices, routes, settings, the packet filter
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow};
 use aya_log::EbpfLogger;
-use log::{Level, error, info, log};
-use overlay_common::{
-    maps::{Addr, AttachMode, Node},
-    reason::Hook,
-};
+use log::{Level, info};
+use overlay_common::maps::AttachMode;
 use tokio::io::unix::AsyncFd;
 
 use super::{
     Options, Trouble,
-    anchor::{Anchor, reconcile_routes},
+    anchor::Anchor,
+    families::Families,
     filter::PacketFilter,
-    flows::{self, Growth, Sweep},
-    forwarding, host_ports, local,
+    flows::{Growth, Sweep},
+    local,
     migration::Migration,
-    names,
     news::news,
-    node_routes,
-    nodes::{self, Difference},
     pods::Pods,
-    wire::{self, Found, Wire},
+    wire::Wire,
     xdp::XdpWire,
 };
 use crate::{
@@ -37,20 +35,19 @@ use crate::{
     cni::is_pod_device,
     config::{Attach, Config},
     datapath::{
-        attach::{Attached, Device, Programs, Role},
-        flows::pinned_capacity,
+        attach::{Programs, Role},
         kernel, object,
         object::Constants,
         pins::Pins,
-        settings,
-        tables::{Endpoints, Nodes},
     },
     host::{
         monitor::Change,
-        netlink::{Link, Netlink, ROUTE_PROTOCOL},
-        underlay::Underlay,
+        netlink::{Netlink, ROUTE_PROTOCOL},
     },
 };
+
+mod host;
+mod programs;
 
 type ProgramLog = AsyncFd<EbpfLogger<&'static dyn log::Log>>;
 
@@ -180,8 +177,9 @@ impl Reconciler {
     pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
             Change::Link { name, .. } if is_pod_device(name) => Some(Scope::Pods),
-            Change::Link { .. } | Change::Address { .. } | Change::Forwarding | Change::Rule => {
-                Some(Scope::Network)
+            Change::Link { .. } | Change::Address { .. } => Some(Scope::Network),
+            Change::Forwarding(family) | Change::Rule(family) => {
+                Families::of(&self.config).uses(*family).then_some(Scope::Network)
             }
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
@@ -227,10 +225,10 @@ impl Reconciler {
             self.xdp.plan(&mut netlink, &self.pins, self.config.network.xdp, link);
         }
 
-        let anchor = pass.step(self.ensure_anchor(&mut netlink))?;
+        let anchor = self.ensure_anchor(&mut netlink, &mut pass)?;
         // The likeliest to fail, and the slowest: first of all at the start, last of all later.
         if pass.first {
-            self.filter.ensure(&self.config)?;
+            self.ensure_filter(&mut pass)?;
         }
         let loaded = if let Some(anchor) = &anchor {
             pass.step(self.load_programs(&mut netlink, anchor, scope))?
@@ -261,21 +259,15 @@ impl Reconciler {
             migration.copy_flows()?;
         }
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
-        let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
-        let devices = anchor.iter().chain(&wires).map(|link| &link.name).chain(pods);
-        let note = |path: &str, before: &str| self.remember(path, before);
-        pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
+        self.ensure_forwarding(&mut netlink, &mut pass, anchor.as_ref(), &wires, scope)?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding::without_redirects(&anchor.name, &note))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
         if scope == Scope::Everything {
             self.say_who_is_apart();
             if let Some(anchor) = &anchor {
-                let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
-                let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
-                pass.step(routes.map_err(Into::into))?;
+                self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
             }
             // Without conntrack there is nothing to compare with, and nothing that translates.
             if let Err(e) = self.sweep.run(&self.pins) {
@@ -283,7 +275,7 @@ impl Reconciler {
             }
         }
         if !pass.first && scope == Scope::Everything {
-            pass.step(self.filter.ensure(&self.config))?;
+            self.ensure_filter(&mut pass)?;
         }
         if let Some(migration) = &self.migration {
             migration.commit()?;
@@ -299,237 +291,6 @@ impl Reconciler {
         Ok(pass.problems)
     }
 
-    /// The devices that carry the tunnel, that of the node's tunnel address first; none where that is not to be had.
-    fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Vec<Link>> {
-        let Found { tunnel, others } = wire::find(netlink, &self.config);
-        for error in others.iter().filter_map(|found| found.as_ref().err()) {
-            // The one family does without the other, at the start as well.
-            pass.problems.push(anyhow!("{error} (it is for peers that are reached by that family alone)"));
-        }
-        let Some(tunnel) = pass.step(tunnel.map_err(Into::into))? else { return Ok(Vec::new()) };
-        if let Some(mtu) = pass.step(tunnel.pod_mtu(self.config.network.mtu).map_err(Into::into))? {
-            self.mtu = mtu;
-        }
-        let mut links = vec![tunnel.link];
-        for Underlay { link, .. } in others.into_iter().flatten() {
-            if !links.iter().any(|known| known.index == link.index) {
-                links.push(link);
-            }
-        }
-        let wires: Vec<_> = links.iter().map(Wire::from).collect();
-        for (number, wire) in wires.iter().enumerate() {
-            for (level, line) in wire.news(self.wires.get(number)) {
-                log!(level, "{line}");
-            }
-        }
-        self.wires = wires;
-        Ok(links)
-    }
-
-    fn say_who_is_apart(&mut self) {
-        let nodes = &self.config.nodes;
-        match names::list(nodes.unreachable()) {
-            None => self.apart.over(),
-            Some(names) => {
-                let own = nodes.own().addresses;
-                self.apart.is(format!(
-                    "no tunnel to {names}: no tunnel address of a family that this node has ({own}); give one of the two \
-                     such an address"
-                ));
-            }
-        }
-    }
-
-    fn ensure_anchor(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
-        let own = self.config.nodes.own();
-        let network = &self.config.network;
-        let last_index = match &self.loaded {
-            Some(constants) => Some(constants.anchor_ifindex),
-            None => local::published(&self.pins).map(|local| local.anchor_ifindex),
-        };
-        let (cluster, subnet) = self.config.ipv4()?;
-        let anchor = Anchor {
-            vni: network.vni,
-            port: network.port,
-            mac: own.mac(),
-            mtu: self.mtu,
-            cluster: cluster.into(),
-            subnet: subnet.into(),
-            last_index,
-        };
-        let device = anchor.ensure(netlink)?;
-        reconcile_routes(netlink, &anchor.routes(device.index))?;
-        Ok(device)
-    }
-
-    /// Fills `NODES` and (re)loads the programs where their constants changed. Returns the keys to remove afterwards.
-    fn load_programs(
-        &mut self,
-        netlink: &mut Netlink,
-        anchor: &Link,
-        scope: Scope,
-    ) -> anyhow::Result<Vec<Addr>> {
-        let main_table_only = !netlink.has_foreign_rules()?;
-        let constants = Constants { main_table_only, ..self.constants(anchor)? };
-        if let Some(before) = &self.loaded
-            && before.main_table_only != main_table_only
-        {
-            let by = if main_table_only { "the main table alone" } else { "policy rules" };
-            info!("the way of tunnel packets is a matter of {by} now");
-        }
-        let lost =
-            if scope == Scope::Everything { self.pinned.iter().find(|pin| !pin.exists()) } else { None };
-        if let Some(lost) = lost {
-            error!("{} is gone: loading the programs again", lost.display());
-        } else if self.loaded.as_ref() == Some(&constants) {
-            return match scope {
-                Scope::Everything => self.fill_nodes(),
-                // Only the agent writes there.
-                Scope::Pods | Scope::Network => Ok(Vec::new()),
-            };
-        }
-        let reload = self.loaded.is_some();
-        if self.growth.is_none() {
-            self.growth = Growth::begin(&self.pins, constants.flow_entries)?;
-        }
-        let mut loaded = object::load(&self.pins, &constants)?;
-        for facts in &loaded.facts {
-            log::debug!(
-                "loaded {}: {} instructions verified, {} bytes of machine code",
-                facts.name,
-                facts.verified_instructions,
-                facts.jited_bytes
-            );
-        }
-        if let Some(migration) = &mut self.migration {
-            migration.copy()?;
-        }
-        if let Some(growth) = &self.growth {
-            growth.copy(&self.pins)?;
-        }
-        let stale = self.fill_nodes()?;
-        self.program_log = None;
-        if constants.log_level > 0 {
-            // SAFETY: the logger owns the descriptor and both are dropped together.
-            let log =
-                unsafe { AsyncFd::register(loaded.logger()?) }.context("poll the log of the programs")?;
-            self.program_log = Some(log);
-        }
-        self.pods.forget();
-        self.loaded = Some(constants);
-        self.pinned = pinned(&self.pins);
-        if reload {
-            info!("loaded the programs anew");
-        }
-        Ok(stale)
-    }
-
-    /// Writes what is missing or wrong; returns what should not be there.
-    fn fill_nodes(&self) -> anyhow::Result<Vec<Addr>> {
-        let desired: HashMap<Addr, Node> = nodes::desired(&self.config);
-        let mut map = Nodes::open(&self.pins)?;
-        let Difference { set, remove } = Difference::read(&map, &desired)?;
-        for (key, node) in set {
-            map.set(key, node)?;
-        }
-        names::fill(&self.pins, &self.config.nodes)?;
-        Ok(remove)
-    }
-
-    fn remove_nodes(&self, keys: &[Addr]) -> anyhow::Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let mut map = Nodes::open(&self.pins)?;
-        for key in keys {
-            map.remove(*key)?;
-        }
-        Ok(names::remove_stale(&self.pins, &self.config.nodes)?)
-    }
-
-    fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
-        let network = &self.config.network;
-        let own = self.config.nodes.own();
-        Ok(Constants {
-            vni: network.vni,
-            port: network.port,
-            cluster: network.cidrs.by_family(),
-            subnet: own.subnets,
-            node_prefix: self.config.nodes.node_prefixes(),
-            vtep: own.addresses,
-            anchor_ifindex: anchor.index,
-            anchor_mac: own.mac(),
-            plain_pods: !network.masquerade,
-            stack_flows: network.stack_flows != Some(0),
-            flow_entries: flows::wanted(network.stack_flows, self.flow_capacity()?),
-            nodes_masqueraded: network.masquerade_to_nodes,
-            main_table_only: false,
-            xdp_wire: self.xdp.planned(),
-            log_level: self.program_log_level,
-        })
-    }
-
-    fn flow_capacity(&self) -> anyhow::Result<Option<u32>> {
-        match (pinned_capacity(&self.pins)?, &self.migration) {
-            (None, Some(migration)) => migration.flow_capacity(),
-            (found, _) => Ok(found),
-        }
-    }
-
-    /// Attaches the programs of `role` to its devices; a device of before loses them.
-    fn attach(&self, programs: &Programs, role: Role, links: &[Link]) -> anyhow::Result<()> {
-        let mut keep = Vec::new();
-        for link in links {
-            let device = Device { name: &link.name, ifindex: link.index };
-            if programs.attach_all(role, device)? == Attached::New {
-                info!("attached the programs of {} (index {})", link.name, link.index);
-            }
-            // That of XDP is the business of `xdp`.
-            let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
-            keep.extend(hooks.map(|hook| role.link_name(device, *hook)));
-        }
-        // The first part of a link's name is the same for all devices of a role.
-        let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
-        for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {
-            self.pins.remove_link(name)?;
-        }
-        Ok(())
-    }
-
-    fn reconcile_pods(
-        &mut self,
-        netlink: &mut Netlink,
-        programs: &Programs,
-        scope: Scope,
-    ) -> anyhow::Result<Vec<anyhow::Error>> {
-        if scope == Scope::Everything {
-            self.pods.forget();
-            for name in programs.remove_severed()? {
-                info!("removed the link {name}, whose device is gone");
-            }
-        }
-        let endpoints = Endpoints::open(&self.pins)?.entries()?;
-        let links = netlink.links()?;
-        let (_, subnet) = self.config.ipv4()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, subnet.into())
-    }
-
-    /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.
-    fn remember(&self, path: &str, before: &str) {
-        let device = path.rsplit('/').nth(1).unwrap_or_default();
-        if is_pod_device(device) || device == self.anchor_name() {
-            return;
-        }
-        if let Err(error) = settings::remember(&self.pins, path, before) {
-            log::warn!("{error}: it will not be put back");
-        }
-    }
-
-    fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
-        let endpoints = Endpoints::open(&self.pins)?.entries()?;
-        host_ports::reconcile(&self.pins, &endpoints, &netlink.links()?)
-    }
-
     /// The name of the anchor device.
     pub(super) fn anchor_name(&self) -> String {
         Anchor::name_of(self.config.network.vni)
@@ -539,13 +300,4 @@ impl Reconciler {
     pub(super) fn take_back_filter(&mut self) {
         self.filter.take_back();
     }
-}
-
-/// The pins of all maps and programs.
-fn pinned(pins: &Pins) -> Vec<PathBuf> {
-    ["maps", "programs"]
-        .into_iter()
-        .filter_map(|directory| fs::read_dir(pins.root().join(directory)).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .collect()
 }

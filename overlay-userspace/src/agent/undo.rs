@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::warn;
 
 use crate::{
@@ -25,7 +25,7 @@ pub(super) struct Before {
     pinned: HashSet<PathBuf>,
     links: HashSet<String>,
     routes: Vec<Route>,
-    rules: Vec<(Ipv4Net, u32)>,
+    rules: Vec<(IpNet, u32)>,
 }
 
 impl Before {

@@ -77,11 +77,13 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("ip-address.json", "ip -j address show"),
     ("ip-route.json", "ip -j route show table all"),
     ("ip-rule.json", "ip -j rule show"),
+    ("ip6-rule.json", "ip -j -6 rule show"),
     ("ip-neighbour.json", "ip -j neighbour show"),
     ("ip6-route.json", "ip -j -6 route show table all"),
     ("tc-qdisc.json", "tc -j -s qdisc show"),
     ("nft-ruleset.txt", "nft list ruleset"),
     ("iptables-legacy.txt", "iptables-legacy-save -c"),
+    ("ip6tables-legacy.txt", "ip6tables-legacy-save -c"),
     ("bpftool-net.json", "bpftool -j net show"),
     ("bpftool-link.json", "bpftool -j link show"),
     ("bpftool-prog.json", "bpftool -j prog show"),
@@ -280,6 +282,9 @@ fn sysctls() -> Value {
         let device = device.file_name().to_string_lossy().into_owned();
         for setting in ["forwarding", "rp_filter", "send_redirects"] {
             names.push(format!("net/ipv4/conf/{device}/{setting}"));
+        }
+        for setting in ["forwarding", "accept_ra", "disable_ipv6"] {
+            names.push(format!("net/ipv6/conf/{device}/{setting}"));
         }
     }
     names.sort();

@@ -3,7 +3,10 @@
 //! Everything here goes with the pod's device, but for the rule of an address that is not the pod's first on this network:
 //! it leads to an empty table then, and goes with the namespace. `lo` is the runtime's business. Called by ADD and CHECK.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use anyhow::Context as _;
 use ipnet::{IpNet, Ipv4Net};
@@ -99,8 +102,8 @@ impl Sandbox {
             netlink
                 .replace_route_in(table, &Route::unicast(Ipv4Net::from(node.gateway).into(), link.index))?;
             netlink.replace_route_in(table, &default)?;
-            netlink.delete_source_rules(address)?;
-            netlink.add_source_rule(address, table)?;
+            netlink.delete_source_rules(address.into())?;
+            netlink.add_source_rule(IpAddr::from(address), table)?;
             return Ok(Vec::new());
         }
         let is_free = |dst: Ipv4Net| existing.iter().all(|route| route.dst != IpNet::from(dst));

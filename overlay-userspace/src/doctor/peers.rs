@@ -69,9 +69,8 @@ impl Check for Peers {
         let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?, order).into_iter().collect();
         let outcomes = ask_all(&peers, |gateway| ask(own(gateway), SocketAddr::new(gateway, port), full));
         let reached = |vtep: &IpAddr| {
-            let IpAddr::V4(vtep) = vtep else { return None };
             // Without the right to ask, nothing is known.
-            Some(Prober::open().ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
+            Some(Prober::open(vtep.family()).ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
         };
         for (vtep, outcome) in &outcomes {
             let name = name(site, *vtep);

@@ -73,7 +73,7 @@ pub(super) fn goes_on(
 fn look(site: &mut Site, inner: &Inner, device: &str) -> Result<Way, TraceError> {
     let iif = site.netlink.link(device)?.map(|link| link.index);
     let transport = Some((inner.protocol, inner.ports.0, inner.ports.1)).filter(|_| inner.port().is_some());
-    Ok(site.netlink.way(Traveller { src: Some(inner.src), dst: inner.dst, iif, transport })?)
+    Ok(site.netlink.way(Traveller { src: Some(inner.src.into()), dst: inner.dst.into(), iif, transport })?)
 }
 
 /// Says what the route is.
@@ -103,7 +103,7 @@ fn route(
 /// A packet that returns: conntrack knows what it was before.
 fn connection(steps: &mut Steps, inner: &Inner, device: &str) -> Verdict {
     let Inner { src, dst, protocol, ports: (src_port, dst_port), .. } = *inner;
-    let tuple = Tuple { src, dst, protocol, src_port, dst_port };
+    let tuple = Tuple { src: src.into(), dst: dst.into(), protocol, src_port, dst_port };
     let text = match conntrack::find(tuple) {
         Ok(Some(found)) => {
             let (o, r) = (found.original, found.reply);
@@ -247,7 +247,7 @@ fn out(
     let source = if oif == site.local.anchor_ifindex {
         "into the tunnel by from_host".to_owned()
     } else if site.is_of_pods(inner.src) {
-        match nft::source_nat::rule_for(inner.dst) {
+        match nft::source_nat::rule_for(inner.dst.into()) {
             Ok(Some(rule)) => {
                 let rule: String = rule.chars().take(SHOWN).collect();
                 steps.add(

@@ -79,7 +79,7 @@ fn next_hop(
     let device = site.device(fib.ifindex)?;
     let gateway = match site.netlink.way(Traveller {
         src: None,
-        dst,
+        dst: dst.into(),
         iif: None,
         transport: Some((libc::IPPROTO_UDP as u8, port, frozen.port())),
     })? {

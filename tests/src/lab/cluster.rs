@@ -21,8 +21,8 @@ use overlay_userspace::family::{ByFamily, Family, OfFamily as _};
 
 use super::families::{self, host};
 use super::{
-    AgentOptions, CIDR_V4, CIDR_V6, ClusterFile, Docker, Families, Lab, Lan, Link, Listed, Namespace, Network, Node,
-    NodeEntry, Pod,
+    AgentOptions, CIDR_V4, CIDR_V6, ClusterFile, Docker, Families, Lab, Lan, Link, Listed, Namespace,
+    Network, Node, NodeEntry, Pod,
 };
 
 /// The network of one wire of the underlay, in both families.
@@ -218,18 +218,23 @@ impl ClusterBuilder {
                 world.ip(&format!("{} route add {net} via {router}", families::option(family)));
             }
         }
-        let world =
-            World { namespace: world, addresses: underlay.map(|family| WORLD.host(family, WORLD_HOST).addr()) };
+        let world = World {
+            namespace: world,
+            addresses: underlay.map(|family| WORLD.host(family, WORLD_HOST).addr()),
+        };
 
         let mut nodes = Vec::new();
         let plan = [("cp", &lan_a, LAN_A, 11), ("w1", &lan_a, LAN_A, 12), ("w2", &lan_b, LAN_B, 11)];
         for (index, (name, lan, wire, number)) in (0..).zip(plan) {
             let other = self.others.iter().find(|(other, ..)| other == name);
-            let (pods, underlay) = other.map_or((self.families, underlay), |(_, pods, underlay)| (*pods, *underlay));
+            let (pods, underlay) =
+                other.map_or((self.families, underlay), |(_, pods, underlay)| (*pods, *underlay));
             let address = underlay.map(|family| wire.host(family, number));
             let subnets = pods.map(|family| subnet(cidrs.get(family).copied(), index));
             let node = Node::builder_of(name, address, subnets).primary(primary).docker(self.docker);
-            let node = underlay.iter().fold(node, |node, family| node.gateway(wire.host(family, ROUTER_HOST).addr()));
+            let node = underlay
+                .iter()
+                .fold(node, |node, family| node.gateway(wire.host(family, ROUTER_HOST).addr()));
             nodes.push(node.on_lan(&lab, lan));
         }
 
@@ -352,4 +357,3 @@ impl Cluster {
         &self.lab
     }
 }
-

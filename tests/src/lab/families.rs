@@ -67,7 +67,8 @@ impl Families {
 #[track_caller]
 pub fn nets(texts: &[&str]) -> ByFamily<IpNet> {
     let parse = |text: &&str| -> IpNet { text.parse().unwrap_or_else(|_| panic!("not a network: {text}")) };
-    ByFamily::from_values(texts.iter().map(parse)).unwrap_or_else(|net| panic!("{net}: a second of its family"))
+    ByFamily::from_values(texts.iter().map(parse))
+        .unwrap_or_else(|net| panic!("{net}: a second of its family"))
 }
 
 /// The first address of a node's subnet that a host can have: the gateway's.

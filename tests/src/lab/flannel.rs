@@ -136,11 +136,14 @@ impl FlannelNode {
     #[track_caller]
     pub fn add_peer(&self, peer: &NodeEntry, vtep_macs: &ByFamily<String>) {
         for (family, _) in self.subnets.iter() {
-            let (Some(subnet), Some(address)) = (peer.subnet.of(family), peer.address.of(family)) else { continue };
+            let (Some(subnet), Some(address)) = (peer.subnet.of(family), peer.address.of(family)) else {
+                continue;
+            };
             let (device, option) = (Self::device(family), families::option(family));
             let mac = vtep_macs.get(family).unwrap_or_else(|| panic!("{} has no {family} VTEP", peer.name));
             let network = subnet.network();
-            self.namespace.ip(&format!("{option} neigh replace {network} lladdr {mac} dev {device} nud permanent"));
+            self.namespace
+                .ip(&format!("{option} neigh replace {network} lladdr {mac} dev {device} nud permanent"));
             let mut fdb = self.namespace.command("bridge");
             fdb.args(["fdb", "replace", mac, "dev", device, "dst"]).arg(address.to_string());
             exec::must(fdb.args(["self", "permanent"]), "");

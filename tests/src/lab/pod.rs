@@ -91,8 +91,9 @@ impl Node {
             call.conf["runtimeConfig"] = runtime_config.clone();
         }
         let result = self.cni(&call)?;
-        let addrs = addresses(&result).ok_or_else(|| {
-            CniError { code: -1, message: format!("no address of each family in the result of ADD: {result}") }
+        let addrs = addresses(&result).ok_or_else(|| CniError {
+            code: -1,
+            message: format!("no address of each family in the result of ADD: {result}"),
         })?;
         let site = Arc::clone(self.site());
         Ok(Pod { name: name.to_owned(), addrs, namespace, result, call, site })

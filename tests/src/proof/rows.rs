@@ -108,7 +108,8 @@ fn all_protocols(from: Host<'_>, server: &Namespace, address: IpAddr) -> Result<
 /// Tries every pair in every family that it shares, whatever becomes of the others; one line for each.
 fn each_pair<'a>(pairs: impl IntoIterator<Item = (Host<'a>, Host<'a>)>) -> Proven {
     let tries = pairs.into_iter().flat_map(|(from, to)| {
-        let addresses = Families::of(&from.addresses).iter().filter_map(move |family| to.addresses.get(family).copied());
+        let addresses =
+            Families::of(&from.addresses).iter().filter_map(move |family| to.addresses.get(family).copied());
         addresses.map(move |address| (format!("{from} → {to}"), untranslated(from, to, address)))
     });
     lines(tries)
@@ -143,7 +144,8 @@ fn pod_to_pod_other_node(stage: &Stage) -> Proven {
 fn pod_to_pod_across_subnets(stage: &Stage) -> Proven {
     // Nodes in one subnet have a route to each other without a router.
     let routed = |from: &Node, to: &Node| {
-        let mut common = Families::of(&from.addresses()).iter().filter_map(|family| to.addresses().get(family).copied());
+        let mut common =
+            Families::of(&from.addresses()).iter().filter_map(|family| to.addresses().get(family).copied());
         common.next().is_some_and(|address| {
             let route = from.namespace().ip_json(&format!("route get {address}"));
             route[0]["gateway"].is_string()
@@ -181,7 +183,8 @@ fn pod_to_node_remote(stage: &Stage) -> Proven {
 }
 
 fn localhost(stage: &Stage) -> Proven {
-    let tries = stage.pods.iter().flat_map(|pod| Families::of(&pod.addrs()).iter().map(move |family| (pod, family)));
+    let tries =
+        stage.pods.iter().flat_map(|pod| Families::of(&pod.addrs()).iter().map(move |family| (pod, family)));
     lines(tries.map(|(pod, family)| (Host::from(pod).to_string(), meet_on_localhost(pod, family))))
 }
 
@@ -242,7 +245,11 @@ fn masqueraded(stage: &Stage, (node, address): (&Node, IpAddr), pod: &Pod, famil
     for (protocol, seen) in [("tcp", tcp), ("udp", udp)] {
         let (client, server_saw) = (seen.client.ip(), seen.server_saw.ip());
         ensure!(client == own, "{protocol} client has {client}, not the pod's {own}");
-        ensure!(server_saw == address, "{protocol} server saw {server_saw}, not {address} of {}", node.name());
+        ensure!(
+            server_saw == address,
+            "{protocol} server saw {server_saw}, not {address} of {}",
+            node.name()
+        );
     }
     Ok(format!(
         "tcp {} seen as {}  udp {} seen as {}  ping {}",

@@ -106,7 +106,8 @@ impl Tunnel {
 fn headers(source: IpAddr, destination: IpAddr, ttl: u8) -> IpHeaders {
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let ip = etherparse::Ipv4Header::new(0, ttl, IpNumber::UDP, source.octets(), destination.octets());
+            let ip =
+                etherparse::Ipv4Header::new(0, ttl, IpNumber::UDP, source.octets(), destination.octets());
             let ip = ip.expect("an empty payload is short enough");
             IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default())
         }

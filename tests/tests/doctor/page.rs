@@ -13,7 +13,8 @@ use overlay_tests::lab::exec;
 
 use crate::bed::{Bed, Finding};
 use crate::{
-    agent, checksums, cni, drift, firewall, flannel, ground, mtu, nodes, peers, pins, ports, sysctls,
+    agent, checksums, cni, drift, families, firewall, flannel, ground, mtu, nodes, peers, pins, ports,
+    sysctls,
 };
 
 /// A symptom: its heading, the commands that find it, and the tests that produce it.
@@ -52,6 +53,7 @@ const SYMPTOMS: &[Symptom] = &[
             firewall::dockers_chain_without_the_accepts_is_named,
             firewall::a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_remedy,
             sysctls::settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix,
+            families::what_is_gone_of_ipv6_is_named_and_put_right_by_the_remedy,
         ],
     ),
     Symptom(

@@ -120,7 +120,8 @@ impl Bed {
                 address: node.addr_of(family),
             });
             let cidr = cluster.network().cidr.expect(family);
-            let mut proxy = Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, address.addr()));
+            let mut proxy =
+                Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, address.addr()));
             proxy.apply(&services(family, &nodes, &pods));
             proxy
         });
@@ -271,7 +272,8 @@ fn flannel_places(cluster: &Cluster, docker: Docker) -> (Vec<Place>, Vec<Place>)
     ];
     let (mut nodes, mut pods, mut flannel) = (Vec::new(), Vec::new(), Vec::new());
     for (name, (lan, underlay, subnets)) in NODES.into_iter().zip(plan) {
-        let [underlay, subnets] = [underlay, subnets].map(|both| families.map(|family| *nets(&both).get(family).expect("both")));
+        let [underlay, subnets] =
+            [underlay, subnets].map(|both| families.map(|family| *nets(&both).get(family).expect("both")));
         let host = format!("flannel-{name}");
         let mut node = FlannelNode::new(cluster.lab(), lan, &host, underlay, subnets, FlannelWire::default());
         for family in families.iter() {

@@ -43,7 +43,9 @@ fn expect_all(ground: Ground, mode: &ProxyMode, kind: Kind) {
     for family in kind.families.iter() {
         bed.turn_to(family);
         let rows = run(&mut bed, scenarios::all(kind.docker));
-        failed.extend(rows.into_iter().filter_map(|row| Some(format!("{family}: {}: {}", row.name, row.error?))));
+        failed.extend(
+            rows.into_iter().filter_map(|row| Some(format!("{family}: {}: {}", row.name, row.error?))),
+        );
     }
     assert!(failed.is_empty(), "{} scenarios failed:\n{}", failed.len(), failed.join("\n"));
 }

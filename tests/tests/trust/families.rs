@@ -274,7 +274,8 @@ fn a_pod_without_ipv4_sends_neither_ipv4_nor_arp() {
     let [pod, other] = ["a", "b"].map(|name| cluster.add_pod("cp", name));
     let (cp, mac) = (cluster.node("cp"), mac_of(pod.namespace(), "eth0"));
     let gateway = mac_of(cp.namespace(), overlay_tests::lab::Node::ANCHOR);
-    let (from, to): (SocketAddr, SocketAddr) = ("10.244.0.2:1".parse().unwrap(), "10.244.0.3:2".parse().unwrap());
+    let (from, to): (SocketAddr, SocketAddr) =
+        ("10.244.0.2:1".parse().unwrap(), "10.244.0.3:2".parse().unwrap());
     let mut arp = [&[0xff; 6][..], &mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac].concat();
     arp.extend([10, 244, 0, 2, 0, 0, 0, 0, 0, 0, 10, 244, 0, 1]);
     let drops = Drops::read(cp);

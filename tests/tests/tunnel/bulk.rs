@@ -10,8 +10,8 @@ use etherparse::{SlicedPacket, TransportSlice};
 use overlay_tests::lab::{Cluster, Link, Network, WireMode};
 use overlay_tests::traffic::capture::{Capture, Frame};
 use overlay_tests::traffic::paths::{Volume, Volumes};
-use overlay_tests::traffic::{any_port, tcp};
 use overlay_tests::traffic::vxlan::Tunnel;
+use overlay_tests::traffic::{any_port, tcp};
 use overlay_userspace::family::Family;
 
 use crate::bed::{self, Bed};
@@ -46,12 +46,14 @@ fn transfer_of(family: Family, bed: &Bed, to: &str, mebibytes: u32) -> Transfer 
     let (near, far) = (bed.pod("cp"), bed.pod(to));
     let before = nodes.map(Volumes::read);
     let capture = Capture::start(bed.cluster.router(), "lan-a");
-    let bulk = tcp::bulk(near.namespace(), far.namespace(), any_port(far.addr_of(family)), mebibytes).unwrap();
+    let bulk =
+        tcp::bulk(near.namespace(), far.namespace(), any_port(far.addr_of(family)), mebibytes).unwrap();
     assert!(bulk.intact(), "{bulk:?}");
     let frames = capture.stop();
     let [at_sender, at_receiver] = [0, 1].map(|end| Volumes::read(nodes[end]).since(&before[end]));
 
-    let bulk = tcp::bulk(far.namespace(), near.namespace(), any_port(near.addr_of(family)), mebibytes).unwrap();
+    let bulk =
+        tcp::bulk(far.namespace(), near.namespace(), any_port(near.addr_of(family)), mebibytes).unwrap();
     assert!(bulk.intact(), "{bulk:?}");
     for (node, before) in nodes.into_iter().zip(&before) {
         let moved = Volumes::read(node).since(before);

@@ -103,10 +103,9 @@ fn super_packets_without_checksum_offload_lose_no_datagram() {
 fn super_packets_of_every_family_lose_no_datagram_over_an_underlay_of_either() {
     let _traffic = bed::quiet();
     let by_anchor = Counted { encap_native: 3, encap_anchor: 0, decap_native: 0, decap_anchor: 3 };
-    for (link, segmented) in [
-        (Link::new(WireMode::Veth), by_anchor),
-        (Link { checksums: true, ..Link::new(WireMode::Nic) }, CUT),
-    ] {
+    for (link, segmented) in
+        [(Link::new(WireMode::Veth), by_anchor), (Link { checksums: true, ..Link::new(WireMode::Nic) }, CUT)]
+    {
         let over_ipv6 = Bed::dual(link, Family::Ipv6);
         for family in Family::ALL {
             expect_bursts_of(family, &over_ipv6, &segmented);

@@ -87,7 +87,11 @@ fn everything_holds_where_one_node_has_no_ipv6_on_the_underlay() {
             let send = || {
                 udp::exchange(pod("cp").namespace(), pod(to).namespace(), at).unwrap();
             };
-            assert_eq!(outer_destinations(node("cp"), send), [node(to).address_of(outer)], "{family} to {to}");
+            assert_eq!(
+                outer_destinations(node("cp"), send),
+                [node(to).address_of(outer)],
+                "{family} to {to}"
+            );
         }
     }
 }

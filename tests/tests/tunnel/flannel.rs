@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use overlay_tests::lab::{
-    Cluster, Families, FlannelNode, FlannelWire, Link, Namespace, Network, Node, NodeEntry, Pod, WireMode, nets,
+    Cluster, Families, FlannelNode, FlannelWire, Link, Namespace, Network, Node, NodeEntry, Pod, WireMode,
+    nets,
 };
 use overlay_tests::traffic::counters::Counters;
 use overlay_tests::traffic::inject::mac_of;
@@ -49,7 +50,9 @@ fn mixed_cluster(link: Link, network: Network, families: Families) -> (Cluster, 
     let wire = FlannelWire { vni, port };
     let theirs = FlannelNode::new(cluster.lab(), cluster.lan_a(), "flannel", underlay, subnets, wire);
     for family in families.iter() {
-        theirs.namespace().ip(&format!("route add default via {}", ["192.0.2.1", "2001:db8:a::1"][family.index()]));
+        theirs
+            .namespace()
+            .ip(&format!("route add default via {}", ["192.0.2.1", "2001:db8:a::1"][family.index()]));
     }
     let entries: Vec<NodeEntry> = cluster.entries().into_iter().chain([theirs.entry()]).collect();
     cluster.write_nodes(&entries);
@@ -119,7 +122,11 @@ fn kernel_vxlan_node_works_with_ours_on_a_veth_wire() {
 fn kernel_vxlan_node_works_with_ours_on_a_nic_wire_with_another_vni_and_port() {
     let _traffic = bed::flood();
     let network = Network { vni: 42, port: 4789, ..Network::default() };
-    expect_mixed_cluster_to_work(Link { checksums: true, ..Link::new(WireMode::Nic) }, network, Families::Ipv4);
+    expect_mixed_cluster_to_work(
+        Link { checksums: true, ..Link::new(WireMode::Nic) },
+        network,
+        Families::Ipv4,
+    );
 }
 
 #[test]

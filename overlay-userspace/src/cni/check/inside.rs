@@ -5,6 +5,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{Findings, Subject};
 use crate::{
     cni::{failure::Failure, sandbox::Sandbox, types::result::mac_text},
+    family::Family,
     host::netlink::Route,
 };
 
@@ -62,12 +63,15 @@ pub(super) fn check(
     };
     if main.iter().any(elsewhere) {
         findings.unless(
-            pod.netlink.source_rules()?.iter().any(|(source, _)| *source == (*address).into()),
+            pod.netlink
+                .source_rules()?
+                .iter()
+                .any(|(source, _)| *source == IpNet::from(Ipv4Net::from(*address))),
             || format!("the pod's rule for what it sends from {address} is missing (ip rule)"),
         );
     }
     // In any table by this device, or in the main one by any: where a later plugin has moved it.
-    let mut routes = pod.netlink.routes_of_link(link.index)?;
+    let mut routes = pod.netlink.routes_of_link(Family::Ipv4, link.index)?;
     routes.extend(main);
     let own = expected.routes.iter().filter(|(_, next)| *next == Some(gateway)).map(|(dst, _)| *dst);
     for dst in own.chain([Ipv4Net::from(gateway)]) {

@@ -46,7 +46,7 @@ pub(super) fn check(
     }
 
     let host = ipnet::Ipv4Net::from(*address);
-    let routes = netlink.routes_of_link(link.index)?;
+    let routes = netlink.routes_of_link(Family::Ipv4, link.index)?;
     findings.unless(routes.iter().any(|route| route.dst == host.into()), || {
         format!("the node's route {host} dev {name} is missing")
     });

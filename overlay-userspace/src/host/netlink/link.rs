@@ -85,9 +85,12 @@ pub struct VxlanInfo {
     pub collect_metadata: bool,
     /// Learns VTEPs from packets.
     pub learning: bool,
+    /// Takes UDP checksums of zero over IPv6 (RFC 6935); over IPv4 every device does.
+    pub zero_checksums: bool,
 }
 
-/// The anchor device: vxlan in external mode, no learning, no neighbour resolution.
+/// The anchor device: vxlan in external mode, no learning, no neighbour resolution, UDP checksums of zero over IPv6 as over
+/// IPv4.
 #[derive(Debug, Clone)]
 pub struct VxlanSpec<'a> {
     /// Interface name.
@@ -168,6 +171,9 @@ impl Netlink {
                     InfoVxlan::CollectMetadata(true),
                     InfoVxlan::Learning(false),
                     InfoVxlan::Port(spec.port),
+                    // What it sends goes by each packet's tunnel key; what its socket takes is set here, once for all.
+                    InfoVxlan::UDPZeroCsumTX(true),
+                    InfoVxlan::UDPZeroCsumRX(true),
                 ])),
             ]),
         ];
@@ -414,6 +420,7 @@ fn into_vxlan(data: &[InfoVxlan]) -> VxlanInfo {
             InfoVxlan::Port(port) => info.port = port,
             InfoVxlan::CollectMetadata(value) => info.collect_metadata = value,
             InfoVxlan::Learning(value) => info.learning = value,
+            InfoVxlan::UDPZeroCsumRX(value) => info.zero_checksums = value,
             _ => {}
         }
     }

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, net::Ipv4Addr};
 
 use serde_json::json;
 
-use super::{NftError, TABLE, json, ports, run};
+use super::{NftError, is_own, json, run};
 
 /// What a packet is addressed to.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,7 @@ pub fn find(addressed: Addressed) -> Result<Vec<Translation>, NftError> {
         .filter_map(|object| object.get("chain"))
         .filter(|chain| chain["type"] == "nat" && (chain["family"] == "ip" || chain["family"] == "inet"))
         .map(|chain| (text(&chain["family"]), text(&chain["table"])))
-        .filter(|(_, table)| table != TABLE && table != ports::TABLE)
+        .filter(|(family, table)| !is_own(family, table))
         .collect();
     for (family, table) in tables {
         if (family.as_str(), table.as_str()) == ("ip", "nat") {
