@@ -206,8 +206,8 @@ impl Look<'_> {
                 self.attached(mode, Role::Pod, link)?;
             }
         }
-        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(()) };
-        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, *subnet)? {
+        let subnets = &self.config.nodes.own().subnets;
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, subnets)? {
             self.add(object, what);
         }
         Ok(())
@@ -223,8 +223,9 @@ impl Look<'_> {
             }
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;
-        if plan.rewrite {
-            self.add("nft table ip overlay-ports", "is missing, or not as it was made");
+        for family in plan.rewrite {
+            let table = format!("nft table {} overlay-ports", family.nft());
+            self.add(table, "is missing, or not as it was made");
         }
         for (port, _) in plan.stale {
             self.add(format_args!("map HOST_PORTS, {port}"), "no lease stands behind it");
