@@ -35,7 +35,7 @@ fn a_pod_has_all_of_its_addresses_at_once_and_needs_no_agent_for_it() {
     for address in addresses(&result) {
         one.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap());
     }
-    assert_eq!(one.ip("address show tentative"), "");
+    assert_eq!(one.ip("-o address show tentative"), "");
     bed.must("ADD", &two, json!({}));
     for address in addresses(&result) {
         let seen = tcp::exchange(&two, &one, SocketAddr::new(address, 80)).unwrap();
