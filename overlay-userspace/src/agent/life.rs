@@ -239,7 +239,8 @@ impl<'a> Life<'a> {
         }
         let (before, now) = (running.reconciler.nodes().own().clone(), nodes.own().clone());
         running.reconciler.set_config(self.settings.with(nodes));
-        if before != now
+        // Another tunnel address that leaves the gateway's MAC as it was is nothing to pods.
+        if (before.subnets != now.subnets || before.mac() != now.mac())
             && let Some(source) = &self.source
         {
             let note = format!(

@@ -115,11 +115,11 @@ impl Survey {
 }
 
 /// The own node as it has to stay for its pods, where its Node does not say so (any more): `None` where nothing of `last`
-/// is needed. A family that its Node has been given no podCIDR of, while it has one of the other, is not kept.
+/// is needed. A family that a Node which is complete has been given no podCIDR of is not kept.
 fn kept(node: Option<&KubeNode>, now: Option<&NodeSpec>, last: &NodeSpec, cidrs: &Cidrs) -> Option<NodeSpec> {
     let usable = |subnet: &IpNet| check_subnet(&last.name, *subnet, cidrs).is_ok();
-    let dropped =
-        |family| node.is_some_and(|node| !node.subnets.is_empty() && node.subnets.get(family).is_none());
+    let given = |family| node.is_some_and(|node| node.subnets.get(family).is_some());
+    let dropped = |family| now.is_some() && !given(family);
     let lacks = |family| now.is_none_or(|now| now.subnets.get(family).is_none());
     let mut kept = now.unwrap_or(last).clone();
     let mut needed = false;

@@ -286,6 +286,7 @@ fn pods_keep_the_family_that_their_node_has_lost() {
         own(&[("a", 1, "192.0.2.1", "10.244.1.0/24 fd00:10:244:1::/64"), b]),
         "a: 10.244.1.0/24, fd00:10:244:1::/64 at 192.0.2.1"
     );
+    assert_eq!(own(&[("a", 1, "", "10.244.1.0/24")]), whole, "not complete");
     // Given podCIDRs of the one family: there is nothing to wait for.
     assert_eq!(own(&[("a", 1, "192.0.2.1", "10.244.1.0/24")]), "a: 10.244.1.0/24 at 192.0.2.1");
     // The network has no such family any more.
