@@ -72,7 +72,7 @@ const PROC: [(&str, &str); 10] = [
 ];
 
 /// Programs of iproute2, nftables and iptables: the image has the last two alone.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip-link.json", "ip -j -d -s link show"),
     ("ip-address.json", "ip -j address show"),
     ("ip-route.json", "ip -j route show table all"),
