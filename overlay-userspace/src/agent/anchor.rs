@@ -391,10 +391,5 @@ impl RouteDifference {
     }
 }
 
-/// The route from the node to one of its pods.
-pub(super) fn pod_route(pod: std::net::IpAddr, device: u32, subnet: IpNet) -> Route {
-    Route { prefsrc: Some(gateway(subnet)), ..Route::unicast(IpNet::from(pod), device) }
-}
-
 #[cfg(test)]
 mod tests;

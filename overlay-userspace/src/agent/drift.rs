@@ -3,7 +3,7 @@
 //!
 //! What others may have changed by their own will (sysctls, foreign chains) is not drift: these have checks of their own.
 
-use std::fmt::Display;
+use std::{collections::HashSet, fmt::Display};
 
 use anyhow::Context as _;
 use overlay_common::maps::{AttachMode, Local};
@@ -201,13 +201,13 @@ impl Look<'_> {
     fn pods(&mut self, mode: AttachMode) -> anyhow::Result<()> {
         let endpoints = Endpoints::open(self.pins)?.entries()?;
         let links = self.netlink.links()?;
-        for (_, endpoint) in &endpoints {
-            if let Some(link) = links.iter().find(|link| link.index == endpoint.ifindex) {
-                self.attached(mode, Role::Pod, link)?;
-            }
+        // A pod has an entry for each of its addresses.
+        let devices: HashSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.ifindex).collect();
+        for link in links.iter().filter(|link| devices.contains(&link.index)) {
+            self.attached(mode, Role::Pod, link)?;
         }
-        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(()) };
-        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, *subnet)? {
+        let subnets = self.config.nodes.own().subnets;
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, &subnets)? {
             self.add(object, what);
         }
         Ok(())
@@ -223,8 +223,9 @@ impl Look<'_> {
             }
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;
-        if plan.rewrite {
-            self.add("nft table ip overlay-ports", "is missing, or not as it was made");
+        for family in plan.rewrite {
+            let table = format!("nft table {} overlay-ports", family.nft());
+            self.add(table, "is missing, or not as it was made");
         }
         for (port, _) in plan.stale {
             self.add(format_args!("map HOST_PORTS, {port}"), "no lease stands behind it");

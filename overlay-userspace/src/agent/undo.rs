@@ -134,8 +134,12 @@ mod tests {
             assert!(!links.contains("overlay.1") && links.contains("other"), "{links}");
             assert_eq!(run("ip route show proto 79").trim_end(), "unreachable 10.244.1.0/24");
             let left = run("ip -6 route show proto 79");
-            assert!(left.starts_with("unreachable fd00:244:0:1::/64 ") && left.lines().count() == 1, "{left}");
-            let rules = ["-4", "-6"].map(|flag| run(&format!("ip {flag} rule show")).matches("lookup 79").count());
+            assert!(
+                left.starts_with("unreachable fd00:244:0:1::/64 ") && left.lines().count() == 1,
+                "{left}"
+            );
+            let rules =
+                ["-4", "-6"].map(|flag| run(&format!("ip {flag} rule show")).matches("lookup 79").count());
             assert_eq!(rules, [0, 1]);
         });
         assert_eq!(below(&root), [root.join("maps/NODES"), root.join("maps")]);

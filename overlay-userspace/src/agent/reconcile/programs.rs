@@ -184,8 +184,7 @@ impl Reconciler {
         }
         let endpoints = Endpoints::open(&self.pins)?.entries()?;
         let links = netlink.links()?;
-        let Some((_, subnet)) = self.config.nodes.own().subnets.iter().next() else { return Ok(Vec::new()) };
-        self.pods.reconcile(netlink, programs, &endpoints, &links, *subnet)
+        self.pods.reconcile(netlink, programs, &endpoints, &links, &self.config.nodes.own().subnets)
     }
 }
 

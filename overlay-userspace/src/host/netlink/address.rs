@@ -75,7 +75,7 @@ impl Netlink {
     }
 }
 
-fn message(index: u32, net: IpNet) -> AddressMessage {
+pub(super) fn message(index: u32, net: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = net.prefix_len();

@@ -239,7 +239,7 @@ impl Netlink {
 
     /// Brings a link up.
     pub fn set_up(&mut self, index: u32) -> Result<(), NetlinkError> {
-        self.set(index, "bring up", flag(index, LinkFlags::Up, true))
+        self.set(index, "bring up", up(index))
     }
 
     /// Finishes what the kernel has begun when the carrier of a link of this connection's namespace came up: a link that
@@ -344,6 +344,11 @@ fn at(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
+}
+
+/// The request to bring a link up.
+pub(super) fn up(index: u32) -> LinkMessage {
+    flag(index, LinkFlags::Up, true)
 }
 
 fn flag(index: u32, flag: LinkFlags, value: bool) -> LinkMessage {
