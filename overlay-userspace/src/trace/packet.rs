@@ -113,8 +113,10 @@ pub(super) struct Inner {
     pub(super) tos: u8,
     /// From the IP header on.
     pub(super) len: u16,
-    /// Options, extension headers, or a fragment.
+    /// Options, or extension headers other than that of a fragment.
     pub(super) options: bool,
+    /// A part of a datagram, the first one included.
+    pub(super) fragment: bool,
 }
 
 impl Inner {
@@ -139,7 +141,8 @@ impl Inner {
                     ttl: header.ttl(),
                     tos: header.dcp().value() << 2 | header.ecn().value(),
                     len: header.total_len(),
-                    options: header.ihl() != 5 || header.is_fragmenting_payload(),
+                    options: header.ihl() != 5,
+                    fragment: header.is_fragmenting_payload(),
                 })
             }
             LaxNetSlice::Ipv6(ip) => {
@@ -153,7 +156,9 @@ impl Inner {
                     ttl: header.hop_limit(),
                     tos: header.traffic_class(),
                     len: header.payload_length().saturating_add(header_len(Family::Ipv6) as u16),
-                    options: header.next_header().0 != protocol,
+                    options: header.next_header().0 != protocol
+                        && header.next_header() != IpNumber::IPV6_FRAGMENTATION_HEADER,
+                    fragment: ip.is_payload_fragmented(),
                 })
             }
             _ => None,
@@ -236,7 +241,8 @@ impl<'a> Tunnel<'a> {
     /// Of a packet that begins with an Ethernet header; `None` of one that is no UDP packet, or too short.
     pub(super) fn parse(frame: &'a [u8]) -> Option<Self> {
         let mac = |at: usize| frame.get(at..)?.first_chunk::<6>().copied();
-        let outer = Inner::framed(frame).filter(|outer| outer.protocol == PROTO_UDP && !outer.options)?;
+        let outer = Inner::framed(frame)
+            .filter(|outer| outer.protocol == PROTO_UDP && !outer.options && !outer.fragment)?;
         let udp = frame.get(ETH_LEN + header_len(outer.src.family())..)?;
         let vxlan = udp.get(UDP_LEN..)?.first_chunk::<VXLAN_LEN>()?;
         let [flags, r0, r1, r2, v0, v1, v2, r3] = *vxlan;
@@ -339,7 +345,7 @@ mod tests {
                 let inner = Inner::framed(&frame).unwrap();
                 assert_eq!((inner.src, inner.dst.to_string().as_str()), (src, dst));
                 assert_eq!((inner.protocol, inner.ports, inner.ttl, inner.len), (number, ports, 9, 100));
-                assert!(!inner.options);
+                assert!(!inner.options && !inner.fragment);
                 if src.is_ipv4() {
                     let header = etherparse::Ipv4HeaderSlice::from_slice(&frame[14..]).unwrap().to_header();
                     assert!(header.dont_fragment);
