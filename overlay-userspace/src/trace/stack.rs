@@ -235,7 +235,7 @@ fn out(
     steps: &mut Steps,
     inner: &Inner,
     device: &str,
-    (oif, gateway, mtu): (u32, Option<std::net::IpAddr>, Option<u32>),
+    (oif, gateway, mtu): (u32, Option<IpAddr>, Option<u32>),
 ) -> Result<Verdict, TraceError> {
     // Of IPv6 the kernel asks `all` alone.
     let family = inner.dst.family();
