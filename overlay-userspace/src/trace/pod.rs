@@ -15,7 +15,10 @@ use super::{
     site::{Pod, Site},
     stack, tunnel,
 };
-use crate::datapath::{pins::Pins, replica::Circumstances, run::Verdict as Returned};
+use crate::{
+    datapath::{pins::Pins, replica::Circumstances, run::Verdict as Returned},
+    family::OfFamily as _,
+};
 
 /// Asks what becomes of the packet that the pod would send.
 ///
@@ -24,7 +27,7 @@ use crate::datapath::{pins::Pins, replica::Circumstances, run::Verdict as Return
 /// An unknown pod, a packet that cannot be, no pins, missing rights.
 pub fn from_pod(pins: &Pins, asked: &Asked) -> Result<Report, TraceError> {
     let mut site = Site::read(pins)?;
-    let pod = site.pod_called(&asked.pod)?;
+    let pod = site.pod_called(&asked.pod, asked.destination.family())?;
     let src = asked.from_address.unwrap_or(pod.addr);
     let frame = packet::craft(asked, (pod.endpoint.mac, pod.endpoint.gateway_mac), src)?;
     let inner =
