@@ -231,7 +231,13 @@ pub(crate) fn anchor_ifindex() -> u32 {
 
 #[inline(always)]
 pub(crate) fn anchor_mac() -> [u8; 6] {
-    ANCHOR_MAC.load()
+    // As two numbers: the bytes of an array are read one by one.
+    let mac = (&raw const ANCHOR_MAC).cast::<u8>();
+    // SAFETY: six bytes, frozen before the program runs. The verifier asks for no alignment outside of the stack.
+    let (low, high) =
+        unsafe { (mac.cast::<u32>().read_volatile(), mac.add(4).cast::<u16>().read_volatile()) };
+    let ([a, b, c, d], [e, f]) = (low.to_ne_bytes(), high.to_ne_bytes());
+    [a, b, c, d, e, f]
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@
 //!
 //! Called by `from_pod` and `from_host`. What cannot be encapsulated here is reported as [`Outcome::Anchor`], untouched.
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::{
     bindings::{
@@ -34,6 +34,7 @@ use overlay_common::{
         ip::IpHeader,
         ipv6, source_port,
         vxlan::{Encap, Outer},
+        write_eth,
     },
 };
 
@@ -256,8 +257,8 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     // SAFETY: a helper on the context.
     let src_port = source_port(unsafe { bpf_get_hash_recalc(skb) });
 
-    let mut fib = Fib::new();
-    let fib = fib.zeroed();
+    let mut parameters = Fib::new();
+    let fib = parameters.zeroed();
     fib.family = O::AF;
     // The ports take part in multipath selection, as they do for a packet of the anchor device.
     fib.l4_protocol = PROTO_UDP;
@@ -290,7 +291,9 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     let Some(headers) = packet::at::<Headers<O>>(ctx, 0) else { return Sent::NoRoom };
     // SAFETY: `at` checked the bounds.
     let headers = unsafe { &mut *headers };
-    headers.eth = EthHdr { dst_addr: fib.dmac, src_addr: fib.smac, ether_type: O::ETHERTYPE.to_be() };
+    let next_hop = fib.ifindex;
+    let (dst, src) = parameters.macs();
+    write_eth(&mut headers.eth, dst, src, O::ETHERTYPE);
     Encap {
         src: own.addr,
         dst: vtep,
@@ -309,14 +312,14 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     let now = (unsafe { bpf_jiffies64() } >> NEIGH_EPOCH_SHIFT) as u32;
     let verdict = if rc == BPF_FIB_LKUP_RET_SUCCESS && epoch == now {
         // SAFETY: a helper on numbers.
-        unsafe { bpf_redirect(fib.ifindex, 0) }
+        unsafe { bpf_redirect(next_hop, 0) }
     } else {
         // SAFETY: as above; a lost race between CPUs costs one more packet on the longer path.
         unsafe { (*node).neigh_epoch = now };
         // Without a next hop of ours the helper looks up the route of the outer header, and gives it to the packet. One
         // from the host still carries the route to the anchor; a packet that waits for ARP would be sent by that.
         // SAFETY: a null pointer with length 0 is allowed (bpf-helpers(7)).
-        unsafe { bpf_redirect_neigh(fib.ifindex, core::ptr::null_mut(), 0, 0) }
+        unsafe { bpf_redirect_neigh(next_hop, core::ptr::null_mut(), 0, 0) }
     };
     Sent::Redirected(verdict as i32)
 }
@@ -351,6 +354,17 @@ impl Fib {
         // SAFETY: as many bytes, better aligned, all initialised, and every bit pattern is valid.
         unsafe { &mut *words.cast::<FibLookup>() }
     }
+
+    /// The next hop's MAC address and the device's own, as `mac_word` makes them.
+    #[inline(always)]
+    fn macs(&self) -> (u64, u64) {
+        let words = self.0.as_ptr().cast::<u64>();
+        // SAFETY: inside of the array, which is initialised. Volatile: narrower loads would be misaligned.
+        let (last_but_one, last) =
+            unsafe { (words.add(6).read_volatile().to_le(), words.add(7).read_volatile().to_le()) };
+        (last >> 16, last_but_one >> 32 | (last & 0xffff) << 32)
+    }
 }
 
 const _: () = assert!(size_of::<FibLookup>().is_multiple_of(8));
+const _: () = assert!(offset_of!(FibLookup, smac) == 52 && offset_of!(FibLookup, dmac) == 58);
