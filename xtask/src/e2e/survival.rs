@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     NAMESPACE, SYSTEM, Suite,
     cluster::{Cluster, wait},
-    fresh::{LIMIT, agents, agents_ready, name, nodes},
+    fresh::{LIMIT, agents, agents_ready, name, nodes, overlay},
     pods::{self, PORT, Pod, template},
 };
 use crate::image;
@@ -46,6 +46,57 @@ pub(super) fn upgrade(suite: &Suite<'_>) -> Result<()> {
         ensure!(plugins(suite)? == before, "the plugin of a node has not been put back");
         Ok(())
     })
+}
+
+/// To the rehearsal of the next schema and back.
+pub(super) fn schema(suite: &Suite<'_>) -> Result<()> {
+    let (archive, reference) = suite.images.next.as_ref().context("there is no image of the next schema")?;
+    suite.cluster.load(archive)?;
+    under_traffic(suite, || {
+        let before = leases(suite)?;
+        let own = schemas(suite)?;
+        let next: Vec<u64> = own.iter().map(|schema| schema + 1).collect();
+        for (reference, wanted) in [(reference.as_str(), &next), (image::REFERENCE, &own)] {
+            let since = Instant::now();
+            set_image(suite, reference)?;
+            let found = schemas(suite)?;
+            ensure!(found == *wanted, "schemas {found:?} are in force instead of {wanted:?}");
+            ensure!(leases(suite)? == before, "addresses of pods are not what they were");
+            eprintln!(
+                "schema {} in force on {} nodes after {:.0} s, with all of its {} leases",
+                found.first().unwrap_or(&0),
+                found.len(),
+                since.elapsed().as_secs_f64(),
+                before.iter().map(Vec::len).sum::<usize>()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// The schema that is in force on each node: the last part of where its pins are.
+fn schemas(suite: &Suite<'_>) -> Result<Vec<u64>> {
+    let schema = |(node, agent): &(String, Value)| {
+        let status = overlay(suite, agent, "status")?;
+        let number = status["pins"].as_str().and_then(|path| path.rsplit_once("/v")?.1.parse().ok());
+        number.with_context(|| format!("read the schema of {node} from {}", status["pins"]))
+    };
+    agents(suite)?.iter().map(schema).collect()
+}
+
+/// Address and container of every endpoint of each node, but for what comes and goes: nodes in the order of their names.
+fn leases(suite: &Suite<'_>) -> Result<Vec<Vec<String>>> {
+    let mut agents = agents(suite)?;
+    agents.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let of = |(_, agent): &(String, Value)| {
+        let list = overlay(suite, agent, "endpoints")?;
+        let rows = list.as_array().context("overlay endpoints prints no list")?;
+        let mut rows: Vec<_> =
+            rows.iter().map(|row| format!("{} {}", row["address"], row["container"])).collect();
+        rows.sort();
+        Ok(rows)
+    };
+    agents.iter().map(of).collect()
 }
 
 fn set_image(suite: &Suite<'_>, reference: &str) -> Result<()> {
