@@ -22,7 +22,7 @@ mod running;
 pub mod xdp;
 
 pub use look::{Attachment, severed};
-pub use running::{Running, running};
+pub use running::{Running, running, xdp_program};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {

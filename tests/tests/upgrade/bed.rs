@@ -26,7 +26,12 @@ pub(crate) fn serve(node: &Node, backend: Ipv4Addr) {
 
 /// How agents are started here: an older one finds the newer build.
 pub(crate) fn options() -> AgentOptions {
-    let newer = Build::Next.binary().to_str().unwrap().to_owned();
+    with_newer(Build::Next)
+}
+
+/// How agents are started that find this newer build.
+pub(crate) fn with_newer(newer: Build) -> AgentOptions {
+    let newer = newer.binary().to_str().unwrap().to_owned();
     AgentOptions { args: vec!["--newer-build".to_owned(), newer], ..AgentOptions::default() }
 }
 
