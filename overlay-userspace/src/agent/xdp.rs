@@ -100,8 +100,8 @@ fn decide(wanted: Xdp, facts: &Facts) -> Decision {
 pub(super) fn look(netlink: &mut Netlink, pins: &Pins, wanted: Xdp, wire: &Link) -> Option<&'static str> {
     let device = Device { name: &wire.name, ifindex: wire.index };
     let runs = xdp::program_of_link(pins, device);
-    let is_wanted = wanted != Xdp::Off
-        && matches!(decide(wanted, &facts(netlink, pins, wire)), Decision::With(_));
+    let is_wanted =
+        wanted != Xdp::Off && matches!(decide(wanted, &facts(netlink, pins, wire)), Decision::With(_));
     match (is_wanted, runs) {
         (true, None) if wanted == Xdp::Guard => Some("is not attached"),
         (true, Some(id)) if xdp::pinned_id(pins) != Some(id) => Some("is one of an earlier load"),

@@ -336,13 +336,15 @@ impl Replica {
                 .load()
                 .map_err(|e| DatapathError::new(format!("load a private instance of {name}"), e))?;
         }
-        let info = program.info().map_err(|e| DatapathError::new(format!("inspect the private {name}"), e))?;
+        let info =
+            program.info().map_err(|e| DatapathError::new(format!("inspect the private {name}"), e))?;
         if !self.same_build || info.tag() != attached.tag {
             return Ok(None);
         }
         let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
-        let result =
-            program.test_run(options).map_err(|e| DatapathError::new(format!("run the private {name}"), e))?;
+        let result = program
+            .test_run(options)
+            .map_err(|e| DatapathError::new(format!("run the private {name}"), e))?;
         // XDP's numbers as those of tc: `XDP_DROP`, `XDP_PASS`.
         let returned = match result.return_value {
             1 => 2,

@@ -83,12 +83,16 @@ pub(super) fn guard(
     let facts = facts(link, hook, std::slice::from_ref(&attached), None);
     let Running { id, name, .. } = &attached;
     if name != hook.name() {
-        let text = format!("somebody else's XDP program {name} ({id}) runs first on {}: not asked", link.name);
+        let text =
+            format!("somebody else's XDP program {name} ({id}) runs first on {}: not asked", link.name);
         steps.add("guard", text, facts);
         return Ok(None);
     }
     let Some(run) = programs.replica.run_guard(&attached, packet)? else {
-        let text = format!("{name} ({id}) runs first on {}, of another build: not asked; it drops nothing that from_wire does not", link.name);
+        let text = format!(
+            "{name} ({id}) runs first on {}, of another build: not asked; it drops nothing that from_wire does not",
+            link.name
+        );
         steps.add("guard", text, facts);
         return Ok(None);
     };

@@ -15,7 +15,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{AgentOptions, Build, ClusterFile, Docker, Lab, Lan, Link, Namespace, Network, Node, NodeEntry, Pod};
+use super::{
+    AgentOptions, Build, ClusterFile, Docker, Lab, Lan, Link, Namespace, Network, Node, NodeEntry, Pod,
+};
 
 const LAN_A: [u8; 4] = [192, 0, 2, 0];
 const LAN_B: [u8; 4] = [192, 0, 2, 64];

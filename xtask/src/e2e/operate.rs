@@ -35,6 +35,7 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
     lists(suite, &desk, &nodes, &in_network)?;
     flows(suite, &desk, here)?;
     doctor(&desk, &nodes)?;
+    broken(suite, &desk, &here.node)?;
     dropped(suite, &desk, here)?;
     traced(suite, &desk, here, there)?;
     captured(suite, &desk, here, there)?;
@@ -145,6 +146,43 @@ fn doctor(desk: &Desk, nodes: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// What is broken is found: an agent that is stopped, and what it would put right.
+fn broken(suite: &Suite<'_>, desk: &Desk, node: &str) -> Result<()> {
+    if suite.options.access.node_exec.is_none() {
+        return Ok(());
+    }
+    let signal = |signal: &str| suite.cluster.on_node(node, &["pkill", signal, "-f", "^/overlay agent"]);
+    signal("-STOP")?;
+    let found = || -> Result<()> {
+        suite.cluster.on_node(node, &["nft", "delete", "table", "ip", "overlay"])?;
+        let ask = ["-N", node, "doctor", "--only", "agent,drift", "-o", "json"];
+        let (code, printed) = desk.plugin(&ask)?;
+        let findings: Vec<Value> =
+            serde_json::from_str(&printed).with_context(|| format!("read {printed}"))?;
+        let is_found = |check: &str, object: &str| {
+            let mut errors = findings.iter().filter(|one| one["severity"] == "error");
+            errors.any(|one| one["check"] == check && one["object"] == object)
+        };
+        ensure!(
+            code == Some(3) && is_found("agent", "agent") && is_found("drift", "nft table ip overlay"),
+            "{findings:?}"
+        );
+        Ok(())
+    };
+    let result = found();
+    signal("-CONT")?;
+    result?;
+    let time = wait("the agent has put it right", LIMIT, || {
+        let (code, printed) = desk.plugin(&["-N", node, "doctor"])?;
+        Ok((code != Some(0)).then_some(printed))
+    })?;
+    eprintln!(
+        "doctor on {node} finds a stopped agent and a table that is gone; all ok {:.1} s after the agent goes on",
+        time.as_secs_f64()
+    );
+    Ok(())
+}
+
 /// Runs watchers, each on a thread, while `cause` is done again and again; what they print, in their order.
 fn while_done<'a>(
     watchers: Vec<Box<dyn FnOnce() -> Result<String> + Send + 'a>>,
@@ -217,9 +255,8 @@ fn traced(suite: &Suite<'_>, desk: &Desk, here: &Pod, there: &Pod) -> Result<()>
             Ok(desk.plugin(&[&["-N", &node][..], &filters, &form].concat())?.1)
         }
     };
-    let printed = while_done(vec![Box::new(monitor(here)), Box::new(monitor(there))], || {
-        talk(suite, here, there)
-    })?;
+    let printed =
+        while_done(vec![Box::new(monitor(here)), Box::new(monitor(there))], || talk(suite, here, there))?;
     for (pod, printed) in [here, there].into_iter().zip(&printed) {
         let paths: Vec<String> = records(printed)?
             .iter()
@@ -283,7 +320,8 @@ fn asked(desk: &Desk, here: &Pod, there: &Pod) -> Result<()> {
     let report: Value = serde_json::from_str(&printed).with_context(|| format!("read {printed}"))?;
     ensure!(code == Some(0) && report["verdict"]["outcome"] == "sent", "{report}");
     ensure!(report["node"] == here.node.as_str(), "{report}");
-    let (code, other) = desk.plugin_with(&["-N", &there.node, "trace", "--received", "-", "-o", "json"], &printed)?;
+    let (code, other) =
+        desk.plugin_with(&["-N", &there.node, "trace", "--received", "-", "-o", "json"], &printed)?;
     let other: Value = serde_json::from_str(&other).with_context(|| format!("read {other}"))?;
     ensure!(
         code == Some(0)

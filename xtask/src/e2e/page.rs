@@ -40,13 +40,19 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
     });
     let patch = json!({ "spec": { "template": { "spec": { "containers": [agent] } } } });
     let daemonset = ["-n", SYSTEM, "daemonset/overlay"];
-    let patched =
-        suite.cluster.kubectl(&[&["patch"][..], &daemonset, &["-p", &patch.to_string()]].concat());
+    let patched = suite.cluster.kubectl(&[&["patch"][..], &daemonset, &["-p", &patch.to_string()]].concat());
     let seen = patched.and_then(|_| {
         agents_ready(suite)?;
         look(suite)
     });
-    suite.cluster.kubectl(&["delete", "pod,configmap", "prometheus", "-n", NAMESPACE, "--ignore-not-found"])?;
+    suite.cluster.kubectl(&[
+        "delete",
+        "pod,configmap",
+        "prometheus",
+        "-n",
+        NAMESPACE,
+        "--ignore-not-found",
+    ])?;
     suite.cluster.kubectl(&[&["rollout", "undo"][..], &daemonset].concat())?;
     agents_ready(suite)?;
     seen
@@ -84,7 +90,8 @@ fn look(suite: &Suite<'_>) -> Result<()> {
     }
     let mut states = Vec::new();
     wait("all alert rules are evaluated", LIMIT, || {
-        let answer: Value = serde_json::from_str(&get(suite, &own("/api/v1/rules"))?).context("read the rules")?;
+        let answer: Value =
+            serde_json::from_str(&get(suite, &own("/api/v1/rules"))?).context("read the rules")?;
         let rules = answer["data"]["groups"][0]["rules"].as_array().cloned().unwrap_or_default();
         states = rules.iter().map(|rule| (rule["name"].clone(), rule["state"].clone())).collect();
         let healthy = !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok");

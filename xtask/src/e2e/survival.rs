@@ -58,7 +58,7 @@ pub(super) fn schema(suite: &Suite<'_>) -> Result<()> {
         let next: Vec<u64> = own.iter().map(|schema| schema + 1).collect();
         for (reference, wanted) in [(reference.as_str(), &next), (image::REFERENCE, &own)] {
             let since = Instant::now();
-            set_image(suite, reference)?;
+            set_image_and_kill(suite, reference)?;
             let found = schemas(suite)?;
             ensure!(found == *wanted, "schemas {found:?} are in force instead of {wanted:?}");
             ensure!(leases(suite)? == before, "addresses of pods are not what they were");
@@ -71,6 +71,39 @@ pub(super) fn schema(suite: &Suite<'_>) -> Result<()> {
             );
         }
         Ok(())
+    })
+}
+
+/// On a node: kills the agent once, that long after it has begun to change the schema, and prints what is in force then.
+const KILL_IN_CHANGE: &str = "for i in $(seq 9000); do \
+    if [ -L /sys/fs/bpf/overlay/current ]; then \
+        sleep \"$1\"; pkill -KILL -o -f '^/overlay agent' && readlink /sys/fs/bpf/overlay/current; exit 0; \
+    fi; sleep 0.02; done; exit 1";
+
+/// Another image for all agents, each of which is killed while it changes the schema, where nodes can be reached.
+fn set_image_and_kill(suite: &Suite<'_>, reference: &str) -> Result<()> {
+    if suite.options.access.node_exec.is_none() {
+        return set_image(suite, reference);
+    }
+    let nodes = nodes(suite)?;
+    thread::scope(|scope| {
+        let kill = |(number, node): (usize, &Value)| {
+            let (node, delay) = (name(node).to_owned(), format!("0.{number:02}"));
+            scope.spawn(move || {
+                let said = suite.cluster.on_node(&node, &["sh", "-c", KILL_IN_CHANGE, "sh", &delay]);
+                said.map(|said| (node, said.trim().to_owned()))
+            })
+        };
+        // Some hundredths of a second apart: at different steps.
+        let killers: Vec<_> = nodes.iter().enumerate().map(|(at, node)| kill((7 * at, node))).collect();
+        set_image(suite, reference)?;
+        for killer in killers {
+            let killed = killer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (node, in_force) = killed.context("kill an agent that changes the schema")?;
+            let what = if in_force.is_empty() { "after its change" } else { "in its change" };
+            eprintln!("{node}: agent killed {what}, {in_force} in force");
+        }
+        agents_ready(suite).map(drop)
     })
 }
 
