@@ -19,7 +19,7 @@ use crate::bed::{Bed, NO_NODE};
 const TURN: Duration = Duration::from_millis(150);
 /// Before each turn, with a monitor and without: what was recorded while it was stopped is printed in it, and is no turn's.
 const REST: Duration = Duration::from_millis(120);
-const ROUNDS: u32 = 160;
+const ROUNDS: u32 = 120;
 
 fn pin(pid: Pid) {
     let mut cpu = CpuSet::new();
@@ -185,7 +185,7 @@ fn compare_monitor(kinds: &[Kind]) -> Vec<(f64, f64)> {
 }
 
 #[test]
-#[ignore = "measures, for three minutes"]
+#[ignore = "measures, for two minutes"]
 fn a_monitor_costs_less_than_a_hundredth_at_no_drops() {
     for (mean, half) in compare_monitor(&[Kind::Requests, Kind::Bulk]) {
         assert!(mean - half > 0.99, "{mean} ± {half}");
@@ -193,7 +193,7 @@ fn a_monitor_costs_less_than_a_hundredth_at_no_drops() {
 }
 
 #[test]
-#[ignore = "measures, for three minutes"]
+#[ignore = "measures, for two minutes"]
 fn a_flood_of_drops_makes_a_monitor_cost_no_more_than_its_bound() {
     for (mean, half) in compare_monitor(&[Kind::Flood, Kind::RequestsInFlood]) {
         assert!(mean - half > 0.9, "{mean} ± {half}");
@@ -201,7 +201,7 @@ fn a_flood_of_drops_makes_a_monitor_cost_no_more_than_its_bound() {
 }
 
 #[test]
-#[ignore = "measures, for three minutes"]
+#[ignore = "measures, for two minutes"]
 fn tracing_costs_no_more_than_its_budget() {
     let bed = Bed::new();
     let mut load = Load::new(&bed);

@@ -72,6 +72,22 @@ pub(super) fn agents_ready(suite: &Suite<'_>) -> Result<Duration> {
     })
 }
 
+/// Waits until no agent has anything left that it could not do, and every node is as it should be.
+pub(super) fn settled(suite: &Suite<'_>) -> Result<()> {
+    wait("the doctor finds nothing on any node", LIMIT, || {
+        for (node, agent) in agents(suite)? {
+            let doctor = ["/overlay", "doctor", "--only", "agent,drift"];
+            let exec = ["exec", "-n", SYSTEM, name(&agent), "-c", "agent", "--"];
+            let (fine, said) = suite.cluster.attempt(&[&exec[..], &doctor].concat())?;
+            if !fine {
+                return Ok(Some(format!("{node}: {said}")));
+            }
+        }
+        Ok(None)
+    })
+    .map(drop)
+}
+
 /// The pods of the agents, by node. That of a node that has gone stays for a while.
 pub(super) fn agents(suite: &Suite<'_>) -> Result<Vec<(String, Value)>> {
     let nodes: Vec<String> = nodes(suite)?.iter().map(|node| name(node).to_owned()).collect();

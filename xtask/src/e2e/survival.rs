@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     NAMESPACE, SYSTEM, Suite,
     cluster::{Cluster, wait},
-    fresh::{LIMIT, agents, agents_ready, name, nodes, overlay},
+    fresh::{LIMIT, agents, agents_ready, name, nodes, overlay, settled},
     pods::{self, PORT, Pod, template},
 };
 use crate::image;
@@ -210,6 +210,7 @@ fn under_traffic(suite: &Suite<'_>, action: impl FnOnce() -> Result<()>) -> Resu
         let before = counts(suite, &streams)?;
         let since = Instant::now();
         action()?;
+        settled(suite)?;
         thread::sleep(SETTLE);
         let time = since.elapsed();
         let after = counts(suite, &streams)?;
