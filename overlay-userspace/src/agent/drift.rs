@@ -15,6 +15,7 @@ use super::{
     nodes::{self, Difference},
     pods,
     wire::{self, Found},
+    xdp,
 };
 use crate::{
     config::{Attach, Config},
@@ -119,6 +120,9 @@ impl Look<'_> {
         for Underlay { link, .. } in &underlays {
             let attached = self.attached(mode, Role::Wire, link);
             self.part(&link.name, attached);
+            if let Some(what) = xdp::look(&mut self.netlink, self.pins, network.xdp, link) {
+                self.add(format_args!("program xdp_wire on {}", link.name), what);
+            }
         }
         let pods = self.pods(mode);
         self.part("pods", pods);

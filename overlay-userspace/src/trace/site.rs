@@ -1,6 +1,6 @@
 //! The node that is asked: its maps, devices and names, read once, and how it speaks of them.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
 use overlay_common::maps::{Addr, Endpoint, Local, NODE_HOST, NODE_SELF, Node, Subnet};
@@ -27,13 +27,17 @@ pub(super) struct Site {
     pub(super) local: Local,
     endpoints: Vec<(Addr, Endpoint)>,
     nodes: Vec<(Addr, Node)>,
+    /// What Kubernetes calls the pods of this node, and the agent the nodes, by their tunnel addresses.
+    pod_names: HashMap<IpAddr, String>,
+    node_names: HashMap<IpAddr, String>,
 }
 
 /// A pod of this node.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Pod {
     pub(super) addr: IpAddr,
     pub(super) endpoint: Endpoint,
+    name: Option<String>,
 }
 
 /// An entry of `NODES`.
@@ -51,8 +55,11 @@ fn contains(subnets: &[Subnet; 2], addr: IpAddr) -> bool {
 }
 
 impl Pod {
-    /// For people: `pod 10.244.1.2 (container 3f2a…, eth0)`.
+    /// For people: `pod 10.244.1.2 (shop/web-0)`, or where Kubernetes' name is not known, `(container 3f2a…, eth0)`.
     pub(super) fn text(&self) -> String {
+        if let Some(name) = &self.name {
+            return format!("pod {} ({name})", self.addr);
+        }
         let (container, ifname) = owner_text(&self.endpoint.owner);
         format!("pod {} (container {}, {ifname})", self.addr, short(&container))
     }
@@ -60,7 +67,7 @@ impl Pod {
     pub(super) fn facts(&self) -> serde_json::Value {
         let (container, ifname) = owner_text(&self.endpoint.owner);
         serde_json::json!({
-            "address": self.addr, "container": container, "ifname": ifname,
+            "address": self.addr, "name": self.name, "container": container, "ifname": ifname,
             "ifindex": self.endpoint.ifindex, "mac": mac(self.endpoint.mac),
         })
     }
@@ -90,7 +97,10 @@ fn short(container: &str) -> String {
 
 impl Site {
     pub(super) fn read(pins: &Pins) -> Result<Self, TraceError> {
+        let named = names::pods(pins)?.into_iter();
         Ok(Self {
+            pod_names: named.filter_map(|pod| Some((pod.address, pod.full_name()?))).collect(),
+            node_names: names::node_names(pins)?,
             pins: pins.clone(),
             local: LocalTable::open(pins)?.get()?,
             endpoints: Endpoints::open(pins)?.entries()?,
@@ -114,15 +124,18 @@ impl Site {
 
     /// How people speak of the node with this tunnel address.
     pub(super) fn node_text(&self, vtep: IpAddr) -> String {
-        if vtep == self.vtep(vtep.family()) {
-            format!("node {} ({vtep})", self.name())
-        } else {
-            format!("node {vtep}")
+        let own = || (vtep == self.vtep(vtep.family())).then(|| self.name());
+        match self.node_names.get(&vtep).cloned().or_else(own) {
+            Some(name) => format!("node {name} ({vtep})"),
+            None => format!("node {vtep}"),
         }
     }
 
     fn pods(&self) -> impl Iterator<Item = Pod> {
-        self.endpoints.iter().map(|(addr, endpoint)| Pod { addr: addr.to_ip(), endpoint: *endpoint })
+        self.endpoints.iter().map(|(addr, endpoint)| {
+            let addr = addr.to_ip();
+            Pod { addr, endpoint: *endpoint, name: self.pod_names.get(&addr).cloned() }
+        })
     }
 
     /// The pod that has this address, its devices complete or not.
@@ -155,7 +168,7 @@ impl Site {
             return Err(TraceError::Packet(text));
         }
         match found.as_slice() {
-            [pod] => Ok(*pod),
+            [pod] => Ok(pod.clone()),
             [] => Err(TraceError::NoPod { asked: asked.to_owned(), near: self.near(asked) }),
             several => Err(TraceError::Ambiguous {
                 asked: asked.to_owned(),

@@ -74,6 +74,9 @@ fn decide(site: &mut Site, steps: &mut Steps, frame: &mut [u8]) -> Result<Verdic
         Ok(found) => found,
         Err(verdict) => return Ok(verdict),
     };
+    if let Some(verdict) = hook::guard(steps, &mut programs, &link, frame)? {
+        return Ok(verdict);
+    }
     let frozen = programs.frozen();
     let (own, port, vni) = (frozen.vtep(family), frozen.port(), frozen.vni());
     let frame: &[u8] = frame;

@@ -21,7 +21,7 @@ use overlay_userspace::family::{ByFamily, Family, OfFamily as _};
 
 use super::families::{self, host};
 use super::{
-    AgentOptions, CIDR_V4, CIDR_V6, ClusterFile, Docker, Families, Lab, Lan, Link, Listed, Namespace,
+    AgentOptions, Build, CIDR_V4, CIDR_V6, ClusterFile, Docker, Families, Lab, Lan, Link, Listed, Namespace,
     Network, Node, NodeEntry, Pod,
 };
 
@@ -126,9 +126,17 @@ pub struct ClusterBuilder {
     underlay: Option<Families>,
     primary: Option<Family>,
     others: Vec<(String, Families, Families)>,
+    first: Build,
 }
 
 impl ClusterBuilder {
+    /// Which build the nodes are of at first.
+    #[must_use]
+    pub fn first(mut self, build: Build) -> Self {
+        self.first = build;
+        self
+    }
+
     /// Wire mode and MTU of every link of the underlay.
     #[must_use]
     pub fn link(mut self, link: Link) -> Self {
@@ -231,7 +239,10 @@ impl ClusterBuilder {
                 other.map_or((self.families, underlay), |(_, pods, underlay)| (*pods, *underlay));
             let address = underlay.map(|family| wire.host(family, number));
             let subnets = pods.map(|family| subnet(cidrs.get(family).copied(), index));
-            let node = Node::builder_of(name, address, subnets).primary(primary).docker(self.docker);
+            let node = Node::builder_of(name, address, subnets)
+                .primary(primary)
+                .docker(self.docker)
+                .build(self.first);
             let node = underlay
                 .iter()
                 .fold(node, |node, family| node.gateway(wire.host(family, ROUTER_HOST).addr()));

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::Signal;
-use overlay_common::maps::SCHEMA;
 use overlay_userspace::family::{ByFamily, Family, OfFamily as _};
 use serde_json::Value;
 
@@ -32,7 +31,7 @@ pub(super) struct Site {
 }
 
 /// What the agent and the command line, and what the CNI plugin are of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Builds {
     agent: Build,
     /// The one under test if not said.
@@ -58,9 +57,17 @@ pub struct NodeBuilder {
     subnets: ByFamily<IpNet>,
     primary: Family,
     docker: Docker,
+    build: Build,
 }
 
 impl NodeBuilder {
+    /// Which build agent, command line and plugin are of at first; the one under test if not said.
+    #[must_use]
+    pub fn build(mut self, build: Build) -> Self {
+        self.build = build;
+        self
+    }
+
     /// The router that the default route of the node leads to in its family; without it the node has none.
     #[must_use]
     pub fn gateway(mut self, gateway: impl Into<IpAddr>) -> Self {
@@ -126,9 +133,12 @@ impl NodeBuilder {
         let site = Site {
             name: self.name,
             namespace,
-            pins: pins.join(format!("v{SCHEMA}")),
+            pins: pins.join(format!("v{}", self.build.schema())),
             lab_dir: lab.dir().to_owned(),
-            builds: Mutex::default(),
+            builds: Mutex::new(Builds {
+                agent: self.build,
+                plugin: (self.build != Build::Own).then(|| self.build.binary()),
+            }),
         };
         Node {
             site: Arc::new(site),
@@ -156,7 +166,8 @@ impl Node {
     /// As [`Node::builder`], with addresses and subnets of the families that it is to have.
     pub fn builder_of(name: &str, underlay: ByFamily<IpNet>, subnets: ByFamily<IpNet>) -> NodeBuilder {
         let (gateways, primary) = (ByFamily::default(), Family::Ipv4);
-        NodeBuilder { name: name.to_owned(), underlay, gateways, subnets, primary, docker: Docker::default() }
+        let (docker, build) = (Docker::default(), Build::Own);
+        NodeBuilder { name: name.to_owned(), underlay, gateways, subnets, primary, docker, build }
     }
 
     /// Its name in the cluster.
