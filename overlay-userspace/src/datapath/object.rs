@@ -2,7 +2,7 @@
 //!
 //! Loading costs tens of milliseconds (vmlinux BTF, feature probes, the verifier); only the agent does it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -11,6 +11,7 @@ use aya::{
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
+use ipnet::{IpNet, Ipv4Net};
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
@@ -21,6 +22,7 @@ use overlay_common::{
 };
 
 use super::{DatapathError, kernel, pins, pins::Pins};
+use crate::family::ByFamily;
 
 mod trial;
 
@@ -36,14 +38,14 @@ pub struct Constants {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
-    /// The cluster's IPv4 range: network address and prefix length.
-    pub cluster: (Ipv4Addr, u8),
-    /// This node's pod subnet.
-    pub subnet: (Ipv4Addr, u8),
-    /// Prefix length of the keys of `NODES` inside the cluster's range.
-    pub node_prefix: u8,
-    /// Own tunnel address.
-    pub vtep: Ipv4Addr,
+    /// The cluster's ranges. Pods and nodes have nothing to say in a family that has none.
+    pub cluster: ByFamily<IpNet>,
+    /// This node's pod subnets. Its pods have nothing to say in a family that has none.
+    pub subnet: ByFamily<IpNet>,
+    /// Prefix lengths of the keys of `NODES` inside the cluster's ranges.
+    pub node_prefix: ByFamily<u8>,
+    /// Own tunnel addresses. The tunnel does not go over a family that has none.
+    pub vtep: ByFamily<IpAddr>,
     /// The anchor device.
     pub anchor_ifindex: u32,
     /// Its MAC.
@@ -71,6 +73,22 @@ fn mask(prefix: u8) -> u32 {
 /// As it lies in a packet, read as one number.
 fn raw(host_order: u32) -> u32 {
     host_order.to_be()
+}
+
+/// Network and mask as an address is compared with them: `address & mask == network`. Nothing is in no network.
+fn range(net: Option<Ipv4Net>) -> [u32; 2] {
+    net.map_or([u32::MAX, 0], |net| [raw(net.network().to_bits()), raw(mask(net.prefix_len()))])
+}
+
+fn v4_net(nets: &ByFamily<IpNet>) -> Option<Ipv4Net> {
+    nets.v4.and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None })
+}
+
+fn v4_addr(addresses: &ByFamily<IpAddr>) -> Ipv4Addr {
+    addresses.v4.map_or(Ipv4Addr::UNSPECIFIED, |addr| match addr {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    })
 }
 
 /// What is pinned, with the properties it must have: name, type, key and value size, entries, flags.
@@ -193,15 +211,15 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         xdp_wire,
         log_level,
     } = constants;
-    let address = |ip: Ipv4Addr| raw(ip.to_bits());
+    let [cluster4, subnet4] = [cluster, subnet].map(|nets| range(v4_net(nets)));
     let words = [
         ("VNI", *vni),
-        ("CLUSTER_NET4", address(cluster.0)),
-        ("CLUSTER_MASK4", raw(mask(cluster.1))),
-        ("SUBNET_NET4", address(subnet.0)),
-        ("SUBNET_MASK4", raw(mask(subnet.1))),
-        ("NODE_MASK4", raw(mask(*node_prefix))),
-        ("VTEP4", address(*vtep)),
+        ("CLUSTER_NET4", cluster4[0]),
+        ("CLUSTER_MASK4", cluster4[1]),
+        ("SUBNET_NET4", subnet4[0]),
+        ("SUBNET_MASK4", subnet4[1]),
+        ("NODE_MASK4", raw(mask(node_prefix.v4.unwrap_or(32)))),
+        ("VTEP4", raw(v4_addr(vtep).to_bits())),
         ("ANCHOR_IFINDEX", *anchor_ifindex),
         ("FIB_FLAGS", if *main_table_only { FIB_LOOKUP_DIRECT } else { 0 }),
     ];
@@ -303,5 +321,15 @@ mod tests {
         assert_eq!(mask(16), 0xffff_0000);
         assert_eq!(mask(32), u32::MAX);
         assert_eq!(raw(0x0af4_0000).to_ne_bytes(), [10, 244, 0, 0]);
+    }
+
+    #[test]
+    fn nothing_is_in_the_range_of_a_family_that_is_not_in_use() {
+        let [net, mask] = range(None);
+        for addr in [0, 1, 0x0af4_0101, u32::MAX] {
+            assert_ne!(addr & mask, net);
+        }
+        let [net, mask] = range(Some("0.0.0.0/0".parse().unwrap()));
+        assert_eq!(0x0af4_0101 & mask, net);
     }
 }

@@ -18,13 +18,16 @@ use overlay_common::{
     maps::{Addr, Endpoint, NODE_HOST, NODE_SELF, Node, Owner},
     reason::{Hook, Reason},
 };
-use overlay_userspace::datapath::{
-    events::Events,
-    flows::StackFlows,
-    object::{self, Constants, Loaded},
-    pins::Pins,
-    run::{Context, Verdict, run},
-    tables::{self, Endpoints, Nodes},
+use overlay_userspace::{
+    datapath::{
+        events::Events,
+        flows::StackFlows,
+        object::{self, Constants, Loaded},
+        pins::Pins,
+        run::{Context, Verdict, run},
+        tables::{self, Endpoints, Nodes},
+    },
+    family::ByFamily,
 };
 
 pub(crate) type Mac = [u8; 6];
@@ -292,10 +295,10 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
     Constants {
         vni: VNI,
         port: PORT,
-        cluster: (Ipv4Addr::new(10, 244, 0, 0), 16),
-        subnet: (Ipv4Addr::new(10, 244, 1, 0), 24),
-        node_prefix: 24,
-        vtep: VTEP,
+        cluster: ByFamily { v4: Some("10.244.0.0/16".parse().unwrap()), v6: None },
+        subnet: ByFamily { v4: Some("10.244.1.0/24".parse().unwrap()), v6: None },
+        node_prefix: ByFamily { v4: Some(24), v6: None },
+        vtep: ByFamily { v4: Some(VTEP.into()), v6: None },
         anchor_ifindex,
         anchor_mac: ANCHOR_MAC,
         plain_pods: false,
