@@ -65,7 +65,8 @@ pub(crate) fn run(workspace: &Workspace, versions: &[String]) -> Result<()> {
     let plan = Plan::new(accelerator);
     let base = dir.join("base.cpio");
     build(workspace, &plan, &base)?;
-    let how = why.map_or_else(|| "by the processor".into(), |why| format!("by emulation, which is slow: {why}"));
+    let how =
+        why.map_or_else(|| "by the processor".into(), |why| format!("by emulation, which is slow: {why}"));
     eprintln!("{}: {how}", machine::version()?);
 
     let mut table = String::from("\n");
@@ -104,8 +105,13 @@ fn boot(kernel: &Kernel, base: &Path, dir: &Path, accelerator: Accelerator, plan
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let archive = dir.join("initramfs.cpio");
     initramfs::with_modules(base, kernel, &archive)?;
-    let machine =
-        Machine { accelerator, image: &kernel.image, initramfs: Some(&archive), dir: &dir, limit: plan.limit() };
+    let machine = Machine {
+        accelerator,
+        image: &kernel.image,
+        initramfs: Some(&archive),
+        dir: &dir,
+        limit: plan.limit(),
+    };
     let outcome = machine.run(|step| eprintln!("{step}"));
     // Hundreds of MiB that are quickly made again.
     let _ = fs::remove_file(&archive);
@@ -176,7 +182,10 @@ mod tests {
 
     #[test]
     fn both_outputs_are_kept() {
-        let done = bounded(Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]), Duration::from_secs(20));
+        let done = bounded(
+            Command::new("sh").args(["-c", "echo out; echo err >&2; exit 3"]),
+            Duration::from_secs(20),
+        );
         let Done { success, text } = done.unwrap();
         assert_eq!((success, text.as_str()), (false, "out\nerr\n"));
     }

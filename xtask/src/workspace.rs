@@ -86,7 +86,11 @@ impl Workspace {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 name.rsplit_once('-').is_some_and(|(name, _)| name == *test)
             };
-            built.iter().find(named).cloned().with_context(|| format!("find the tests {test} in what cargo built"))
+            built
+                .iter()
+                .find(named)
+                .cloned()
+                .with_context(|| format!("find the tests {test} in what cargo built"))
         };
         tests.iter().map(path).collect()
     }

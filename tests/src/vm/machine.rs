@@ -42,8 +42,11 @@ pub(crate) fn prepare() -> Result<()> {
             speak_to_host()?;
         }
     }
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")] {
-        std::os::unix::fs::symlink(target, Path::new("/dev").join(link)).with_context(|| format!("link {link}"))?;
+    for (link, target) in
+        [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")]
+    {
+        std::os::unix::fs::symlink(target, Path::new("/dev").join(link))
+            .with_context(|| format!("link {link}"))?;
     }
     nix::unistd::sethostname("vm").context("name the host")?;
     // What a distribution does at boot; nothing tests this machine's own network.
@@ -55,7 +58,8 @@ pub(crate) fn prepare() -> Result<()> {
 
 /// Standard input is nothing, both outputs are the port, byte by byte.
 fn speak_to_host() -> Result<()> {
-    let port = OpenOptions::new().read(true).write(true).open(PORT).with_context(|| format!("open {PORT}"))?;
+    let port =
+        OpenOptions::new().read(true).write(true).open(PORT).with_context(|| format!("open {PORT}"))?;
     let mut settings = tcgetattr(&port).with_context(|| format!("look at {PORT}"))?;
     cfmakeraw(&mut settings);
     tcsetattr(&port, SetArg::TCSANOW, &settings).with_context(|| format!("set up {PORT}"))?;

@@ -58,7 +58,8 @@ fn supported() -> Result<bool> {
     let version: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("parse {text}"))?;
     let features = version["features"].as_array().context("overlay version names no features")?;
     for feature in features {
-        let has = if feature["present"] == true { "yes".into() } else { format!("no: {}", feature["without"]) };
+        let has =
+            if feature["present"] == true { "yes".into() } else { format!("no: {}", feature["without"]) };
         let name = feature["name"].as_str().context("a feature has no name")?;
         println!("@vm feature {name}: {has}");
     }
@@ -119,7 +120,9 @@ fn wait(command: &mut Command, limit: Duration) -> Result<ExitStatus> {
     let deadline = Instant::now() + limit;
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(ended, code)) if ended == pid => return Ok(ExitStatus::from_raw(code << 8)),
+            Ok(WaitStatus::Exited(ended, code)) if ended == pid => {
+                return Ok(ExitStatus::from_raw(code << 8));
+            }
             Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => {
                 return Ok(ExitStatus::from_raw(signal as i32));
             }

@@ -29,8 +29,17 @@ pub(crate) enum Part {
 
 impl Part {
     /// Everything a developer needs.
-    pub(crate) const ALL: &'static [Self] =
-        &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab, Self::Test, Self::Fuzz, Self::Image, Self::Vm];
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Host,
+        Self::Bpf,
+        Self::Lint,
+        Self::Agent,
+        Self::Lab,
+        Self::Test,
+        Self::Fuzz,
+        Self::Image,
+        Self::Vm,
+    ];
 }
 
 /// A program (its name, or its path where that is fixed) and the Debian packages that hold it: the first that the release has is taken.

@@ -55,9 +55,9 @@ impl Archive {
         let changed =
             write(&dir.join("sources.list"), &sources)? | write(&dir.join("apt.conf"), &configuration(dir))?;
         let stamp = dir.join("updated");
-        let fresh = fs::metadata(&stamp).and_then(|of| of.modified()).is_ok_and(|at| {
-            SystemTime::now().duration_since(at).is_ok_and(|age| age < FRESH)
-        });
+        let fresh = fs::metadata(&stamp)
+            .and_then(|of| of.modified())
+            .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < FRESH));
         if changed || !fresh {
             eprintln!("fetching the package lists of {}", SUITES.join(", "));
             let updated = bounded(archive.apt("apt-get").args(["-q", "update"]), LISTS_LIMIT)?;
@@ -97,7 +97,8 @@ impl Archive {
         let with = depends(&self.show(&format!("{image}={}", offer.version))?);
         let mut packages = vec![image];
         // Newer ones come in several packages.
-        packages.extend(with.into_iter().filter(|name| name.starts_with("linux-") && name.ends_with(&release)));
+        packages
+            .extend(with.into_iter().filter(|name| name.starts_with("linux-") && name.ends_with(&release)));
         Ok((release, packages))
     }
 
@@ -115,7 +116,11 @@ impl Archive {
             let mut command = self.apt("apt-get");
             command.current_dir(&dir).args(["-q", "download", &format!("{package}={version}")]);
             let done = bounded(&mut command, DOWNLOAD_LIMIT)?;
-            ensure!(done.success, "download {package} {version}: is the network there?\n{}", done.text.trim_end());
+            ensure!(
+                done.success,
+                "download {package} {version}: is the network there?\n{}",
+                done.text.trim_end()
+            );
             let prefix = format!("{package}_");
             let file = fs::read_dir(&dir)
                 .with_context(|| format!("list {}", dir.display()))?

@@ -151,9 +151,7 @@ fn stripped(binary: &Path, scratch: &Path) -> Result<Vec<u8>> {
 fn write(root: &RootFs, output: &Path) -> Result<()> {
     let file = fs::File::create(output).with_context(|| format!("make {}", output.display()))?;
     let mut file = BufWriter::new(file);
-    newc(root, &mut file)
-        .and_then(|()| file.flush())
-        .with_context(|| format!("write {}", output.display()))
+    newc(root, &mut file).and_then(|()| file.flush()).with_context(|| format!("write {}", output.display()))
 }
 
 /// The tree as the kernel reads it (Documentation/driver-api/early-userspace/buffer-format.rst).

@@ -103,8 +103,7 @@ fn unpack(package: &Path, root: &Path) -> Result<()> {
             let place = root.join(place);
             let dir = place.parent().unwrap_or(root);
             fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-            let mut file =
-                fs::File::create(&place).with_context(|| format!("make {}", place.display()))?;
+            let mut file = fs::File::create(&place).with_context(|| format!("make {}", place.display()))?;
             io::copy(&mut entry, &mut file).with_context(|| format!("write {}", place.display()))?;
         }
         Ok(())
@@ -153,7 +152,9 @@ mod tests {
     fn image_and_modules_are_found_before_and_after_the_merge_of_usr() {
         assert_eq!(placed("./boot/vmlinuz-6.1.0-50-amd64").as_deref(), Some("vmlinuz"));
         assert_eq!(placed("./usr/lib/modules/7.3.4+deb13-amd64/vmlinuz").as_deref(), Some("vmlinuz"));
-        for path in ["./lib/modules/r/kernel/net/sched/cls_bpf.ko", "./usr/lib/modules/r/kernel/net/sched/cls_bpf.ko"] {
+        for path in
+            ["./lib/modules/r/kernel/net/sched/cls_bpf.ko", "./usr/lib/modules/r/kernel/net/sched/cls_bpf.ko"]
+        {
             assert_eq!(placed(path).as_deref(), Some("lib/modules/r/kernel/net/sched/cls_bpf.ko"));
         }
         assert!(placed("./lib/modules/r/modules.builtin").is_some());

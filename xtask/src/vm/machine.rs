@@ -139,7 +139,9 @@ impl Machine<'_> {
             }
             if Instant::now() >= deadline {
                 let seconds = self.limit.as_secs();
-                return Ok(Err(format!("{KVM} does not work here: no sign of life of a kernel in {seconds} s")));
+                return Ok(Err(format!(
+                    "{KVM} does not work here: no sign of life of a kernel in {seconds} s"
+                )));
             }
             thread::sleep(POLL);
         }
@@ -157,7 +159,15 @@ impl Machine<'_> {
         // QEMU dies with its parent even where that is killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", QEMU]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+        ]);
         command.args(["-machine", "q35", "-smp", "1", "-m", &MEMORY.to_string()]);
         command.args(self.accelerator.arguments());
         command.args(["-serial", &serial(&console), "-serial", &serial(&tests)]);

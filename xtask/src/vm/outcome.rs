@@ -110,7 +110,9 @@ impl Step {
             };
             self.passed += count(" passed").unwrap_or(0);
             self.ignored += count(" ignored").unwrap_or(0);
-        } else if let Some(test) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+        } else if let Some(test) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
             self.failed.push(test.to_owned());
         }
     }
