@@ -56,6 +56,14 @@ const XDP_FRAGS: Known = Known {
     without: "network.xdp has no effect",
 };
 
+/// `bpf_skb_adjust_room` changes the protocol of what it takes a header off (d219df60a70e).
+const DECAP_FAMILY: Known = Known {
+    name: "native decapsulation of one address family out of the other",
+    enumerator: "BPF_F_ADJ_ROOM_DECAP_L3_IPV4",
+    since: Some((6, 3)),
+    without: "the anchor device decapsulates it",
+};
+
 /// `bpf_skb_adjust_room` clears the tunnel state of a super-packet.
 const DECAP_GSO: Known = Known {
     name: "native decapsulation of GSO that is not TCP",
@@ -79,6 +87,7 @@ struct Kernel {
     encap: bool,
     tcx: bool,
     xdp_frags: bool,
+    decap_family: bool,
     decap_gso: Option<u64>,
 }
 
@@ -97,6 +106,7 @@ impl Kernel {
                 encap: has(&ENCAP),
                 tcx: has(&TCX),
                 xdp_frags: has(&XDP_FRAGS),
+                decap_family: has(&DECAP_FAMILY),
                 decap_gso: decap_gso.and_then(|value| u64::try_from(value).ok()),
             }
         })
@@ -109,7 +119,7 @@ fn at_least((major, minor): (u8, u8)) -> bool {
 
 /// What distinguishes kernels, and which of it the running one has.
 pub fn features() -> Vec<Feature> {
-    let Kernel { encap, tcx, xdp_frags, decap_gso } = Kernel::running();
+    let Kernel { encap, tcx, xdp_frags, decap_family, decap_gso } = Kernel::running();
     let feature = |known: &Known, present: bool| {
         let since = known.since.map(|(major, minor)| format!("{major}.{minor}"));
         Feature { name: known.name, present, since, without: known.without }
@@ -118,6 +128,7 @@ pub fn features() -> Vec<Feature> {
         feature(&ENCAP, *encap),
         feature(&TCX, *tcx),
         feature(&XDP_FRAGS, *xdp_frags),
+        feature(&DECAP_FAMILY, *decap_family),
         feature(&DECAP_GSO, decap_gso.is_some()),
     ]
 }
@@ -207,7 +218,9 @@ mod tests {
     #[test]
     fn what_a_kernel_says_of_itself_agrees_with_its_version() {
         // Of a kernel of kernel.org; distributions may add to theirs, but take nothing away.
-        for (feature, since) in features().iter().zip([ENCAP, TCX, XDP_FRAGS].map(|known| known.since)) {
+        for (feature, since) in
+            features().iter().zip([ENCAP, TCX, XDP_FRAGS, DECAP_FAMILY].map(|known| known.since))
+        {
             let since = since.unwrap();
             assert!(feature.present || !at_least(since), "{feature:?}");
         }

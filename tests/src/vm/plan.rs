@@ -58,10 +58,10 @@ fn supported() -> Result<bool> {
     let version: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("parse {text}"))?;
     let features = version["features"].as_array().context("overlay version names no features")?;
     for feature in features {
-        let has =
-            if feature["present"] == true { "yes".into() } else { format!("no: {}", feature["without"]) };
-        let name = feature["name"].as_str().context("a feature has no name")?;
-        println!("@vm feature {name}: {has}");
+        let text = |field: &str| feature[field].as_str().with_context(|| format!("a feature has no {field}"));
+        let without = if feature["present"] == true { "" } else { &format!(": {}", text("without")?) };
+        let has = if without.is_empty() { "yes" } else { "no" };
+        println!("@vm feature {}: {has}{without}", text("name")?);
     }
     version["supported"].as_bool().context("overlay version does not say whether the kernel is supported")
 }
