@@ -32,45 +32,13 @@ pub struct Feature {
     pub without: &'static str,
 }
 
-/// What the programs cannot do without.
-const ENCAP: Known = Known {
-    name: "tc programs that build VXLAN headers",
-    enumerator: "BPF_F_ADJ_ROOM_ENCAP_L2_ETH",
-    since: Some(MINIMUM),
-    without: "overlay does not run",
-};
-
-/// e420bed02507.
-const TCX: Known = Known {
-    name: "tcx links",
-    enumerator: "BPF_TCX_INGRESS",
-    since: Some((6, 6)),
-    without: "programs are attached as filters on a clsact qdisc",
-};
-
-/// Running on packets in several parts, and the helpers for them (f45d5b6ce2e8).
-const XDP_FRAGS: Known = Known {
-    name: "XDP for packets in parts",
-    enumerator: "BPF_FUNC_xdp_load_bytes",
-    since: Some((5, 18)),
-    without: "network.xdp has no effect",
-};
-
-/// `bpf_skb_adjust_room` changes the protocol of what it takes a header off (d219df60a70e).
-const DECAP_FAMILY: Known = Known {
-    name: "native decapsulation of one address family out of the other",
-    enumerator: "BPF_F_ADJ_ROOM_DECAP_L3_IPV4",
-    since: Some((6, 3)),
-    without: "the anchor device decapsulates it",
-};
-
-/// `bpf_skb_adjust_room` clears the tunnel state of a super-packet.
-const DECAP_GSO: Known = Known {
-    name: "native decapsulation of GSO that is not TCP",
-    enumerator: "BPF_F_ADJ_ROOM_DECAP_L4_UDP",
-    since: None,
-    without: "the anchor device decapsulates it",
-};
+/// The features, as indexes of [`KNOWN`].
+#[derive(Clone, Copy)]
+enum Id {
+    Encap,
+    XdpFrags,
+    Tcx = 3,
+}
 
 /// How a feature is recognised.
 struct Known {
@@ -82,12 +50,50 @@ struct Known {
     without: &'static str,
 }
 
+/// By their age.
+const KNOWN: [Known; 5] = [
+    // d01b59c9ae94. What the programs cannot do without.
+    Known {
+        name: "tc programs that build VXLAN headers",
+        enumerator: "BPF_F_ADJ_ROOM_ENCAP_L2_ETH",
+        since: Some(MINIMUM),
+        without: "overlay does not run",
+    },
+    // f45d5b6ce2e8: running on packets in several parts, and the helpers for them.
+    Known {
+        name: "XDP for packets in parts",
+        enumerator: "BPF_FUNC_xdp_load_bytes",
+        since: Some((5, 18)),
+        without: "network.xdp has no effect",
+    },
+    // d219df60a70e: `bpf_skb_adjust_room` changes the protocol of what it takes a header off.
+    Known {
+        name: "native decapsulation of one address family out of the other",
+        enumerator: "BPF_F_ADJ_ROOM_DECAP_L3_IPV4",
+        since: Some((6, 3)),
+        without: "the anchor device decapsulates it",
+    },
+    // e420bed02507.
+    Known {
+        name: "tcx links",
+        enumerator: "BPF_TCX_INGRESS",
+        since: Some((6, 6)),
+        without: "programs are attached as filters on a clsact qdisc",
+    },
+    // `bpf_skb_adjust_room` clears the tunnel state of a super-packet.
+    Known {
+        name: "native decapsulation of GSO that is not TCP",
+        enumerator: DECAP_GSO,
+        since: None,
+        without: "the anchor device decapsulates it",
+    },
+];
+
+const DECAP_GSO: &str = "BPF_F_ADJ_ROOM_DECAP_L4_UDP";
+
 /// What the running kernel has said.
 struct Kernel {
-    encap: bool,
-    tcx: bool,
-    xdp_frags: bool,
-    decap_family: bool,
+    present: [bool; KNOWN.len()],
     decap_gso: Option<u64>,
 }
 
@@ -97,19 +103,17 @@ impl Kernel {
         static RUNNING: OnceLock<Kernel> = OnceLock::new();
         RUNNING.get_or_init(|| {
             let btf = Btf::read();
-            let has = |known: &Known| match &btf {
+            let present = KNOWN.map(|known| match &btf {
                 Some(btf) => btf.enumerator(known.enumerator).is_some(),
                 None => known.since.is_some_and(at_least),
-            };
-            let decap_gso = btf.as_ref().and_then(|btf| btf.enumerator(DECAP_GSO.enumerator));
-            Self {
-                encap: has(&ENCAP),
-                tcx: has(&TCX),
-                xdp_frags: has(&XDP_FRAGS),
-                decap_family: has(&DECAP_FAMILY),
-                decap_gso: decap_gso.and_then(|value| u64::try_from(value).ok()),
-            }
+            });
+            let decap_gso = btf.and_then(|btf| btf.enumerator(DECAP_GSO));
+            Self { present, decap_gso: decap_gso.and_then(|value| u64::try_from(value).ok()) }
         })
+    }
+
+    const fn has(&self, id: Id) -> bool {
+        self.present[id as usize]
     }
 }
 
@@ -119,30 +123,23 @@ fn at_least((major, minor): (u8, u8)) -> bool {
 
 /// What distinguishes kernels, and which of it the running one has.
 pub fn features() -> Vec<Feature> {
-    let Kernel { encap, tcx, xdp_frags, decap_family, decap_gso } = Kernel::running();
-    let feature = |known: &Known, present: bool| {
+    let feature = |(known, present): (Known, bool)| {
         let since = known.since.map(|(major, minor)| format!("{major}.{minor}"));
         Feature { name: known.name, present, since, without: known.without }
     };
-    vec![
-        feature(&ENCAP, *encap),
-        feature(&TCX, *tcx),
-        feature(&XDP_FRAGS, *xdp_frags),
-        feature(&DECAP_FAMILY, *decap_family),
-        feature(&DECAP_GSO, decap_gso.is_some()),
-    ]
+    KNOWN.into_iter().zip(Kernel::running().present).map(feature).collect()
 }
 
 /// Why this kernel cannot run `xdp_wire`, if it cannot.
 pub fn lacks_xdp() -> Option<String> {
-    (!Kernel::running().xdp_frags)
+    (!Kernel::running().has(Id::XdpFrags))
         .then(|| "this kernel has no XDP for packets in parts (Linux 5.18)".to_owned())
 }
 
 /// Refuses kernels that cannot run the programs.
 pub fn check_version() -> Result<(), DatapathError> {
     let (major, minor) = MINIMUM;
-    if Kernel::running().encap {
+    if Kernel::running().has(Id::Encap) {
         return Ok(());
     }
     Err(DatapathError::Unsupported(format!(
@@ -159,7 +156,7 @@ pub fn release() -> String {
 
 /// How to attach programs: what is asked for, or the best that the kernel has for each kind of device.
 pub fn attach_mode(wanted: Option<AttachMode>) -> Result<AttachMode, DatapathError> {
-    let tcx = Kernel::running().tcx;
+    let tcx = Kernel::running().has(Id::Tcx);
     match wanted {
         Some(AttachMode::Tcx) if !tcx => Err(DatapathError::Unsupported(
             "attach = \"tcx\" needs Linux 6.6: use \"clsact\" or \"auto\"".into(),
@@ -218,10 +215,8 @@ mod tests {
     #[test]
     fn what_a_kernel_says_of_itself_agrees_with_its_version() {
         // Of a kernel of kernel.org; distributions may add to theirs, but take nothing away.
-        for (feature, since) in
-            features().iter().zip([ENCAP, TCX, XDP_FRAGS, DECAP_FAMILY].map(|known| known.since))
-        {
-            let since = since.unwrap();
+        for (feature, known) in features().iter().zip(KNOWN) {
+            let since = known.since.unwrap_or((u8::MAX, 0));
             assert!(feature.present || !at_least(since), "{feature:?}");
         }
     }

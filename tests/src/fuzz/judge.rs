@@ -141,11 +141,10 @@ pub(crate) fn judge(bed: &Bed, packet: &Packet, verdict: Verdict, out: &[u8]) ->
         if out == input { Ok(()) } else { Err(format!("the packet was changed: {}", hex(out))) }
     };
     match (packet.hook, verdict) {
-        (Hook::FromPod | Hook::FromHost | Hook::FromTunnel | Hook::FromWire, Verdict::Drop) => {
-            unchanged()?;
-            Ok(Fate::Dropped)
-        }
-        (Hook::XdpWire, Verdict::Drop) => {
+        (
+            Hook::FromPod | Hook::FromHost | Hook::FromTunnel | Hook::FromWire | Hook::XdpWire,
+            Verdict::Drop,
+        ) => {
             unchanged()?;
             Ok(Fate::Dropped)
         }
@@ -323,4 +322,80 @@ fn congestion(outer: u8, inner: u8) -> Result<u8, String> {
         (_, inner) => inner,
     };
     Ok(inner & !3 | ecn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An IPv4 packet in a frame, with a right checksum.
+    fn ipv4() -> Vec<u8> {
+        let mut frame = [[1; 6], [2; 6]].concat();
+        frame.extend([8, 0, 0x45, 2, 0, 20, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 244, 1, 5, 10, 244, 2, 9]);
+        let checksum = !fold(sum(&frame[ETH..]));
+        frame[ETH + 10..ETH + 12].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    }
+
+    /// One hop further by the book: the whole checksum anew.
+    fn hop(frame: &[u8]) -> Vec<u8> {
+        let mut next = frame.to_vec();
+        next[ETH + 8] -= 1;
+        next[ETH + 10..ETH + 12].fill(0);
+        let checksum = !fold(sum(&next[ETH..ETH + 20]));
+        next[ETH + 10..ETH + 12].copy_from_slice(&checksum.to_be_bytes());
+        next
+    }
+
+    #[test]
+    fn one_hop_with_a_checksum_that_follows_is_right() {
+        let before = ipv4();
+        let wanted = one_hop(&before, None).unwrap();
+        same(&hop(&before), &wanted, &before).unwrap();
+    }
+
+    #[test]
+    fn what_differs_is_found_wherever_it_is() {
+        let before = ipv4();
+        let wanted = one_hop(&before, None).unwrap();
+        let right = hop(&before);
+        for at in 0..right.len() {
+            let mut wrong = right.clone();
+            wrong[at] ^= 0x10;
+            same(&wrong, &wanted, &before).unwrap_err();
+        }
+        same(&right[..right.len() - 1], &wanted, &before).unwrap_err();
+        same(&before, &wanted, &before).unwrap_err();
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_as_wrong_as_it_was() {
+        let mut before = ipv4();
+        before[ETH + 11] ^= 0x55;
+        let wanted = one_hop(&before, None).unwrap();
+        // Repaired: what a receiver has to notice would be gone.
+        same(&hop(&before), &wanted, &before).unwrap_err();
+        let mut right = wanted.clone();
+        let sum = u16::from_be_bytes([before[ETH + 10], before[ETH + 11]]);
+        // One less in the high byte of a word: by so much more.
+        right[ETH + 10..ETH + 12].copy_from_slice(&fold(u32::from(sum) + 0x0100).to_be_bytes());
+        same(&right, &wanted, &before).unwrap();
+    }
+
+    #[test]
+    fn congestion_follows_figure_4() {
+        assert_eq!(congestion(0b11, 0b10), Ok(0b11));
+        assert_eq!(congestion(0b01, 0b10), Ok(0b01));
+        assert_eq!(congestion(0b10, 0b1100), Ok(0b1100));
+        congestion(0b11, 0b1100).unwrap_err();
+    }
+
+    #[test]
+    fn only_the_pods_own_packets_are_let_through() {
+        let mut frame = ipv4();
+        frame[6..12].copy_from_slice(&POD_MAC);
+        sender_is_the_pod(&frame).unwrap();
+        frame[ETH + 15] = 6;
+        sender_is_the_pod(&frame).unwrap_err();
+    }
 }
