@@ -72,6 +72,29 @@ impl Workspace {
         command
     }
 
+    /// Builds test programs of a package and returns their paths in the same order.
+    pub(crate) fn build_tests(&self, package: &str, tests: &[&str], object: &Path) -> Result<Vec<PathBuf>> {
+        let mut command = self.host_cargo(object);
+        command.args(["test", "--no-run", "--package", package]);
+        for test in tests {
+            command.args(["--test", test]);
+        }
+        let built = produced(&mut command)?;
+        let path = |test: &&str| {
+            // Cargo adds a hash to the name.
+            let named = |path: &&PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.rsplit_once('-').is_some_and(|(name, _)| name == *test)
+            };
+            built
+                .iter()
+                .find(named)
+                .cloned()
+                .with_context(|| format!("find the tests {test} in what cargo built"))
+        };
+        tests.iter().map(path).collect()
+    }
+
     /// `cargo` for host crates, which embed `object`.
     pub(crate) fn host_cargo(&self, object: &Path) -> Command {
         let mut command = self.cargo();
@@ -176,25 +199,30 @@ impl Workspace {
 
 /// Runs a `cargo build` of binaries of the default members and returns their paths in the same order.
 fn build<const N: usize>(mut command: Command, binaries: [&str; N]) -> Result<[PathBuf; N]> {
-    command.arg("--message-format=json-render-diagnostics");
     for binary in binaries {
         command.args(["--bin", binary]);
     }
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("start {}", line(&command)))?;
-    if !output.status.success() {
-        bail!("{} failed", line(&command));
-    }
-    let built = executables(&String::from_utf8_lossy(&output.stdout));
+    let built = produced(&mut command)?;
     let mut paths = [const { PathBuf::new() }; N];
     for (path, binary) in paths.iter_mut().zip(binaries) {
         let built = built.iter().find(|built| built.file_name() == Some(OsStr::new(binary)));
         path.clone_from(built.with_context(|| format!("find the binary {binary} in what cargo built"))?);
     }
     Ok(paths)
+}
+
+/// Runs a cargo that builds; the paths of the executables that it has built.
+fn produced(command: &mut Command) -> Result<Vec<PathBuf>> {
+    command.arg("--message-format=json-render-diagnostics");
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", line(command)))?;
+    if !output.status.success() {
+        bail!("{} failed", line(command));
+    }
+    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Runs a command with its output on standard error; fails when it does.
