@@ -43,11 +43,14 @@ pub enum Reason {
     TunnelKey = 16,
     /// A packet with a pod's source address came in by the underlay, outside of the tunnel.
     PodAddressOnWire = 17,
+    /// A pod's packet was longer than the path to its node carries, and must not be fragmented. The pod was told
+    /// (RFC 1191, RFC 8201).
+    PathMtu = 18,
 }
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::PodSourceAddress,
         Self::PodSourceMac,
         Self::PodTunnelPort,
@@ -66,6 +69,7 @@ impl Reason {
         Self::HeaderRoom,
         Self::TunnelKey,
         Self::PodAddressOnWire,
+        Self::PathMtu,
     ];
 
     /// Reasons that exist.
@@ -100,6 +104,7 @@ impl Reason {
             Self::HeaderRoom => "header_room",
             Self::TunnelKey => "tunnel_key",
             Self::PodAddressOnWire => "pod_address_on_wire",
+            Self::PathMtu => "path_mtu",
         }
     }
 
@@ -124,6 +129,7 @@ impl Reason {
             Self::HeaderRoom => "the kernel refused to add or remove the outer headers",
             Self::TunnelKey => "the kernel refused or lacks the tunnel key of the anchor device",
             Self::PodAddressOnWire => "a pod's address came in by the underlay, outside of the tunnel",
+            Self::PathMtu => "longer than the path to its node carries; the pod was told so",
         }
     }
 }

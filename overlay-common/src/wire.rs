@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod ecn;
 pub mod guard;
 pub mod ipv4;
+pub mod too_big;
 pub mod vxlan;
 
 /// `EtherType` of IPv4, host order.
@@ -19,6 +20,8 @@ pub const ETHERTYPE_VLAN: u16 = 0x8100;
 pub const ETH_LEN: usize = 14;
 /// IP protocol number of ICMP.
 pub const PROTO_ICMP: u8 = 1;
+/// IP protocol number of ICMP for IPv6.
+pub const PROTO_ICMPV6: u8 = 58;
 /// IP protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.

@@ -93,6 +93,12 @@ pub(crate) fn in_own_subnet(addr: u32) -> bool {
     addr & SUBNET_MASK4.load() == SUBNET_NET4.load()
 }
 
+/// This node's IPv4 gateway address: the first of its pod subnet.
+#[inline(always)]
+pub(crate) fn gateway4() -> [u8; 4] {
+    (SUBNET_NET4.load() | 1_u32.to_be()).to_ne_bytes()
+}
+
 /// The key of `NODES` for an address inside the cluster's range.
 #[inline(always)]
 pub(crate) fn node_subnet(addr: u32) -> u32 {

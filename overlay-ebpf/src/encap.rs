@@ -13,8 +13,8 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
@@ -58,6 +58,8 @@ pub(crate) enum Outcome {
     Verdict(i32),
     /// Unchanged; the anchor device has to encapsulate it.
     Anchor,
+    /// Unchanged; it is longer than the path to the node, which carries so many bytes from the outer IP header on.
+    TooBig(u32),
 }
 
 /// The facts of a packet that the outer header depends on.
@@ -124,10 +126,14 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
             config::fib_flags(),
         )
     } as u32;
+    if rc == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        // SAFETY: both variants are a number of 16 bits; the helper has written it (Linux 5.12, e1850ea9bd9e).
+        return Outcome::TooBig(u32::from(unsafe { fib.__bindgen_anon_1.mtu_result }));
+    }
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH
         || fib.ifindex == packet::ifindex(ctx)
     {
-        // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
+        // No route, forwarding off, …: the kernel's path has the right answer to each.
         debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", vtep, rc);
         return Outcome::Anchor;
     }

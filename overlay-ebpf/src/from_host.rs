@@ -51,7 +51,8 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
     }
     let src = u32::from_ne_bytes(packet.ip.src_addr);
     // What is the node's own, its gateway address included, is answered to the stack in any case.
-    if !packet::take_direct_mark(ctx)
+    let direct = packet::take_direct_mark(ctx);
+    if !direct
         && config::stack_flows()
         && config::in_own_subnet(src)
         && maps::endpoint(src).is_some()
@@ -59,17 +60,23 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
         flows::record(packet::skb(ctx), ETH_LEN as u32);
     }
     let inner = Inner { tos: packet.ip.tos, protocol: packet.ip.proto };
-    if ipv4::is_plain(&packet.ip)
-        && let Outcome::Verdict(verdict) = encap::encap(ctx, HOOK, node, inner)
-    {
-        return Ok(verdict);
+    // What the stack sends is the stack's to shorten: the anchor device tells it the path's MTU (`skb_tunnel_check_pmtu`).
+    // What `from_pod` sends has no such way back; it may be fragmented, or it would not have come here.
+    let mut fragment = false;
+    if ipv4::is_plain(&packet.ip) {
+        match encap::encap(ctx, HOOK, node, inner) {
+            Outcome::Verdict(verdict) => return Ok(verdict),
+            Outcome::TooBig(_) => fragment = direct,
+            Outcome::Anchor => {}
+        }
     }
-    through_anchor(ctx, node, inner.tos)
+    through_anchor(ctx, node, inner.tos, fragment)
 }
 
-/// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key.
+/// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key. `fragment`: the
+/// tunnel packet may be.
 #[inline(always)]
-fn through_anchor(ctx: &TcContext, node: *mut Node, tos: u8) -> Result<i32, Reason> {
+fn through_anchor(ctx: &TcContext, node: *mut Node, tos: u8, fragment: bool) -> Result<i32, Reason> {
     // SAFETY: a map value, valid until the program ends.
     let (vtep, vtep_mac) = unsafe { ((*node).vtep.v4_bytes(), (*node).vtep_mac) };
     let eth = packet::at::<EthHdr>(ctx, 0).ok_or(Reason::Truncated)?;
@@ -96,7 +103,7 @@ fn through_anchor(ctx: &TcContext, node: *mut Node, tos: u8) -> Result<i32, Reas
             packet::skb(ctx),
             core::ptr::from_mut(&mut key),
             size_of::<bpf_tunnel_key>() as u32,
-            u64::from(BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT),
+            u64::from(if fragment { BPF_F_ZERO_CSUM_TX } else { BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT }),
         )
     };
     if rc != 0 {

@@ -19,7 +19,7 @@ use crate::{
     encap::{self, Inner, Outcome},
     flows, maps,
     packet::{self, Ipv4Packet, PASS},
-    trace,
+    too_big, trace,
 };
 
 const HOOK: Hook = Hook::FromPod;
@@ -117,7 +117,7 @@ fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
     if packet.ip.ttl <= 1 || config::in_cluster(dst) && needs_stack(packet) {
         return Ok(to_stack(ctx));
     }
-    Ok(tunnel(ctx, packet, node))
+    Ok(tunnel(ctx, packet, node, endpoint))
 }
 
 /// Options, and packets that expire here: the stack knows the answer.
@@ -127,13 +127,18 @@ fn needs_stack(packet: &Ipv4Packet) -> bool {
 }
 
 #[inline(always)]
-fn tunnel(ctx: &TcContext, packet: &mut Ipv4Packet, node: *mut Node) -> i32 {
+fn tunnel(ctx: &TcContext, packet: &mut Ipv4Packet, node: *mut Node, sender: &Endpoint) -> i32 {
     ipv4::decrement_ttl(&mut packet.ip);
     let inner = Inner { tos: packet.ip.tos, protocol: packet.ip.proto };
-    if ipv4::is_plain(&packet.ip)
-        && let Outcome::Verdict(verdict) = encap::encap(ctx, HOOK, node, inner)
-    {
-        return verdict;
+    let frags = packet.ip.frags;
+    if ipv4::is_plain(&packet.ip) {
+        match encap::encap(ctx, HOOK, node, inner) {
+            Outcome::Verdict(verdict) => return verdict,
+            Outcome::TooBig(mtu) if too_big::can_tell(ctx, frags) => {
+                return too_big::tell(ctx, sender, mtu, HOOK);
+            }
+            Outcome::TooBig(_) | Outcome::Anchor => {}
+        }
     }
     packet::mark_direct(ctx);
     // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.

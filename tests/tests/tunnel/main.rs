@@ -15,5 +15,6 @@ mod everywhere;
 mod flannel;
 mod hops;
 mod mtu;
+mod narrow;
 mod next_hop;
 mod wire;
