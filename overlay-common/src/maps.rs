@@ -88,6 +88,37 @@ impl Addr {
         [b[12], b[13], b[14], b[15]]
     }
 
+    /// The IPv4-mapped form of an IPv4 address?
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        u128::from_be_bytes(self.bytes) >> 32 == 0xffff
+    }
+
+    /// Equal, compared as two words.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        u128::from_ne_bytes(self.bytes) == u128::from_ne_bytes(other.bytes)
+    }
+
+    /// An IPv6 address, by a look at half of it: those of `::/64`, where the mapped ones are, are no pod's and no node's.
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = self.bytes;
+        u64::from_ne_bytes([b0, b1, b2, b3, b4, b5, b6, b7]) != 0
+    }
+
+    /// The network address: all but the first `prefix_len` bits zero, counted in the family's own bits (0–32 or 0–128). The
+    /// key of a subnet in `NODES`.
+    pub const fn masked(&self, prefix_len: u32) -> Self {
+        let bits = if self.is_v4() { 96 + prefix_len } else { prefix_len };
+        let zeroes = 128_u32.saturating_sub(bits);
+        let mask = match u128::MAX.checked_shl(zeroes) {
+            Some(mask) => mask,
+            None => 0,
+        };
+        Self { bytes: (u128::from_be_bytes(self.bytes) & mask).to_be_bytes() }
+    }
+
     /// As the standard library's type; IPv4-mapped addresses become IPv4.
     pub const fn to_ip(self) -> IpAddr {
         Ipv6Addr::from_octets(self.bytes).to_canonical()
@@ -124,6 +155,9 @@ impl From<Ipv6Addr> for Addr {
 pub const NODE_SELF: u8 = 1 << 0;
 /// The key is an address of the node (a host), not a pod subnet.
 pub const NODE_HOST: u8 = 1 << 1;
+/// The node takes tunnel packets over IPv6 only with a real outer UDP checksum, as the socket of a kernel's vxlan device does
+/// that nobody told otherwise (RFC 6935, 5; `udp6zerocsumrx` of ip-link(8)). Other nodes get none, in either family.
+pub const NODE_CHECKSUM: u8 = 1 << 2;
 
 /// Where a node subnet or a node's own address is reached: the value of `NODES`.
 #[cfg(not(feature = "next-schema"))]
@@ -137,7 +171,7 @@ pub struct Node {
     /// Length of the whole subnet's prefix, counted in the family's own bits (0–32 or 0–128). One subnet may
     /// have several keys: one for each unit of the longest prefix in use.
     pub prefix_len: u8,
-    /// [`NODE_SELF`], [`NODE_HOST`].
+    /// [`NODE_SELF`], [`NODE_HOST`], [`NODE_CHECKSUM`].
     pub flags: u8,
     /// When a packet to this entry last went through the kernel's neighbour subsystem, in units of 256 jiffies.
     /// Written by the programs only; see `overlay-ebpf/src/encap.rs`.
@@ -380,5 +414,22 @@ mod tests {
         let ip: IpAddr = "fd00::5".parse().unwrap();
         assert_eq!(Addr::from(ip).to_ip(), ip);
         assert!(Addr::UNSPECIFIED.is_unspecified());
+    }
+
+    #[test]
+    fn the_network_address_is_cut_at_the_familys_own_bits() {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        for (whole, prefix_len, network) in [
+            ("10.244.1.5", 24, "10.244.1.0"),
+            ("10.244.1.5", 32, "10.244.1.5"),
+            ("10.244.1.5", 0, "0.0.0.0"),
+            ("fd00:1:2:3::5", 64, "fd00:1:2:3::"),
+            ("fd00:1:2:3::5", 33, "fd00:1::"),
+            ("fd00:1:2:3::5", 128, "fd00:1:2:3::5"),
+            ("fd00:1:2:3::5", 0, "::"),
+        ] {
+            assert_eq!(addr(whole).masked(prefix_len), addr(network), "{whole}/{prefix_len}");
+        }
+        assert!(addr("0.0.0.0").is_v4() && !addr("::").is_v4() && !addr("::fffe:10.244.1.5").is_v4());
     }
 }

@@ -14,82 +14,139 @@ use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data},
     programs::TcContext,
 };
-use network_types::eth::EthHdr;
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 use overlay_common::{
     maps::Endpoint,
     reason::{Hook, Reason},
     wire::{
-        ETH_LEN, ETHERTYPE_IPV4,
-        too_big::{Answer4, QUOTE4, answer4},
-        vxlan::OVERHEAD,
+        ETH_LEN, ipv4,
+        too_big::{Answer4, Answer6, MIN_MTU6, QUOTE4, QUOTE6, answer4, answer6},
     },
 };
 
 use crate::{
-    config,
+    config::Family,
     drop::{self, Describe},
     packet,
 };
 
-/// What the answer to an IPv4 packet consists of.
-#[repr(C)]
-struct Whole4 {
-    eth: EthHdr,
-    answer: Answer4,
-    quote: [u8; QUOTE4],
+/// A family whose senders can be told.
+pub(crate) trait Told: Family {
+    /// Bytes of the packet that the answer quotes.
+    const QUOTE: usize;
+    /// Bytes of the headers in front of them.
+    const ROOM: usize;
+    /// Does it have to be told that no more than `mtu` bytes fit, and will it believe that? What may be fragmented is, by the
+    /// anchor device.
+    fn is_to_be_told(&self, mtu: u32) -> bool;
+    /// Writes the headers in front of the quoted packet, the first of whose bytes are its header; `false` where it does not fit.
+    fn answer(ctx: &TcContext, mtu: u32) -> bool;
 }
 
-/// Can the sender of an IPv4 packet be told, which `ctx` begins with?
-#[inline(always)]
-pub(crate) fn can_tell(ctx: &TcContext, frags: [u8; 2]) -> bool {
-    // A packet that may be fragmented is, by the anchor device.
-    frags[0] & 0x40 != 0 && ctx.len() as usize >= ETH_LEN + QUOTE4
-}
+impl Told for Ipv4Hdr {
+    const QUOTE: usize = QUOTE4;
+    const ROOM: usize = size_of::<Answer4>();
 
-/// Counts the packet as dropped, and tells the pod behind `endpoint` that what it sends to that node has to fit `path_mtu`
-/// bytes, tunnel headers included.
-#[inline(always)]
-pub(crate) fn tell(ctx: &TcContext, endpoint: &Endpoint, path_mtu: u32, hook: Hook) -> i32 {
-    let dropped = drop::drop(ctx, Reason::PathMtu, hook, Describe::Packet);
-    let mtu = path_mtu.wrapping_sub(OVERHEAD as u32);
-    if answer(packet::skb(ctx), endpoint, mtu) {
-        // SAFETY: a helper on numbers (Linux 5.10, 9aa1206e8f48).
-        unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
-    } else {
-        dropped
+    #[inline(always)]
+    fn is_to_be_told(&self, _: u32) -> bool {
+        ipv4::must_not_be_fragmented(self)
+    }
+
+    #[inline(always)]
+    fn answer(ctx: &TcContext, mtu: u32) -> bool {
+        let quote = ETH_LEN + Self::ROOM;
+        let Some(quoted) = sum::<QUOTE4>(ctx, quote, 0) else { return false };
+        let (Some(packet), Some(to)) = (packet::at::<Self>(ctx, quote), packet::at::<Answer4>(ctx, ETH_LEN))
+        else {
+            return false;
+        };
+        // SAFETY: `at` checked the bounds; they do not overlap.
+        unsafe { answer4(&mut *to, Self::gateway(), (*packet).src_addr, mtu as u16, quoted) };
+        true
     }
 }
 
-/// Makes the packet its own answer; `false` where the kernel has no memory for that.
+impl Told for Ipv6Hdr {
+    const QUOTE: usize = QUOTE6;
+    const ROOM: usize = size_of::<Answer6>();
+
+    #[inline(always)]
+    fn is_to_be_told(&self, mtu: u32) -> bool {
+        mtu >= MIN_MTU6
+    }
+
+    #[inline(always)]
+    fn answer(ctx: &TcContext, mtu: u32) -> bool {
+        // No more than the kernel's helper takes at once (MAX_BPF_STACK).
+        const PART: usize = 512;
+        const REST: usize = QUOTE6 - 2 * PART;
+        let quote = ETH_LEN + Self::ROOM;
+        let quoted = sum::<PART>(ctx, quote, 0)
+            .and_then(|seed| sum::<PART>(ctx, quote + PART, seed))
+            .and_then(|seed| sum::<REST>(ctx, quote + 2 * PART, seed));
+        let Some(quoted) = quoted else { return false };
+        let (Some(packet), Some(to)) = (packet::at::<Self>(ctx, quote), packet::at::<Answer6>(ctx, ETH_LEN))
+        else {
+            return false;
+        };
+        // SAFETY: as above.
+        unsafe { answer6(&mut *to, Self::gateway(), (*packet).src_addr, mtu, quoted) };
+        true
+    }
+}
+
+/// The one's complement sum over `N` bytes, a multiple of four, at `offset`, added to `seed`.
+#[inline(always)]
+fn sum<const N: usize>(ctx: &TcContext, offset: usize, seed: u32) -> Option<u32> {
+    let bytes = packet::at::<[u8; N]>(ctx, offset)?;
+    // SAFETY: `at` checked the bounds; the helper reads as many bytes.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes.cast(), N as u32, seed) };
+    u32::try_from(sum).ok()
+}
+
+/// Can the sender of this packet be told that no more than `mtu` bytes of its own fit the path?
+#[inline(always)]
+pub(crate) fn can_tell<H: Told>(ctx: &TcContext, ip: &H, mtu: u32) -> bool {
+    ctx.len() as usize >= ETH_LEN + H::QUOTE && ip.is_to_be_told(mtu)
+}
+
+/// Counts the packet as dropped, and tells the pod behind `endpoint`.
+#[inline(always)]
+pub(crate) fn tell<H: Told>(ctx: &TcContext, endpoint: &Endpoint, mtu: u32, hook: Hook) -> i32 {
+    let dropped = drop::drop(ctx, Reason::PathMtu, hook, Describe::Packet);
+    if !make_answer::<H>(packet::skb(ctx), mtu) {
+        return dropped;
+    }
+    let Some(eth) = packet::at::<EthHdr>(ctx, 0) else { return dropped };
+    // SAFETY: `at` checked the bounds.
+    unsafe {
+        *eth = EthHdr {
+            dst_addr: endpoint.mac,
+            src_addr: endpoint.gateway_mac,
+            ether_type: H::ETHERTYPE.to_be(),
+        };
+        // SAFETY: a helper on numbers (Linux 5.10, 9aa1206e8f48).
+        bpf_redirect_peer(endpoint.ifindex, 0) as i32
+    }
+}
+
+/// Makes the packet its own answer; `false` where the kernel has no memory for that. Not inlined: it is rare.
 #[inline(never)]
-fn answer(skb: *mut __sk_buff, endpoint: &Endpoint, mtu: u32) -> bool {
-    const ROOM: usize = size_of::<Answer4>();
-    // SAFETY: helpers on the context; no pointer into the packet is kept across them. Cutting it off also ends its being
-    // a GSO packet.
+fn make_answer<H: Told>(skb: *mut __sk_buff, mtu: u32) -> bool {
+    // SAFETY: helpers on the context; no pointer into the packet is kept across them. Being cut off also ends its being a GSO
+    // packet.
     let made = unsafe {
-        bpf_skb_change_tail(skb, (ETH_LEN + QUOTE4) as u32, 0) == 0
+        bpf_skb_change_tail(skb, (ETH_LEN + H::QUOTE) as u32, 0) == 0
             && bpf_skb_adjust_room(
                 skb,
-                ROOM as i32,
+                H::ROOM as i32,
                 BPF_ADJ_ROOM_MAC,
                 u64::from(BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET),
             ) == 0
-            && bpf_skb_pull_data(skb, size_of::<Whole4>() as u32) == 0
+            && bpf_skb_pull_data(skb, (ETH_LEN + H::ROOM + H::QUOTE) as u32) == 0
     };
-    if !made {
-        return false;
-    }
-    let ctx = TcContext::new(skb.cast());
-    let Some(whole) = packet::at::<Whole4>(&ctx, 0) else { return false };
-    // SAFETY: `at` checked the bounds; nothing below moves the packet.
-    let whole = unsafe { &mut *whole };
-    // The pod's own address is in the header that is quoted.
-    let [.., p0, p1, p2, p3, _, _, _, _] = *(whole.quote.first_chunk::<20>().unwrap_or(&[0; 20]));
-    // SAFETY: the helper reads QUOTE4 bytes, a multiple of four, of the packet.
-    let quoted =
-        unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, whole.quote.as_mut_ptr().cast(), QUOTE4 as u32, 0) };
-    answer4(&mut whole.answer, config::gateway4(), [p0, p1, p2, p3], mtu as u16, quoted as u32);
-    whole.eth =
-        EthHdr { dst_addr: endpoint.mac, src_addr: endpoint.gateway_mac, ether_type: ETHERTYPE_IPV4.to_be() };
-    true
+    made && H::answer(&TcContext::new(skb), mtu)
 }

@@ -2,7 +2,10 @@
 
 use network_types::ip::Ipv4Hdr;
 
-use super::{PROTO_TCP, PROTO_UDP, checksum};
+use super::checksum;
+
+/// Bits of the flags and fragment offset: Don't Fragment.
+pub const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 
 /// The header at the front of these bytes, options left out; `None` where they are too few.
 #[inline(always)]
@@ -36,6 +39,12 @@ pub const fn header_len(h: &Ipv4Hdr) -> usize {
     ((h.vihl & 0xf) as usize) << 2
 }
 
+/// Don't Fragment is set (RFC 1191).
+#[inline(always)]
+pub const fn must_not_be_fragmented(h: &Ipv4Hdr) -> bool {
+    h.frags[0] & DONT_FRAGMENT[0] != 0
+}
+
 /// 224.0.0.0/4 or the limited broadcast address.
 #[inline(always)]
 pub const fn is_multicast_or_broadcast(addr: [u8; 4]) -> bool {
@@ -57,19 +66,6 @@ pub const fn set_tos(h: &mut Ipv4Hdr, tos: u8) {
     let old = [h.vihl, h.tos];
     h.tos = tos;
     h.check = checksum::update(h.check, old, [h.vihl, tos]);
-}
-
-/// Length on the wire, in bytes from the IP header on, of each full segment of a GSO packet without IP options.
-///
-/// `tcp_data_offset` is byte 12 of the TCP header; `None` for a protocol that is neither TCP nor UDP.
-#[inline(always)]
-pub const fn segment_len(protocol: u8, tcp_data_offset: u8, gso_size: u32) -> Option<u32> {
-    let transport = match protocol {
-        PROTO_TCP => ((tcp_data_offset >> 4) as u32) << 2,
-        PROTO_UDP => 8,
-        _ => return None,
-    };
-    Some(Ipv4Hdr::LEN as u32 + transport + gso_size)
 }
 
 #[cfg(test)]
@@ -119,12 +115,5 @@ mod tests {
             let dst = core::net::Ipv4Addr::from(h.dst_addr);
             prop_assert_eq!(is_multicast_or_broadcast(h.dst_addr), dst.is_multicast() || dst.is_broadcast());
         }
-    }
-
-    #[test]
-    fn segments_of_tcp_and_udp_are_measured() {
-        assert_eq!(segment_len(PROTO_TCP, 0x80, 1398), Some(1450));
-        assert_eq!(segment_len(PROTO_UDP, 0, 1422), Some(1450));
-        assert_eq!(segment_len(132, 0, 1400), None);
     }
 }

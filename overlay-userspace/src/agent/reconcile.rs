@@ -46,6 +46,7 @@ use crate::{
         settings,
         tables::{Endpoints, Nodes},
     },
+    family::ByFamily,
     host::{
         monitor::Change,
         netlink::{Link, Netlink, ROUTE_PROTOCOL},
@@ -425,10 +426,10 @@ impl Reconciler {
         Ok(Constants {
             vni: network.vni,
             port: network.port,
-            cluster: (cluster.network(), cluster.prefix_len()),
-            subnet: (subnet.network(), subnet.prefix_len()),
-            node_prefix: self.config.nodes.node_prefix(),
-            vtep,
+            cluster: ByFamily { v4: Some(cluster.into()), v6: None },
+            subnet: ByFamily { v4: Some(subnet.into()), v6: None },
+            node_prefix: ByFamily { v4: Some(self.config.nodes.node_prefix()), v6: None },
+            vtep: ByFamily { v4: Some(vtep.into()), v6: None },
             anchor_ifindex: anchor.index,
             anchor_mac: own.mac(),
             plain_pods: !network.masquerade,

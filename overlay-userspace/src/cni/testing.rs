@@ -30,6 +30,7 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, LocalTable},
     },
+    family::ByFamily,
     host::netns::{
         NetNs,
         testing::{fresh_netns, in_fresh_netns, ip, ip_json, run},
@@ -61,10 +62,10 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
         let constants = Constants {
             vni: 1,
             port: 8472,
-            cluster: (cluster.network(), cluster.prefix_len()),
-            subnet: (subnet.network(), subnet.prefix_len()),
-            node_prefix: subnet.prefix_len(),
-            vtep,
+            cluster: ByFamily { v4: Some(cluster.into()), v6: None },
+            subnet: ByFamily { v4: Some(subnet.into()), v6: None },
+            node_prefix: ByFamily { v4: Some(subnet.prefix_len()), v6: None },
+            vtep: ByFamily { v4: Some(vtep.into()), v6: None },
             anchor_ifindex: 1,
             anchor_mac: GATEWAY_MAC,
             plain_pods: false,

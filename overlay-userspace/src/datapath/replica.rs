@@ -21,7 +21,7 @@ use aya::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, FAMILY_V4, Flow, FlowKey, Local, NODE_HOST, Node, Subnet},
+    maps::{Addr, FAMILY_V4, FAMILY_V6, Flow, FlowKey, Local, NODE_HOST, Node, Subnet},
     reason::{Hook, Reason},
 };
 
@@ -77,6 +77,7 @@ impl Frozen {
         values.insert("TUNNEL_PORT".into(), (local.port as u16).to_ne_bytes().to_vec());
         values.insert("ANCHOR_MAC".into(), local.gateway_mac.to_vec());
         values.insert("STACK_FLOWS_ON".into(), vec![1]);
+        values.insert("FAMILIES".into(), vec![families(local)]);
         Ok(Self(values))
     }
 
@@ -166,6 +167,21 @@ impl Frozen {
     pub fn plain_pods(&self) -> bool {
         self.bytes::<1>("PLAIN_PODS") != [0]
     }
+}
+
+/// `FAMILIES` as `object::load` makes it, as far as `LOCAL` says.
+fn families(local: &Local) -> u8 {
+    let used = |subnet: &Subnet| !subnet.addr.is_unspecified();
+    let underlay = |v4| !local.vtep.is_unspecified() && local.vtep.is_v4() == v4;
+    let used = [
+        used(&local.subnet[FAMILY_V4]),
+        used(&local.subnet[FAMILY_V6]),
+        used(&local.cluster[FAMILY_V4]),
+        used(&local.cluster[FAMILY_V6]),
+        underlay(true),
+        underlay(false),
+    ];
+    used.iter().rev().fold(0, |bits, used| bits << 1 | u8::from(*used))
 }
 
 /// The circumstances of a packet that are not in its bytes.

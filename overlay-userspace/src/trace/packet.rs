@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, PacketBuilder, TransportSlice};
 use overlay_common::{
     flow,
-    maps::FlowKey,
+    maps::{Addr, FlowKey},
     wire::{ETH_LEN, PROTO_ICMP, PROTO_TCP, PROTO_UDP},
 };
 
@@ -88,7 +88,7 @@ impl Inner {
             len: header.total_len(),
             options: header.ihl() != 5,
             key: flow::of_packet(&raw, transport.unwrap_or_default()),
-            pair: flow::of_fragment(raw.src_addr, raw.dst_addr),
+            pair: flow::of_fragment(Addr::v4(raw.src_addr), Addr::v4(raw.dst_addr)),
         })
     }
 

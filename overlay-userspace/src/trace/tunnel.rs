@@ -6,7 +6,7 @@ use overlay_common::{
     counter::Path,
     reason::Hook,
     wire::{
-        ETH_LEN, ecn,
+        ETH_LEN, ETHERTYPE_IPV4, ecn,
         vxlan::{Encap, OVERHEAD, Tunnel},
     },
 };
@@ -47,7 +47,8 @@ pub(super) fn sent(
         ));
     };
     if run.paths.contains(&Path::EncapNative) {
-        let port = Tunnel::from_bytes(&run.packet).map_or(SOME_PORT, |t| u16::from_be_bytes(t.outer.udp.src));
+        let port =
+            <Tunnel>::from_bytes(&run.packet).map_or(SOME_PORT, |t| u16::from_be_bytes(t.outer.udp.src));
         let fib = next_hop(site, steps, &programs, link.index, &peer, (port, inner.len))?;
         return native(site, steps, wire, &peer, fib, &run.packet);
     }
@@ -158,7 +159,7 @@ fn leaves(site: &mut Site, peer: &Peer, fib: FibAnswer, device: String) -> Resul
 
 /// Decodes the outer headers.
 fn describe(steps: &mut Steps, packet: &[u8], by: &str) {
-    let Some(Tunnel { eth, outer, .. }) = Tunnel::from_bytes(packet) else {
+    let Some(Tunnel { eth, outer, .. }) = <Tunnel>::from_bytes(packet) else {
         steps.add("encap", "what came out is too short for a tunnel packet", json!(null));
         return;
     };
@@ -265,6 +266,7 @@ fn encapsulated(programs: &Programs, peer: &Peer, inner: &Inner, frame: &[u8], f
         vni: frozen.vni(),
         inner_len: inner.len,
         tos: ecn::outer_tos(inner.tos),
+        inner_type: ETHERTYPE_IPV4,
         inner_src: frozen.anchor_mac(),
         inner_dst: peer.node.vtep_mac,
     }

@@ -82,7 +82,7 @@ fn decide(site: &mut Site, steps: &mut Steps, frame: &mut [u8]) -> Result<Verdic
     };
     let frozen = programs.frozen();
     let own = Vtep { addr: frozen.vtep().octets(), port: frozen.port(), vni: frozen.vni() };
-    let tunnel = Tunnel::from_bytes(frame);
+    let tunnel = <Tunnel>::from_bytes(frame);
     let plain = tunnel.filter(|tunnel| tunnel.is_plain(&own));
     let Some(tunnel) = plain else {
         return not_plain(site, steps, &mut programs, &attached, &link, frame, tunnel.as_ref());

@@ -18,13 +18,16 @@ use overlay_common::{
     maps::{Addr, Endpoint, NODE_HOST, NODE_SELF, Node, Owner},
     reason::{Hook, Reason},
 };
-use overlay_userspace::datapath::{
-    events::Events,
-    flows::StackFlows,
-    object::{self, Constants, Loaded},
-    pins::Pins,
-    run::{Context, Verdict, run},
-    tables::{self, Endpoints, Nodes},
+use overlay_userspace::{
+    datapath::{
+        events::Events,
+        flows::StackFlows,
+        object::{self, Constants, Loaded},
+        pins::Pins,
+        run::{Context, Verdict, run},
+        tables::{self, Endpoints, Nodes},
+    },
+    family::ByFamily,
 };
 
 pub(crate) type Mac = [u8; 6];
@@ -88,7 +91,7 @@ pub(crate) enum Out {
     Unchanged,
     /// These bytes.
     Packet(Vec<u8>),
-    /// These bytes, but for the outer UDP source port, which must be dynamic.
+    /// These bytes, but for the outer UDP source port, which must be dynamic, and over IPv6 a flow label like it.
     Tunnel(Vec<u8>),
 }
 
@@ -104,7 +107,7 @@ pub(crate) struct Case {
     pub(crate) counted: Counted,
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -113,7 +116,7 @@ fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
-fn mac_text(mac: Mac) -> String {
+pub(crate) fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -249,9 +252,15 @@ impl Bed {
                 Out::Unchanged => packet,
                 Out::Packet(bytes) => bytes,
                 Out::Tunnel(mut bytes) => {
-                    let port = u16::from_be_bytes([got[34], got[35]]);
+                    let over_ipv6 = got[12..14] == [0x86, 0xdd];
+                    let at = if over_ipv6 { 54 } else { 34 };
+                    let port = u16::from_be_bytes([got[at], got[at + 1]]);
                     assert!(port >= 49152, "{name}: outer source port {port}");
-                    bytes[34..36].copy_from_slice(&got[34..36]);
+                    bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+                    if over_ipv6 {
+                        // The flow label.
+                        bytes[16..18].copy_from_slice(&port.to_be_bytes());
+                    }
                     bytes
                 }
             };
@@ -292,10 +301,10 @@ pub(crate) fn constants(anchor_ifindex: u32) -> Constants {
     Constants {
         vni: VNI,
         port: PORT,
-        cluster: (Ipv4Addr::new(10, 244, 0, 0), 16),
-        subnet: (Ipv4Addr::new(10, 244, 1, 0), 24),
-        node_prefix: 24,
-        vtep: VTEP,
+        cluster: ByFamily { v4: Some("10.244.0.0/16".parse().unwrap()), v6: None },
+        subnet: ByFamily { v4: Some("10.244.1.0/24".parse().unwrap()), v6: None },
+        node_prefix: ByFamily { v4: Some(24), v6: None },
+        vtep: ByFamily { v4: Some(VTEP.into()), v6: None },
         anchor_ifindex,
         anchor_mac: ANCHOR_MAC,
         plain_pods: false,
