@@ -9,3 +9,5 @@ mod flows;
 mod guard;
 mod link;
 mod pod;
+
+pub(crate) use bed::with;
