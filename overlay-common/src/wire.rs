@@ -11,6 +11,7 @@ pub mod guard;
 pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
+pub mod too_big;
 pub mod vxlan;
 
 /// `EtherType` of IPv4, host order.

@@ -168,6 +168,8 @@ pub(crate) trait Family: IpHeader<Address: Place> {
     fn underlay() -> bool;
     /// Own tunnel address.
     fn vtep() -> Vtep<Self::Bytes>;
+    /// This node's gateway address: the first of its pod subnet.
+    fn gateway() -> Self::Bytes;
 }
 
 impl Family for Ipv4Hdr {
@@ -190,6 +192,11 @@ impl Family for Ipv4Hdr {
     fn vtep() -> Vtep {
         Vtep { addr: VTEP4.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
     }
+
+    #[inline(always)]
+    fn gateway() -> [u8; 4] {
+        (SUBNET_NET4.load() | 1_u32.to_be()).to_ne_bytes()
+    }
 }
 
 impl Family for Ipv6Hdr {
@@ -211,6 +218,11 @@ impl Family for Ipv6Hdr {
     #[inline(always)]
     fn vtep() -> Vtep<[u8; 16]> {
         Vtep { addr: VTEP6.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
+    }
+
+    #[inline(always)]
+    fn gateway() -> [u8; 16] {
+        (SUBNET_NET6.load() | 1_u128.to_be()).to_ne_bytes()
     }
 }
 

@@ -14,7 +14,7 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
         BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
@@ -136,6 +136,8 @@ pub(crate) enum Outcome {
     Verdict(i32),
     /// Unchanged; the anchor device has to encapsulate it.
     Anchor,
+    /// Unchanged; it is longer than the path to the node, which has room for so many bytes of it.
+    TooBig(u32),
 }
 
 /// The facts of a packet that the outer header depends on.
@@ -194,6 +196,7 @@ pub(crate) fn encap<I: Family>(ctx: &TcContext, hook: Hook, node: *mut Node, inn
             Outcome::Verdict(verdict)
         }
         Sent::NoRoom => Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet)),
+        Sent::TooBig(mtu) => Outcome::TooBig(mtu),
         Sent::Not => Outcome::Anchor,
     }
 }
@@ -206,11 +209,14 @@ enum Sent {
     NoRoom,
     /// It is unchanged.
     Not,
+    /// It is unchanged, and longer than this, at most 16 bits.
+    TooBig(u32),
 }
 
 impl Sent {
     const NO_ROOM: i32 = i32::MIN;
     const NOT: i32 = i32::MIN + 1;
+    const TOO_BIG: i32 = i32::MIN + 2;
 
     /// As a subprogram returns it; redirects return small numbers.
     #[inline(always)]
@@ -219,6 +225,7 @@ impl Sent {
             Self::Redirected(verdict) => verdict,
             Self::NoRoom => Self::NO_ROOM,
             Self::Not => Self::NOT,
+            Self::TooBig(mtu) => Self::TOO_BIG + mtu as i32,
         }
     }
 
@@ -227,6 +234,7 @@ impl Sent {
         match packed {
             Self::NO_ROOM => Self::NoRoom,
             Self::NOT => Self::Not,
+            too_big if too_big < 0 => Self::TooBig((too_big - Self::TOO_BIG) as u32),
             verdict => Self::Redirected(verdict),
         }
     }
@@ -277,8 +285,14 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
             config::fib_flags(),
         )
     } as u32;
+    if rc == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        // SAFETY: a number of 16 bits, whatever it means; the path's MTU from Linux 5.12 on (e1850ea9bd9e), before that still the
+        // packet's length.
+        let path = u32::from(unsafe { fib.__bindgen_anon_1.mtu_result });
+        return Sent::TooBig(path.saturating_sub(Outer::<O>::LEN as u32));
+    }
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == forwarder {
-        // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
+        // No route, forwarding off, …: the kernel's path has the right answer to each.
         O::report(ctx, vtep, rc);
         return Sent::Not;
     }

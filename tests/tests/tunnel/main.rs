@@ -16,5 +16,6 @@ mod families;
 mod flannel;
 mod hops;
 mod mtu;
+mod narrow;
 mod next_hop;
 mod wire;
