@@ -288,8 +288,10 @@ pub struct Local {
     pub vtep: Addr,
     /// MAC of the anchor device and of all host side devices of pods.
     pub gateway_mac: [u8; 6],
-    /// The node's name, NUL-padded, cut at 62 bytes.
-    pub node_name: [u8; 62],
+    /// The node's name, NUL-padded, cut at 61 bytes.
+    pub node_name: [u8; 61],
+    /// The family whose addresses come first in what pods are told: [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub primary: u8,
 }
 
 #[cfg(feature = "user")]
@@ -364,9 +366,10 @@ mod tests {
                 offset_of!(Local, gateway),
                 offset_of!(Local, cluster),
                 offset_of!(Local, vtep),
-                offset_of!(Local, gateway_mac)
+                offset_of!(Local, gateway_mac),
+                offset_of!(Local, primary)
             ],
-            [24, 64, 96, 136, 152]
+            [24, 64, 96, 136, 152, 219]
         );
         assert_eq!((size_of::<Event>(), offset_of!(Event, head)), (216, 88));
         assert_eq!(

@@ -47,11 +47,14 @@ pub enum Reason {
     PodRouter = 18,
     /// A pod sent more IPv6 extension headers than are looked through, so that nobody knows what they hide.
     PodExtensions = 19,
+    /// A pod's packet was longer than the path to its node carries, and must not be fragmented. The pod was told
+    /// (RFC 1191, RFC 8201).
+    PathMtu = 20,
 }
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::PodSourceAddress,
         Self::PodSourceMac,
         Self::PodTunnelPort,
@@ -72,6 +75,7 @@ impl Reason {
         Self::PodAddressOnWire,
         Self::PodRouter,
         Self::PodExtensions,
+        Self::PathMtu,
     ];
 
     /// Reasons that exist.
@@ -108,6 +112,7 @@ impl Reason {
             Self::PodAddressOnWire => "pod_address_on_wire",
             Self::PodRouter => "pod_router",
             Self::PodExtensions => "pod_extensions",
+            Self::PathMtu => "path_mtu",
         }
     }
 
@@ -134,6 +139,7 @@ impl Reason {
             Self::PodAddressOnWire => "a pod's address came in by the underlay, outside of the tunnel",
             Self::PodRouter => "a pod sent a router advertisement or a redirect",
             Self::PodExtensions => "a pod sent more IPv6 extension headers than are looked through",
+            Self::PathMtu => "longer than the path to its node carries; the pod was told so",
         }
     }
 }

@@ -3,12 +3,15 @@
 //! Plain functions over header structs that lie in packet memory. They assume nothing about the packet but its
 //! length: every field may hold any value. Callers: the programs of overlay-ebpf; tests run them on the host.
 
+use network_types::eth::EthHdr;
+
 pub mod checksum;
 pub mod ecn;
 pub mod guard;
 pub mod ip;
 pub mod ipv4;
 pub mod ipv6;
+pub mod too_big;
 pub mod vxlan;
 
 /// `EtherType` of IPv4, host order.
@@ -33,6 +36,26 @@ pub const PROTO_ICMPV6: u8 = 58;
 pub const PROTO_SCTP: u8 = 132;
 /// IP protocol number of UDP-Lite.
 pub const PROTO_UDPLITE: u8 = 136;
+
+/// A MAC address as the low 48 bits of a word, its first byte lowest.
+#[inline(always)]
+pub const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u32::from_le_bytes([a, b, c, d]) as u64 | (u16::from_le_bytes([e, f]) as u64) << 32
+}
+
+/// Fills an Ethernet header with three stores; copying arrays of six bytes takes six and as many loads.
+///
+/// MAC addresses as of [`mac_word`], the type in host order.
+#[inline(always)]
+pub const fn write_eth(header: &mut EthHdr, dst: u64, src: u64, ether_type: u16) {
+    let at = core::ptr::from_mut(header).cast::<u64>();
+    // SAFETY: twelve of the header's fourteen bytes, which are bytes and a number.
+    unsafe {
+        at.write_unaligned((dst | src << 48).to_le());
+        at.add(1).cast::<u32>().write_unaligned(((src >> 16) as u32).to_le());
+    }
+    header.ether_type = ether_type.to_be();
+}
 
 /// The outer UDP source port of a flow: in the dynamic range 49152–65535 that RFC 7348, 5 recommends, so that
 /// ECMP, bonding and RSS on the underlay spread flows.

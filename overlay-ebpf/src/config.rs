@@ -168,6 +168,8 @@ pub(crate) trait Family: IpHeader<Address: Place> {
     fn underlay() -> bool;
     /// Own tunnel address.
     fn vtep() -> Vtep<Self::Bytes>;
+    /// This node's gateway address: the first of its pod subnet.
+    fn gateway() -> Self::Bytes;
 }
 
 impl Family for Ipv4Hdr {
@@ -189,6 +191,11 @@ impl Family for Ipv4Hdr {
     #[inline(always)]
     fn vtep() -> Vtep {
         Vtep { addr: VTEP4.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
+    }
+
+    #[inline(always)]
+    fn gateway() -> [u8; 4] {
+        (SUBNET_NET4.load() | 1_u32.to_be()).to_ne_bytes()
     }
 }
 
@@ -212,6 +219,11 @@ impl Family for Ipv6Hdr {
     fn vtep() -> Vtep<[u8; 16]> {
         Vtep { addr: VTEP6.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
     }
+
+    #[inline(always)]
+    fn gateway() -> [u8; 16] {
+        (SUBNET_NET6.load() | 1_u128.to_be()).to_ne_bytes()
+    }
 }
 
 /// Does the network carry packets of this `EtherType` (host order)?
@@ -231,7 +243,13 @@ pub(crate) fn anchor_ifindex() -> u32 {
 
 #[inline(always)]
 pub(crate) fn anchor_mac() -> [u8; 6] {
-    ANCHOR_MAC.load()
+    // As two numbers: the bytes of an array are read one by one.
+    let mac = (&raw const ANCHOR_MAC).cast::<u8>();
+    // SAFETY: six bytes, frozen before the program runs. The verifier asks for no alignment outside of the stack.
+    let (low, high) =
+        unsafe { (mac.cast::<u32>().read_volatile(), mac.add(4).cast::<u16>().read_volatile()) };
+    let ([a, b, c, d], [e, f]) = (low.to_ne_bytes(), high.to_ne_bytes());
+    [a, b, c, d, e, f]
 }
 
 #[inline(always)]

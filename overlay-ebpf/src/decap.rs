@@ -10,11 +10,10 @@ use aya_ebpf::{
     helpers::{bpf_csum_level, bpf_csum_update, bpf_redirect_peer},
     programs::TcContext,
 };
-use network_types::eth::EthHdr;
 use overlay_common::{
     maps::{Addr, Endpoint},
     reason::Reason,
-    wire::{ETHERTYPE_IPV4, vxlan::Outer},
+    wire::{ETHERTYPE_IPV4, mac_word, vxlan::Outer, write_eth},
 };
 
 use crate::{
@@ -77,8 +76,7 @@ pub(crate) fn hop<H: Family>(ctx: &TcContext, ip: &mut H, traffic_class: Option<
 /// Writes the MACs of the last hop and moves the packet into the pod's namespace.
 #[inline(always)]
 pub(crate) fn deliver<H: Family>(packet: &mut Packet<H>, endpoint: &Endpoint) -> i32 {
-    packet.eth =
-        EthHdr { dst_addr: endpoint.mac, src_addr: endpoint.gateway_mac, ether_type: H::ETHERTYPE.to_be() };
+    write_eth(&mut packet.eth, mac_word(endpoint.mac), mac_word(endpoint.gateway_mac), H::ETHERTYPE);
     // SAFETY: a helper on numbers (Linux 5.10, 9aa1206e8f48).
     unsafe { bpf_redirect_peer(endpoint.ifindex, 0) as i32 }
 }

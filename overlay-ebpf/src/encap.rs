@@ -8,13 +8,13 @@
 //!
 //! Called by `from_pod` and `from_host`. What cannot be encapsulated here is reported as [`Outcome::Anchor`], untouched.
 
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
         BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
@@ -34,6 +34,7 @@ use overlay_common::{
         ip::IpHeader,
         ipv6, source_port,
         vxlan::{Encap, Outer},
+        write_eth,
     },
 };
 
@@ -133,6 +134,8 @@ pub(crate) enum Outcome {
     Verdict(i32),
     /// Unchanged; the anchor device has to encapsulate it.
     Anchor,
+    /// Unchanged; it is longer than the path to the node, which has room for so many bytes of it.
+    TooBig(u32),
 }
 
 /// The facts of a packet that the outer header depends on.
@@ -191,6 +194,7 @@ pub(crate) fn encap<I: Family>(ctx: &TcContext, hook: Hook, node: *mut Node, inn
             Outcome::Verdict(verdict)
         }
         Sent::NoRoom => Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet)),
+        Sent::TooBig(mtu) => Outcome::TooBig(mtu),
         Sent::Not => Outcome::Anchor,
     }
 }
@@ -203,11 +207,14 @@ enum Sent {
     NoRoom,
     /// It is unchanged.
     Not,
+    /// It is unchanged, and longer than this, at most 16 bits.
+    TooBig(u32),
 }
 
 impl Sent {
     const NO_ROOM: i32 = i32::MIN;
     const NOT: i32 = i32::MIN + 1;
+    const TOO_BIG: i32 = i32::MIN + 2;
 
     /// As a subprogram returns it; redirects return small numbers.
     #[inline(always)]
@@ -216,6 +223,7 @@ impl Sent {
             Self::Redirected(verdict) => verdict,
             Self::NoRoom => Self::NO_ROOM,
             Self::Not => Self::NOT,
+            Self::TooBig(mtu) => Self::TOO_BIG + mtu as i32,
         }
     }
 
@@ -224,6 +232,7 @@ impl Sent {
         match packed {
             Self::NO_ROOM => Self::NoRoom,
             Self::NOT => Self::Not,
+            too_big if too_big < 0 => Self::TooBig((too_big - Self::TOO_BIG) as u32),
             verdict => Self::Redirected(verdict),
         }
     }
@@ -254,8 +263,8 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     // SAFETY: a helper on the context.
     let src_port = source_port(unsafe { bpf_get_hash_recalc(skb) });
 
-    let mut fib = Fib::new();
-    let fib = fib.zeroed();
+    let mut parameters = Fib::new();
+    let fib = parameters.zeroed();
     fib.family = O::AF;
     // The ports take part in multipath selection, as they do for a packet of the anchor device.
     fib.l4_protocol = PROTO_UDP;
@@ -274,8 +283,14 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
             config::fib_flags(),
         )
     } as u32;
+    if rc == BPF_FIB_LKUP_RET_FRAG_NEEDED {
+        // SAFETY: a number of 16 bits, whatever it means; the path's MTU from Linux 5.12 on (e1850ea9bd9e), before that still the
+        // packet's length.
+        let path = u32::from(unsafe { fib.__bindgen_anon_1.mtu_result });
+        return Sent::TooBig(path.saturating_sub(Outer::<O>::LEN as u32));
+    }
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == forwarder {
-        // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
+        // No route, forwarding off, …: the kernel's path has the right answer to each.
         O::report(ctx, vtep, rc);
         return Sent::Not;
     }
@@ -288,7 +303,9 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     let Some(headers) = packet::at::<Headers<O>>(ctx, 0) else { return Sent::NoRoom };
     // SAFETY: `at` checked the bounds.
     let headers = unsafe { &mut *headers };
-    headers.eth = EthHdr { dst_addr: fib.dmac, src_addr: fib.smac, ether_type: O::ETHERTYPE.to_be() };
+    let next_hop = fib.ifindex;
+    let (dst, src) = parameters.macs();
+    write_eth(&mut headers.eth, dst, src, O::ETHERTYPE);
     Encap {
         src: own.addr,
         dst: vtep,
@@ -307,14 +324,14 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     let now = (unsafe { bpf_jiffies64() } >> NEIGH_EPOCH_SHIFT) as u32;
     let verdict = if rc == BPF_FIB_LKUP_RET_SUCCESS && epoch == now {
         // SAFETY: a helper on numbers.
-        unsafe { bpf_redirect(fib.ifindex, 0) }
+        unsafe { bpf_redirect(next_hop, 0) }
     } else {
         // SAFETY: as above; a lost race between CPUs costs one more packet on the longer path.
         unsafe { (*node).neigh_epoch = now };
         // Without a next hop of ours the helper looks up the route of the outer header, and gives it to the packet. One
         // from the host still carries the route to the anchor; a packet that waits for ARP would be sent by that.
         // SAFETY: a null pointer with length 0 is allowed (bpf-helpers(7)).
-        unsafe { bpf_redirect_neigh(fib.ifindex, core::ptr::null_mut(), 0, 0) }
+        unsafe { bpf_redirect_neigh(next_hop, core::ptr::null_mut(), 0, 0) }
     };
     Sent::Redirected(verdict as i32)
 }
@@ -349,6 +366,17 @@ impl Fib {
         // SAFETY: as many bytes, better aligned, all initialised, and every bit pattern is valid.
         unsafe { &mut *words.cast::<FibLookup>() }
     }
+
+    /// The next hop's MAC address and the device's own, as `mac_word` makes them.
+    #[inline(always)]
+    fn macs(&self) -> (u64, u64) {
+        let words = self.0.as_ptr().cast::<u64>();
+        // SAFETY: inside of the array, which is initialised. Volatile: narrower loads would be misaligned.
+        let (last_but_one, last) =
+            unsafe { (words.add(6).read_volatile().to_le(), words.add(7).read_volatile().to_le()) };
+        (last >> 16, last_but_one >> 32 | (last & 0xffff) << 32)
+    }
 }
 
 const _: () = assert!(size_of::<FibLookup>().is_multiple_of(8));
+const _: () = assert!(offset_of!(FibLookup, smac) == 52 && offset_of!(FibLookup, dmac) == 58);

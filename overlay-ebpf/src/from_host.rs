@@ -72,8 +72,9 @@ fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
         return Err(Reason::NoEndpoint);
     }
     let src = packet.ip.src();
+    let direct = packet::take_direct_mark(ctx);
     // What is the node's own, its gateway address included, is answered to the stack in any case.
-    if !packet::take_direct_mark(ctx)
+    if !direct
         && config::stack_flows()
         && src.in_own_subnet()
         && maps::endpoint(src).is_some()
@@ -81,17 +82,23 @@ fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
         H::record(packet::skb(ctx), ETH_LEN as u32);
     }
     let inner = Inner::of(&packet.ip);
-    if packet.ip.is_plain()
-        && let Outcome::Verdict(verdict) = encap::encap::<H>(ctx, HOOK, node, inner)
-    {
-        return Ok(verdict);
+    // What the stack sends is the stack's to shorten: the anchor device tells it the path's MTU (`skb_tunnel_check_pmtu`).
+    // What `from_pod` sends has no such way back; if it is too long it may be fragmented, or it would not have come here.
+    let mut fragment = false;
+    if packet.ip.is_plain() {
+        match encap::encap::<H>(ctx, HOOK, node, inner) {
+            Outcome::Verdict(verdict) => return Ok(verdict),
+            Outcome::TooBig(_) => fragment = direct,
+            Outcome::Anchor => {}
+        }
     }
-    through_anchor(ctx, node, inner.traffic_class)
+    through_anchor(ctx, node, inner.traffic_class, fragment)
 }
 
-/// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key.
+/// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key. `fragment`: the
+/// tunnel packet may be.
 #[inline(always)]
-fn through_anchor(ctx: &TcContext, node: *mut Node, traffic_class: u8) -> Result<i32, Reason> {
+fn through_anchor(ctx: &TcContext, node: *mut Node, traffic_class: u8, fragment: bool) -> Result<i32, Reason> {
     // SAFETY: a map value, valid until the program ends.
     let (vtep, vtep_mac, flags) = unsafe { (&(*node).vtep, (*node).vtep_mac, (*node).flags) };
     let eth = packet::at::<EthHdr>(ctx, 0).ok_or(Reason::Truncated)?;
@@ -102,7 +109,7 @@ fn through_anchor(ctx: &TcContext, node: *mut Node, traffic_class: u8) -> Result
     }
     // The kernel computes an outer checksum for those that will not do without.
     let checksum = if flags & NODE_CHECKSUM == 0 { BPF_F_ZERO_CSUM_TX } else { 0 };
-    let flags = checksum | BPF_F_DONT_FRAGMENT;
+    let flags = if fragment { checksum } else { checksum | BPF_F_DONT_FRAGMENT };
     let (skb, vni) = (packet::skb(ctx), config::vni());
     let (traffic_class, ttl) = (ecn::outer_tos(traffic_class), OUTER_TTL);
     let set = if vtep.is_v6() {

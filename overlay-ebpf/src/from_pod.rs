@@ -32,6 +32,7 @@ use crate::{
     flows::{self, Flows},
     maps,
     packet::{self, PASS, Packet},
+    too_big::{self, Told},
     trace,
     transport::Transport as _,
 };
@@ -78,7 +79,7 @@ fn arp(ctx: &TcContext) -> Result<i32, Reason> {
 }
 
 /// What is asked of a pod's packet in one family.
-trait Sent: Flows {
+trait Sent: Flows + Told {
     /// From and to the link alone, with a source that is nobody's endpoint: `None` where it is not.
     fn of_link(&self) -> Option<Result<(), Reason>>;
     /// Does it say what a pod may say?
@@ -217,7 +218,7 @@ fn ip<H: Sent>(ctx: &TcContext) -> Result<i32, Reason> {
     if packet.ip.hops() <= 1 || dst.in_cluster() && needs_stack(&packet.ip) {
         return Ok(to_stack(ctx));
     }
-    Ok(tunnel(ctx, &mut packet.ip, node))
+    Ok(tunnel(ctx, packet, node, endpoint))
 }
 
 /// Options, and packets that expire here: the stack knows the answer.
@@ -227,13 +228,22 @@ fn needs_stack(ip: &impl Sent) -> bool {
 }
 
 #[inline(always)]
-fn tunnel<H: Sent>(ctx: &TcContext, ip: &mut H, node: *mut Node) -> i32 {
-    ip.take_hop();
-    let inner = Inner::of(ip);
-    if ip.is_plain()
-        && let Outcome::Verdict(verdict) = encap::encap::<H>(ctx, HOOK, node, inner)
-    {
-        return verdict;
+fn tunnel<H: Sent>(ctx: &TcContext, packet: &mut Packet<H>, node: *mut Node, sender: &Endpoint) -> i32 {
+    packet.ip.take_hop();
+    if packet.ip.is_plain() {
+        match encap::encap::<H>(ctx, HOOK, node, Inner::of(&packet.ip)) {
+            Outcome::Verdict(verdict) => return verdict,
+            Outcome::TooBig(mtu) => {
+                // Nothing has moved it; the verifier does not know.
+                if let Some(packet) = packet::at::<Packet<H>>(ctx, 0)
+                    // SAFETY: `at` checked the bounds.
+                    && too_big::can_tell(ctx, unsafe { &(*packet).ip }, mtu)
+                {
+                    return too_big::tell::<H>(ctx, sender, mtu, HOOK);
+                }
+            }
+            Outcome::Anchor => {}
+        }
     }
     packet::mark_direct(ctx);
     // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.

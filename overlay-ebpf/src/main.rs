@@ -42,6 +42,7 @@ mod maps;
 mod packet;
 mod record;
 mod to_pod;
+mod too_big;
 mod trace;
 mod transport;
 mod tunnel_key;

@@ -29,6 +29,7 @@ use crate::{
 
 mod anchor;
 pub(crate) mod drift;
+pub(crate) mod families;
 mod filter;
 pub(crate) mod flannel;
 mod flows;
@@ -55,7 +56,7 @@ mod undo;
 mod wire;
 mod xdp;
 
-pub(crate) use anchor::is_anchor;
+pub(crate) use anchor::{ipv6_settings, is_anchor};
 use life::Life;
 use migration::Migration;
 use reconcile::{Reconciler, Scope};
@@ -87,6 +88,9 @@ impl Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     kernel::check_version()?;
     kernel::check_privileges()?;
+    for lacking in kernel::features().iter().filter(|feature| !feature.present) {
+        info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
+    }
     options.pins.check()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -6,7 +6,7 @@
 //! - `failure`: the error object
 //! - `inside`: the schema in force, held for a call
 //! - `local`: what the agent left about this node
-//! - `lease`: addresses
+//! - `lease`, `pool`: addresses, and in which order they are proposed
 //! - `ports`: host ports
 //! - `owner`: who holds an address, and its device's name
 //! - `names`: what Kubernetes calls the pod
@@ -42,6 +42,7 @@ mod local;
 mod names;
 mod owner;
 mod parse;
+mod pool;
 mod ports;
 mod sandbox;
 mod status;
@@ -50,6 +51,7 @@ mod wanted;
 
 use env::Request;
 use failure::{Code, Failure};
+pub(crate) use interface::settings as device_settings;
 pub use owner::{device_name, is_pod_device, owner_text};
 pub use parse::parse;
 use types::{Conf, Version, result};

@@ -7,17 +7,24 @@
 
 use std::{
     fmt, fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cluster::{NodeSpec, Snapshot, SnapshotError};
+use crate::{
+    cluster::{NodeSpec, Snapshot, SnapshotError},
+    family::{ByFamily, OfFamily},
+};
 
+mod list;
+mod network;
 mod tables;
 
+use list::OneOrMore;
+pub use network::{Attach, Network, Outer, Xdp};
 use tables::AgentTable;
 pub use tables::{Cni, Kubernetes, Mesh, Source, SourceKind};
 
@@ -61,99 +68,6 @@ pub enum ConfigError {
     },
 }
 
-/// How programs are attached to devices: what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attach {
-    /// tcx where the kernel has it, clsact elsewhere.
-    #[default]
-    Auto,
-    /// tcx links or an error.
-    Tcx,
-    /// Filters on a clsact qdisc.
-    Clsact,
-}
-
-impl fmt::Display for Attach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        })
-    }
-}
-
-/// What an XDP program on the underlay device is for: what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Xdp {
-    /// No XDP program.
-    #[default]
-    Off,
-    /// Drops forged packets before there is an skb.
-    Guard,
-    /// `Guard` where the driver loses nothing by it.
-    Auto,
-}
-
-impl fmt::Display for Xdp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Guard => "guard",
-            Self::Auto => "auto",
-        })
-    }
-}
-
-/// The `[network]` table.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Network {
-    /// The range that all pod subnets are taken from.
-    pub cidr: IpNet,
-    /// VXLAN network identifier, 1 to 16777215.
-    #[serde(default = "default_vni")]
-    pub vni: u32,
-    /// UDP port of the tunnel.
-    #[serde(default = "default_port")]
-    pub port: u16,
-    /// MTU of the pods' devices; by default the underlay's less the tunnel's overhead.
-    pub mtu: Option<u32>,
-    /// The underlay device; by default the one that holds the node's address.
-    pub interface: Option<String>,
-    /// Masquerade what pods send to the world.
-    #[serde(default = "default_true")]
-    pub masquerade: bool,
-    /// Destinations that are never masqueraded; of no effect where `masquerade` is off.
-    #[serde(default)]
-    pub no_masquerade: Vec<IpNet>,
-    /// What pods send to other nodes' addresses leaves with this node's address, outside of the tunnel.
-    #[serde(default)]
-    pub masquerade_to_nodes: bool,
-    /// How programs are attached.
-    #[serde(default)]
-    pub attach: Attach,
-    /// Entries of the table of flows that return through the stack; 0 turns it off. By default as many as conntrack has.
-    pub stack_flows: Option<u32>,
-    /// The XDP program of the underlay device.
-    #[serde(default)]
-    pub xdp: Xdp,
-}
-
-const fn default_vni() -> u32 {
-    1
-}
-
-const fn default_port() -> u16 {
-    8472
-}
-
-const fn default_true() -> bool {
-    true
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -174,9 +88,9 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct FileNode {
     name: String,
-    address: IpAddr,
-    subnet: IpNet,
-    vtep_mac: Option<String>,
+    address: OneOrMore<IpAddr>,
+    subnet: OneOrMore<IpNet>,
+    vtep_mac: Option<OneOrMore<String>>,
 }
 
 /// What the command line and the environment say in place of the file.
@@ -242,7 +156,7 @@ impl Settings {
             None => host_name()
                 .map_err(|e| invalid(format!("no `node` given, and the host name is unknown: {e}")))?,
         };
-        check_network(&file.network).map_err(invalid)?;
+        file.network.check().map_err(invalid)?;
         let mut cni = file.cni;
         cni.install = overrides.install_cni.unwrap_or(cni.install);
         cni.check().map_err(invalid)?;
@@ -262,7 +176,7 @@ impl Settings {
             }
             SourceKind::File => {
                 let nodes = file_nodes(file.nodes).map_err(invalid)?;
-                let nodes = Snapshot::new(nodes, &node, file.network.cidr)
+                let nodes = Snapshot::new(nodes, &node, &file.network.cidrs)
                     .map_err(|cause| ConfigError::Nodes { path: path.to_owned(), cause })?;
                 Source::File(nodes)
             }
@@ -282,18 +196,52 @@ impl Settings {
 }
 
 fn file_nodes(nodes: Vec<FileNode>) -> Result<Vec<NodeSpec>, String> {
-    let spec = |FileNode { name, address, subnet, vtep_mac }| {
-        let vtep_mac = match vtep_mac {
-            None => None,
-            Some(text) => Some(parse_mac(&text).ok_or_else(|| {
-                format!(
-                    "node {name}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01"
-                )
-            })?),
-        };
-        Ok(NodeSpec { name, address, subnet, vtep_mac })
-    };
-    nodes.into_iter().map(spec).collect()
+    nodes
+        .into_iter()
+        .map(|FileNode { name, address: OneOrMore(addresses), subnet: OneOrMore(subnets), vtep_mac }| {
+            let vtep_macs = match vtep_mac {
+                None => ByFamily::default(),
+                Some(OneOrMore(macs)) => vtep_macs(&name, &macs, &addresses)?,
+            };
+            Ok(NodeSpec {
+                addresses: one_of_each(&name, "address", &addresses)?,
+                subnets: one_of_each(&name, "subnet", &subnets)?,
+                vtep_macs,
+                name,
+            })
+        })
+        .collect()
+}
+
+/// At most one value for each family.
+fn one_of_each<T: OfFamily + Copy + fmt::Display>(
+    node: &str,
+    key: &str,
+    values: &[T],
+) -> Result<ByFamily<T>, String> {
+    ByFamily::from_values(values.iter().copied()).map_err(|second| {
+        let family = second.family();
+        format!("node {node}: {key} {second} is the second of {family}: give one for each family")
+    })
+}
+
+/// One MAC for all tunnel addresses, or one for each, in their order.
+fn vtep_macs(node: &str, macs: &[String], addresses: &[IpAddr]) -> Result<ByFamily<[u8; 6]>, String> {
+    if macs.len() != 1 && macs.len() != addresses.len() {
+        return Err(format!(
+            "node {node}: {} of vtep_mac for {} of address: give one MAC, or one for each address in the same order",
+            macs.len(),
+            addresses.len()
+        ));
+    }
+    let mut all = ByFamily::default();
+    for (address, text) in addresses.iter().zip(macs.iter().cycle()) {
+        let mac = parse_mac(text).ok_or_else(|| {
+            format!("node {node}: vtep_mac {text:?} is no unicast MAC address: write it as 02:00:00:00:00:01")
+        })?;
+        all.set(address.family(), mac);
+    }
+    Ok(all)
 }
 
 /// What is wrong with the text, where. The error's own display draws the place on several lines.
@@ -309,61 +257,6 @@ fn on_one_line(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-fn check_network(network: &Network) -> Result<(), String> {
-    let Network { cidr, vni, port, mtu, stack_flows, .. } = network;
-    if cidr.addr() != cidr.network() {
-        return Err(format!("network.cidr {cidr} has host bits set: write {}", cidr.trunc()));
-    }
-    if cidr.addr().is_ipv6() {
-        return Err(format!("network.cidr {cidr}: this version carries IPv4 only"));
-    }
-    if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
-        return Err(format!(
-            "network.cidr {cidr} cannot be a pod network: use a private range such as 10.244.0.0/16"
-        ));
-    }
-    if *vni == 0 || *vni >= 1 << 24 {
-        return Err(format!("network.vni {vni} is outside 1 to 16777215"));
-    }
-    if *port == 0 {
-        return Err(
-            "network.port 0 is no port: the VXLAN ports in use are 8472 (Linux, Flannel) and 4789 (IANA)"
-                .into(),
-        );
-    }
-    if let Some(mtu) = mtu
-        && !(576..=65_485).contains(mtu)
-    {
-        return Err(format!("network.mtu {mtu} is outside 576 to 65485"));
-    }
-    if let Some(entries) = stack_flows
-        && *entries != 0
-        && !(1024..=1 << 24).contains(entries)
-    {
-        return Err(format!(
-            "network.stack_flows {entries} is neither 0 (off) nor within 1024 to 16777216: leave it out to follow \
-             nf_conntrack_max"
-        ));
-    }
-    if network.masquerade_to_nodes && !network.masquerade {
-        return Err("network.masquerade_to_nodes needs network.masquerade: remove one of the two".into());
-    }
-    for net in &network.no_masquerade {
-        if net.addr() != net.network() {
-            return Err(format!("network.no_masquerade {net} has host bits set: write {}", net.trunc()));
-        }
-        if net.addr().is_ipv6() {
-            return Err(format!("network.no_masquerade {net}: this version carries IPv4 only"));
-        }
-        if net.prefix_len() == 0 {
-            return Err(format!(
-                "network.no_masquerade {net} is everything: write masquerade = false instead"
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// A unicast MAC address in the usual form, `02:00:00:00:00:01`.
 pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
@@ -374,8 +267,53 @@ pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
+/// An address with a port: `192.0.2.1:9879`, `[2001:db8::1]:9879`, and the latter without its brackets, as it comes from where
+/// the address is put in by somebody who does not know its family (a Kubernetes manifest).
+///
+/// # Errors
+///
+/// That it is none, for people.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let apart = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    let address = text.parse().ok().or_else(apart);
+    address.ok_or_else(|| {
+        format!("{text:?} is no address with a port: write it as 192.0.2.1:9879 or [2001:db8::1]:9879")
+    })
+}
+
 fn host_name() -> Result<String, nix::Error> {
     Ok(nix::sys::utsname::uname()?.nodename().to_string_lossy().into_owned())
+}
+
+impl Config {
+    /// This node's tunnel address: of the preferred family where it has both.
+    pub fn vtep(&self) -> IpAddr {
+        let address = self.nodes.own().address(self.network.underlay.preferred());
+        // A snapshot has no node without an address.
+        address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// This node's tunnel addresses that are in use, [`Config::vtep`] first: another one for peers that have no address of
+    /// its family, or, as Flannel's nodes, take packets of each family by an address of their own.
+    pub fn vteps(&self) -> Vec<IpAddr> {
+        let (own, preferred) = (self.nodes.own(), self.network.underlay.preferred());
+        let mut vteps = vec![self.vtep()];
+        let families = self.network.cidrs.by_family();
+        for (peer, (inner, _)) in
+            self.nodes.peers().flat_map(|peer| families.iter().map(move |of| (peer, of)))
+        {
+            if let Some(tunnel) = peer.tunnel(inner, own, preferred)
+                && let Some(address) = own.addresses.get(tunnel.vtep.family())
+                && !vteps.contains(address)
+            {
+                vteps.push(*address);
+            }
+        }
+        vteps
+    }
 }
 
 #[cfg(test)]

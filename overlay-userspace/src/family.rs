@@ -28,11 +28,27 @@ impl Family {
         }
     }
 
+    /// The one that this is not.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Ipv4 => Self::Ipv6,
+            Self::Ipv6 => Self::Ipv4,
+        }
+    }
+
     /// As people write it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ipv4 => "IPv4",
             Self::Ipv6 => "IPv6",
+        }
+    }
+
+    /// As nft writes it.
+    pub const fn nft(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
         }
     }
 }
@@ -93,6 +109,20 @@ impl<T> ByFamily<T> {
         }
     }
 
+    /// Removes that of a family, and gives what was there.
+    pub const fn take(&mut self, family: Family) -> Option<T> {
+        match family {
+            Family::Ipv4 => self.v4.take(),
+            Family::Ipv6 => self.v6.take(),
+        }
+    }
+
+    /// Takes from another what there is none of.
+    pub fn fill(&mut self, other: Self) {
+        self.v4 = self.v4.take().or(other.v4);
+        self.v6 = self.v6.take().or(other.v6);
+    }
+
     /// Those that there are, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))
@@ -141,6 +171,17 @@ impl<T: OfFamily> ByFamily<T> {
     }
 }
 
+/// What there is, IPv4 first: `10.244.1.0/24, fd00:1::/64`, or `none`.
+impl<T: std::fmt::Display> std::fmt::Display for ByFamily<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.v4, &self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4}, {v6}"),
+            (Some(one), None) | (None, Some(one)) => one.fmt(f),
+            (None, None) => f.write_str("none"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,5 +196,14 @@ mod tests {
         }
         assert_eq!(ByFamily::from_values([v6, v4, v6]), Err(v6));
         assert!(ByFamily::<IpNet>::from_values([]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn written_as_people_do() {
+        let both = ByFamily { v4: Some("10.0.0.0/8"), v6: Some("fd00::/48") };
+        assert_eq!(both.to_string(), "10.0.0.0/8, fd00::/48");
+        assert_eq!(ByFamily { v4: None, ..both }.to_string(), "fd00::/48");
+        assert_eq!(ByFamily::<IpNet>::default().to_string(), "none");
+        assert_eq!(Family::ALL.map(Family::other), [Family::Ipv6, Family::Ipv4]);
     }
 }

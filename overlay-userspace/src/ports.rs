@@ -15,14 +15,14 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
-use overlay_common::maps::{Addr, FAMILY_V4, HOST_PORTS_MAX, HostPort, HostPortTarget, Owner, PortProtocol};
+use overlay_common::maps::{Addr, HOST_PORTS_MAX, HostPort, HostPortTarget, Owner, PortProtocol};
 
 use crate::{
     cni::owner_text,
@@ -31,6 +31,7 @@ use crate::{
         pins::Pins,
         tables::{self, Endpoints, LocalTable},
     },
+    family::{ByFamily, Family, OfFamily as _},
     host::{
         conntrack::{self, Connection},
         netlink::{Netlink, NetlinkError},
@@ -103,7 +104,8 @@ pub fn held_by(pins: &Pins, owner: &Owner) -> Result<Vec<Entry>, DatapathError> 
 /// Map and rules, held alone.
 pub struct HostPorts {
     table: tables::HostPorts,
-    gateway: Ipv4Addr,
+    /// The node's, of the families that it carries.
+    gateways: ByFamily<IpAddr>,
     _lock: Flock<File>,
 }
 
@@ -125,8 +127,8 @@ pub struct Plan {
     pub held: Vec<Entry>,
     /// Entries without one.
     pub stale: Vec<Entry>,
-    /// The rules are not those of what is held.
-    pub rewrite: bool,
+    /// The families whose rules are not those of what is held.
+    pub rewrite: Vec<Family>,
 }
 
 impl HostPorts {
@@ -138,7 +140,9 @@ impl HostPorts {
     /// been started.
     pub fn lock(pins: &Pins) -> Result<Self, PortsError> {
         let table = tables::HostPorts::open(pins)?;
-        let gateway = v4(LocalTable::open(pins)?.get()?.gateway[FAMILY_V4]).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let gateways =
+            LocalTable::open(pins)?.get()?.gateway.into_iter().filter(|gateway| !gateway.is_unspecified());
+        let gateways = ByFamily::from_values(gateways.map(Addr::to_ip)).unwrap_or_default();
         let path = pins.root().join("maps");
         let failed = |cause| PortsError::Lock { path: path.clone(), cause };
         let mut file = File::open(&path).map_err(failed)?;
@@ -147,7 +151,7 @@ impl HostPorts {
         let deadline = Instant::now() + PATIENCE;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { table, gateway, _lock: lock }),
+                Ok(lock) => return Ok(Self { table, gateways, _lock: lock }),
                 Err((file, nix::Error::EWOULDBLOCK)) if Instant::now() < deadline => file,
                 Err((_, cause)) => return Err(failed(cause.into())),
             };
@@ -211,15 +215,16 @@ impl HostPorts {
             }
         }
         let mappings = mappings(wanted);
-        if rules::add(self.gateway, &mappings).is_err() {
+        if rules::add(&self.gateways, &mappings).is_err() {
             // What is loaded is not what it should be, or cannot be changed, which shows now.
-            self.rewrite(&self.table.entries()?)?;
+            self.rewrite(families(&mappings), &self.table.entries()?)?;
         }
         // Flows from before go to the node itself, or to a pod that is gone.
         let local = local_addresses().unwrap_or_default();
         forget(&mappings, |mapping, flow| {
             let to = flow.original.dst;
-            mapping.address.is_none_or(|address| address == to)
+            mapping.family() == to.family()
+                && mapping.address.is_none_or(|address| address == to)
                 && (to.is_loopback() || local.contains(&to))
                 && flow.reply.src != mapping.pod
         });
@@ -237,9 +242,9 @@ impl HostPorts {
         if own.is_empty() {
             return Ok(());
         }
-        // The last one takes the table along.
-        if rest.is_empty() || rules::delete(&mappings(&own)).is_err() {
-            self.rewrite(&rest)?;
+        let gone = mappings(&own);
+        if rules::delete(&gone, &mappings(&rest)).is_err() {
+            self.rewrite(families(&gone), &rest)?;
         }
         self.remove(&own)
     }
@@ -251,13 +256,11 @@ impl HostPorts {
     /// As [`HostPorts::release`].
     pub fn reconcile(&mut self, pins: &Pins) -> Result<Reconciled, PortsError> {
         let Plan { held, stale, rewrite } = self.plan(pins)?;
-        if rewrite {
-            self.rewrite(&held)?;
-        }
+        self.rewrite(rewrite.iter().copied(), &held)?;
         self.remove(&stale)?;
         Ok(Reconciled {
             removed: stale.into_iter().map(|(port, _)| port).collect(),
-            rewritten: rewrite,
+            rewritten: !rewrite.is_empty(),
             pods: held.into_iter().map(|(_, target)| target.pod).collect(),
         })
     }
@@ -274,14 +277,21 @@ impl HostPorts {
                 if known { held.push(entry) } else { stale.push(entry) }
             }
         }
-        let wanted = mappings(&held);
-        let rewrite = match rules::loaded() {
-            Ok(None) => !wanted.is_empty(),
-            Ok(Some(loaded)) => wanted.is_empty() || !loaded.is(self.gateway, &wanted),
-            // What nft cannot show is not as it was made: nft 1.0.6 crashes on a table with flags.
-            Err(NftError::Refused { .. } | NftError::Output { .. }) => true,
-            Err(error) => return Err(error.into()),
-        };
+        let all = mappings(&held);
+        let mut rewrite = Vec::new();
+        for family in Family::ALL {
+            let gateway = self.gateways.get(family).copied();
+            // Without a gateway a family has no table.
+            let gateway = gateway.filter(|_| all.iter().any(|mapping| mapping.family() == family));
+            let differs = match rules::loaded(family) {
+                Ok(None) => gateway.is_some(),
+                Ok(Some(loaded)) => gateway.is_none_or(|gateway| !loaded.is(gateway, &all)),
+                // What nft cannot show is not as it was made: nft 1.0.6 crashes on a table with flags.
+                Err(NftError::Refused { .. } | NftError::Output { .. }) => true,
+                Err(error) => return Err(error.into()),
+            };
+            rewrite.extend(differs.then_some(family));
+        }
         Ok(Plan { held, stale, rewrite })
     }
 
@@ -318,26 +328,29 @@ impl HostPorts {
 
     /// What the rules lack of that these entries need, in words.
     pub fn missing(&self, entries: &[Entry]) -> Result<Vec<String>, PortsError> {
-        if entries.is_empty() {
-            return Ok(Vec::new());
-        }
-        let Some(loaded) = rules::loaded()? else {
-            return Ok(vec![format!("the table ip {} is missing", rules::TABLE)]);
-        };
         let mut missing = Vec::new();
-        if !loaded.is_sound(self.gateway) {
-            missing.push(format!("the rules of the table ip {} are not as they were made", rules::TABLE));
+        for family in families(&mappings(entries)) {
+            let table = format!("the table {} {}", family.nft(), rules::TABLE);
+            let Some(loaded) = rules::loaded(family)? else {
+                missing.push(format!("{table} is missing"));
+                continue;
+            };
+            if !self.gateways.get(family).is_some_and(|gateway| loaded.is_sound(*gateway)) {
+                missing.push(format!("the rules of {table} are not as they were made"));
+            }
+            let own = entries.iter().filter_map(|entry| Some((entry.0, mapping(entry)?)));
+            let lacking = own.filter(|(_, mapping)| mapping.family() == family && !loaded.has(mapping));
+            missing.extend(lacking.map(|(port, _)| format!("host port {port} is not in {table}")));
         }
-        let lacks = |entry: &&Entry| !mapping(entry).is_some_and(|mapping| loaded.has(&mapping));
-        let lacking = entries.iter().filter(lacks);
-        missing.extend(
-            lacking.map(|(port, _)| format!("host port {port} is not in the table ip {}", rules::TABLE)),
-        );
         Ok(missing)
     }
 
-    fn rewrite(&self, entries: &[Entry]) -> Result<(), NftError> {
-        rules::replace(self.gateway, &mappings(entries))
+    /// Writes the tables of these families anew; all are tried.
+    fn rewrite(&self, families: impl IntoIterator<Item = Family>, entries: &[Entry]) -> Result<(), NftError> {
+        let mappings = mappings(entries);
+        families
+            .into_iter()
+            .fold(Ok(()), |before, family| before.and(rules::replace(family, &self.gateways, &mappings)))
     }
 
     /// Removes entries whose rules are gone, and ends flows of theirs.
@@ -373,29 +386,27 @@ impl Holders {
     }
 }
 
-fn v4(addr: Addr) -> Option<Ipv4Addr> {
-    match addr.to_ip() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
-}
-
-/// None for what this version cannot have written.
+/// None for what nobody can have written.
 fn mapping((port, target): &Entry) -> Option<Mapping> {
+    let (address, pod) = (port.addr.to_ip(), target.pod.to_ip());
     Some(Mapping {
-        address: match port.address() {
-            None => None,
-            Some(address) => Some(v4(address)?),
-        },
+        address: port.address().map(|_| address),
         protocol: PortProtocol::from_number(port.protocol)?,
         port: port.port,
-        pod: v4(target.pod)?,
+        pod,
         pod_port: target.port,
     })
+    .filter(|mapping| address.family() == mapping.family())
 }
 
 fn mappings(entries: &[Entry]) -> Vec<Mapping> {
     entries.iter().filter_map(mapping).collect()
+}
+
+/// The families of mappings.
+fn families(mappings: &[Mapping]) -> impl Iterator<Item = Family> + use<> {
+    let has = |family: &Family| mappings.iter().any(|mapping| mapping.family() == *family);
+    Family::ALL.into_iter().filter(has).collect::<Vec<_>>().into_iter()
 }
 
 /// Ends the flows of UDP to the ports of these mappings that are `stale`. A kernel without ctnetlink is no reason to refuse
@@ -416,13 +427,7 @@ fn forget(mappings: &[Mapping], stale: impl Fn(&Mapping, &Connection) -> bool) {
     }
 }
 
-fn local_addresses() -> Result<HashSet<Ipv4Addr>, NetlinkError> {
+fn local_addresses() -> Result<HashSet<IpAddr>, NetlinkError> {
     let addresses = Netlink::open()?.addresses(None)?;
-    Ok(addresses
-        .into_iter()
-        .filter_map(|address| match address.net.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
-        .collect())
+    Ok(addresses.into_iter().map(|address| address.net.addr()).collect())
 }

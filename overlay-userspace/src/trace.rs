@@ -7,7 +7,7 @@
 //!
 //! Nothing of what is explained is changed: no counter, no record, no flow. Called by the command line.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -167,7 +167,7 @@ pub struct Wire {
     /// From the Ethernet header on, in hexadecimal.
     pub hex: String,
     /// The VTEP that it is sent to.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
     /// The anchor device encapsulates: the outer header is what it is known to write, not what came out of a program, and
     /// the outer source port is one of those that it may choose.
     pub by_anchor: bool,

@@ -8,12 +8,12 @@ mod store;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::lab::Namespace;
@@ -243,7 +243,8 @@ fn converse(stream: &TcpStream, shared: &Shared, life: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A Node as the API has it, with what a real one carries along.
+/// A Node as the API has it, with what a real one carries along. Of addresses and subnets as many as the texts have, separated
+/// by spaces.
 pub fn node(name: &str, address: &str, subnet: &str) -> Value {
     let mut node = json!({
         "apiVersion": "v1",
@@ -265,13 +266,12 @@ pub fn node(name: &str, address: &str, subnet: &str) -> Value {
                 .collect::<Vec<_>>(),
         },
     });
-    if !subnet.is_empty() {
-        node["spec"] = json!({"podCIDR": subnet, "podCIDRs": [subnet]});
+    let subnets: Vec<_> = subnet.split_whitespace().collect();
+    if let Some(first) = subnets.first() {
+        node["spec"] = json!({"podCIDR": first, "podCIDRs": subnets});
     }
-    if !address.is_empty() {
-        let addresses = node["status"]["addresses"].as_array_mut().expect("a list");
-        addresses.push(json!({"type": "InternalIP", "address": address}));
-    }
+    let addresses = node["status"]["addresses"].as_array_mut().expect("a list");
+    addresses.extend(address.split_whitespace().map(|ip| json!({"type": "InternalIP", "address": ip})));
     node
 }
 
@@ -296,9 +296,12 @@ pub fn kubeconfig(address: SocketAddr) -> String {
     .to_string()
 }
 
-/// Subnet and address of a Node, as [`node`] was given them.
-pub fn facts(node: &Value) -> Option<(Ipv4Net, std::net::Ipv4Addr)> {
-    let addresses = node["status"]["addresses"].as_array()?;
-    let address = addresses.iter().find(|address| address["type"] == "InternalIP")?;
-    Some((node["spec"]["podCIDR"].as_str()?.parse().ok()?, address["address"].as_str()?.parse().ok()?))
+/// Subnets and addresses of a Node, as [`node`] was given them; `None` where it lacks one or the other.
+pub fn facts(node: &Value) -> Option<(Vec<IpNet>, Vec<IpAddr>)> {
+    let subnets = node["spec"]["podCIDRs"].as_array()?.iter().map(|text| text.as_str()?.parse().ok());
+    let internal =
+        node["status"]["addresses"].as_array()?.iter().filter(|address| address["type"] == "InternalIP");
+    let addresses: Vec<_> =
+        internal.map(|address| address["address"].as_str()?.parse().ok()).collect::<Option<_>>()?;
+    (!addresses.is_empty()).then_some((subnets.collect::<Option<_>>()?, addresses))
 }

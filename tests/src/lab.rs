@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod docker;
 pub mod exec;
+pub mod families;
 mod flannel;
 pub mod interrupt;
 mod log;
@@ -29,8 +30,9 @@ use nix::mount::{MsFlags, mount};
 
 pub use agent::{AgentOptions, Build, overlay_binary};
 pub use cluster::{Cluster, ClusterBuilder, World};
-pub use config::{ClusterFile, Network, NodeEntry};
+pub use config::{CIDR_V4, CIDR_V6, ClusterFile, Listed, Network, NodeEntry};
 pub use docker::{Docker, DockerContainer, DockerState};
+pub use families::{Families, nets};
 pub use flannel::{FlannelNode, FlannelPod, FlannelWire};
 pub use log::{LogMark, within};
 pub use namespace::{NETNS_DIR, Namespace};
@@ -89,11 +91,12 @@ impl Lab {
         Namespace::create(&format!("{}-{name}", self.id))
     }
 
-    /// A new namespace that forwards IPv4 packets between the links that it will get.
+    /// A new namespace that forwards packets of both families between the links that it will get.
     #[track_caller]
     pub fn router(&self, name: &str) -> Namespace {
         let router = self.namespace(name);
         router.sysctl("net.ipv4.ip_forward", "1");
+        router.sysctl("net.ipv6.conf.all.forwarding", "1");
         router
     }
 

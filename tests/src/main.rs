@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::io::{self, IsTerminal as _, Write};
+use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::thread;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use overlay_tests::lab::interrupt::{self, Interrupted};
-use overlay_tests::lab::{AgentOptions, Cluster, Link, WireMode, sweep};
+use overlay_tests::lab::{AgentOptions, Cluster, Families, Link, Listed, WireMode, sweep};
 use overlay_tests::proof::Stage;
 
 /// Exit code after Ctrl-C or SIGTERM: 128 + SIGINT, as a shell has it.
@@ -45,6 +46,12 @@ struct Run {
     /// How the underlay's wires behave
     #[arg(long, value_enum, default_value_t)]
     wire: Wire,
+    /// Address families of the pods
+    #[arg(long, value_enum, default_value_t)]
+    families: Families,
+    /// Address families of the underlay; those of the pods if not said
+    #[arg(long, value_enum)]
+    underlay: Option<Families>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -102,7 +109,11 @@ impl Run {
     fn execute(&self) -> io::Result<bool> {
         let start = Instant::now();
         progress("building nodes cp, w1, w2, a router and a world");
-        let cluster = Cluster::builder().link(Link::new(self.wire.into())).build();
+        let cluster = Cluster::builder()
+            .link(Link::new(self.wire.into()))
+            .families(self.families)
+            .underlay(self.underlay.unwrap_or(self.families))
+            .build();
         progress("starting agents");
         cluster.start_agents_with(AgentOptions::seen);
         progress("adding two pods to each node");
@@ -138,14 +149,19 @@ fn hints(stage: &Stage, out: &mut impl Write) -> io::Result<()> {
     let cluster = stage.cluster();
     writeln!(out, "\nThe cluster stays up until Ctrl-C.\n")?;
     for node in cluster.nodes() {
-        let (name, address, subnet) = (node.name(), node.address(), node.subnet());
+        let (name, entry) = (node.name(), node.entry());
+        let (address, subnet) = (entry.address, entry.subnet);
         writeln!(out, "node {name}  {address}  pods {subnet}  netns {}", node.namespace().name())?;
         for pod in stage.pods().iter().filter(|pod| pod.node() == name) {
-            writeln!(out, "  pod {}  {}  netns {}", pod.name(), pod.addr(), pod.namespace().name())?;
+            let addrs = pod.addrs();
+            let addrs = Listed::new(addrs.values());
+            writeln!(out, "  pod {}  {addrs}  netns {}", pod.name(), pod.namespace().name())?;
         }
     }
     let world = cluster.world();
-    writeln!(out, "world    {}  netns {}\n", world.address(), world.namespace().name())?;
+    let addresses = world.addresses();
+    let addresses = Listed::new(addresses.values());
+    writeln!(out, "world    {addresses}  netns {}\n", world.namespace().name())?;
     if let (Some(pod), Some(node)) = (stage.pods().first(), cluster.nodes().first()) {
         let maps = node.pins().join("maps");
         writeln!(out, "enter a pod    ip netns exec {} sh", pod.namespace().name())?;
@@ -154,8 +170,8 @@ fn hints(stage: &Stage, out: &mut impl Write) -> io::Result<()> {
         }
     }
     if let Some(node) = cluster.nodes().first() {
-        let (netns, address) = (node.namespace().name(), node.address());
-        let page = format!("http://{address}:{}/", AgentOptions::HTTP_PORT);
+        let netns = node.namespace().name();
+        let page = format!("http://{}/", SocketAddr::new(node.primary_address(), AgentOptions::HTTP_PORT));
         writeln!(out, "see the page   ip netns exec {netns} curl {page}metrics, or a browser on {page}")?;
     }
     writeln!(out, "agent logs     {}/<node>.log", cluster.lab().dir().display())?;

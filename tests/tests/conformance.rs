@@ -13,14 +13,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use overlay_tests::lab::{ClusterFile, Lab, Lan, Link, Network, Node, exec, overlay_binary};
+use ipnet::IpNet;
+use overlay_tests::lab::families::nets;
+use overlay_tests::lab::{
+    ClusterFile, Families, Lab, Lan, Link, Listed, Network, Node, exec, overlay_binary,
+};
+use overlay_userspace::family::{ByFamily, Family};
 use serde_json::{Value, json};
 
 /// Where Debian's package `containernetworking-plugins` has its plugins.
@@ -119,11 +122,15 @@ fn bridge(name: &str) -> Value {
 }
 
 /// One node with an agent.
-fn node(lab: &Lab) -> (Lan, Node) {
+fn node(lab: &Lab, families: Families) -> (Lan, Node) {
     let lan = Lan::new(lab, "lan", Link::default());
-    let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
-    let node = Node::builder("n1", "192.0.2.11/24".parse().unwrap(), subnet).on_lan(lab, &lan);
-    lab.write_cluster(&ClusterFile { network: Network::default(), nodes: vec![node.entry()] });
+    let some = |all: ByFamily<IpNet>| families.map(|family| *all.get(family).unwrap());
+    let underlay = some(nets(&["192.0.2.11/24", "2001:db8::11/64"]));
+    let subnets = some(nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
+    let node = Node::builder_of("n1", underlay, subnets).on_lan(lab, &lan);
+    let cidr = Listed::ordered(&some(nets(&["10.244.0.0/16", "fd00:10:244::/56"])), Family::Ipv4);
+    let network = Network { cidr, ..Network::default() };
+    lab.write_cluster(&ClusterFile { network, nodes: vec![node.entry()] });
     node.start_agent();
     (lan, node)
 }
@@ -139,8 +146,23 @@ fn place(node: &Node) -> Vec<String> {
 
 #[test]
 fn overlay_passes_every_case_in_every_version() {
-    let (lab, dir) = (Lab::new(), TempDir::new("overlay"));
-    let (_lan, node) = node(&lab);
+    expect_to_pass(Families::Ipv4);
+}
+
+#[test]
+fn overlay_passes_every_case_in_ipv6_alone() {
+    expect_to_pass(Families::Ipv6);
+}
+
+#[test]
+fn overlay_passes_every_case_in_both_families() {
+    expect_to_pass(Families::Dual);
+}
+
+#[track_caller]
+fn expect_to_pass(families: Families) {
+    let (lab, dir) = (Lab::new(), TempDir::new(&format!("overlay-{families:?}")));
+    let (_lan, node) = node(&lab, families);
     let conf = json!({
         "cniVersion": "1.1.0",
         "name": "overlay",
@@ -171,7 +193,7 @@ fn overlay_passes_every_case_in_every_version() {
 #[test]
 fn overlay_comes_first_in_a_chain_of_debians_plugins() {
     let (lab, dir) = (Lab::new(), TempDir::new("chain"));
-    let (_lan, node) = node(&lab);
+    let (_lan, node) = node(&lab, Families::Ipv4);
     let conf = json!({
         "cniVersion": "1.0.0",
         "name": "overlay-chain",
@@ -339,4 +361,37 @@ fn a_plugin_that_is_missing_is_no_verdict() {
     assert_eq!(out.status.code(), Some(2));
     assert!(out.stderr.contains("no plugin no-such"), "{}", out.stderr);
     assert_eq!(out.stdout, "");
+}
+
+/// Prints what ADD and DEL take; with `OVERLAY_BIN` of a release build, on a machine that does nothing else:
+/// `cargo test -p overlay-tests --test conformance -- --ignored --nocapture add_and_del`.
+#[test]
+#[ignore = "measures, judges nothing"]
+fn how_long_add_and_del_take_with_one_family_and_with_both() {
+    let dir = TempDir::new("bench");
+    let bridge = dir.write("bridge.conflist", &bridge("bench").to_string());
+    let labs = [Families::Ipv4, Families::Dual].map(|families| {
+        let lab = Lab::new();
+        let (lan, node) = node(&lab, families);
+        (families, node, lan, lab)
+    });
+    for round in 1..=2 {
+        for (families, node, ..) in &labs {
+            let conf = json!({
+                "cniVersion": "1.1.0",
+                "name": "overlay",
+                "plugins": [{ "type": "overlay", "pins": node.pins() }],
+            });
+            let conflist = dir.write("overlay.conflist", &conf.to_string());
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cni-conformance"));
+            command.arg("--conflist").arg(&conflist).args(place(node)).args(["--bench", "150"]);
+            // Once is enough for what others have measured as well.
+            if (round, *families) == (1, Families::Ipv4) {
+                command.arg("--against").arg(&bridge);
+            }
+            let out = exec::output(&mut command, b"", LIMIT).unwrap();
+            assert!(out.status.success(), "{}", out.stderr);
+            println!("{families:?}, round {round}\n{}", out.stdout);
+        }
+    }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -22,39 +22,86 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_tests::lab::sweep::{LABS_DIR, sweep};
 use overlay_tests::lab::{
-    Cluster, ClusterBuilder, Docker, FlannelNode, FlannelWire, Lab, Lan, Link, NETNS_DIR, WireMode,
-    device_feature, exec,
+    Cluster, ClusterBuilder, Docker, Families, FlannelNode, FlannelWire, Lab, Lan, Link, NETNS_DIR, WireMode,
+    device_feature, exec, nets,
 };
 use overlay_tests::traffic::capture::{Capture, Frame};
-use overlay_tests::traffic::{ping, tcp, udp};
-
-fn port_of(address: Ipv4Addr) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(address), 0)
-}
+use overlay_tests::traffic::{any_port, ping, tcp, udp};
+use overlay_userspace::family::Family;
 
 #[test]
 fn nodes_and_world_reach_each_other_over_lan_and_router() {
-    let cluster = Cluster::builder().build();
-    for from in cluster.nodes() {
-        let to_world = (cluster.world().namespace(), cluster.world().address());
-        let to_nodes = cluster.nodes().iter().map(|to| (to.namespace(), to.address()));
-        for (namespace, address) in to_nodes.chain([to_world]) {
-            let seen = tcp::exchange(from.namespace(), namespace, port_of(address)).unwrap();
-            assert!(seen.same_address(), "{seen:?}");
-            let seen = udp::exchange(from.namespace(), namespace, port_of(address)).unwrap();
-            assert!(seen.same_address(), "{seen:?}");
-            ping::ping(from.namespace(), IpAddr::V4(address)).unwrap();
+    for families in Families::ALL {
+        let cluster = Cluster::builder().families(families).build();
+        let pairs = families.iter().flat_map(|family| cluster.nodes().iter().map(move |from| (family, from)));
+        for (family, from) in pairs {
+            let world = cluster.world();
+            let to_world = (world.namespace(), world.address_of(family));
+            let to_nodes = cluster.nodes().iter().map(|to| (to.namespace(), to.address_of(family)));
+            for (namespace, address) in to_nodes.chain([to_world]) {
+                let seen = tcp::exchange(from.namespace(), namespace, any_port(address)).unwrap();
+                assert!(seen.same_address(), "{seen:?}");
+                let seen = udp::exchange(from.namespace(), namespace, any_port(address)).unwrap();
+                assert!(seen.same_address(), "{seen:?}");
+                ping::ping(from.namespace(), address).unwrap();
+            }
         }
+    }
+}
+
+/// Every address of a family but those of loopback and link-local ones, in any namespace of the cluster.
+#[track_caller]
+fn global_addresses(cluster: &Cluster, option: &str) -> Vec<String> {
+    let nodes = cluster.nodes().iter().map(|node| node.namespace());
+    let mut found = Vec::new();
+    for namespace in nodes.chain([cluster.router(), cluster.world().namespace()]) {
+        let devices = namespace.ip_json(&format!("{option} addr show scope global"));
+        let infos =
+            devices.as_array().into_iter().flatten().filter_map(|device| device["addr_info"].as_array());
+        found.extend(infos.flatten().map(|info| info["local"].to_string()));
+    }
+    found
+}
+
+#[test]
+fn lab_of_one_family_has_no_address_of_the_other() {
+    for (families, other) in [(Families::Ipv4, "-6"), (Families::Ipv6, "-4")] {
+        let cluster = Cluster::builder().families(families).docker(Docker::Idle).build();
+        assert_eq!(global_addresses(&cluster, other), Vec::<String>::new(), "{families:?}");
+    }
+    let both =
+        Cluster::builder().families(Families::Ipv4).underlay(Families::Ipv6).docker(Docker::Absent).build();
+    assert_eq!(global_addresses(&both, "-4"), Vec::<String>::new());
+    assert!(both.node("w2").subnets().v6.is_none() && both.node("w2").addresses().v4.is_none());
+}
+
+#[test]
+fn node_of_a_mixed_cluster_lacks_what_it_is_told_to() {
+    let builder = Cluster::builder().families(Families::Dual).mixed("w1", Families::Ipv6, Families::Ipv4);
+    let cluster = builder.build();
+    let text = fs::read_to_string(cluster.lab().cluster_file()).unwrap();
+    for line in [
+        r#"cidr = ["10.244.0.0/16", "fd00:10:244::/56"]"#,
+        r#"address = ["192.0.2.11", "2001:db8:a::11"]"#,
+        r#"subnet = ["10.244.0.0/24", "fd00:10:244::/64"]"#,
+        r#"address = "192.0.2.12""#,
+        r#"subnet = "fd00:10:244:1::/64""#,
+        r#"address = ["192.0.2.75", "2001:db8:b::11"]"#,
+        r#"subnet = ["10.244.2.0/24", "fd00:10:244:2::/64"]"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
     }
 }
 
 #[test]
 fn neither_world_nor_router_has_a_route_to_pods() {
-    let cluster = Cluster::builder().build();
+    let cluster = Cluster::builder().families(Families::Dual).build();
     for namespace in [cluster.world().namespace(), cluster.router()] {
-        let mut route = namespace.command("ip");
-        let out = exec::output(route.args(["route", "get", "10.244.0.2"]), b"", exec::COMMAND_LIMIT).unwrap();
-        assert!(!out.status.success(), "{}", out.stdout);
+        for pod in ["10.244.0.2", "fd00:10:244::2"] {
+            let mut route = namespace.command("ip");
+            let out = exec::output(route.args(["route", "get", pod]), b"", exec::COMMAND_LIMIT).unwrap();
+            assert!(!out.status.success(), "{}", out.stdout);
+        }
     }
 }
 
@@ -63,20 +110,26 @@ fn docker_is_down_and_drops_what_a_node_would_forward() {
     for (docker, bridge) in
         [(Docker::Down, Some("DOWN")), (Docker::Idle, Some("DOWN")), (Docker::Absent, None)]
     {
-        let cluster = Cluster::builder().docker(docker).build();
+        let cluster = Cluster::builder().families(Families::Dual).docker(docker).build();
         let state = cluster.node("w1").docker_state();
         assert_eq!(state.bridge.as_deref(), bridge, "{docker:?}");
         let drops = docker != Docker::Absent;
-        assert_eq!(state.forward_policy.as_deref() == Some("DROP"), drops, "{docker:?}");
+        for (family, policy) in state.forward_policy.iter() {
+            assert_eq!(policy == "DROP", drops, "{docker:?} {family}");
+        }
 
         // A packet that w1 would have to forward: from cp to w2, by way of w1.
         let (cp, w1, w2) = (cluster.node("cp"), cluster.node("w1"), cluster.node("w2"));
-        cp.namespace().ip(&format!("route add {} via {}", w2.address(), w1.address()));
         // Without this w1 tells cp the shorter way.
         w1.namespace().sysctl("net.ipv4.conf.all.send_redirects", "0");
         w1.namespace().sysctl("net.ipv4.conf.eth0.send_redirects", "0");
-        let passes = ping::ping(cp.namespace(), IpAddr::V4(w2.address())).is_ok();
-        assert_eq!(passes, !drops, "{docker:?}");
+        w1.namespace().sysctl("net.ipv6.conf.all.forwarding", "1");
+        for family in Family::ALL {
+            let [to, via] = [w2, w1].map(|node| node.address_of(family));
+            cp.namespace().ip(&format!("route add {to} via {via}"));
+            let passes = ping::ping(cp.namespace(), to).is_ok();
+            assert_eq!(passes, !drops, "{docker:?} {family}");
+        }
     }
 }
 
@@ -174,21 +227,25 @@ fn mtu_of_the_underlay_is_as_asked() {
 fn flannel_nodes_reach_each_others_pods() {
     let lab = Lab::new();
     let lan = Lan::new(&lab, "lan", Link::default());
-    let node = |name, underlay: &str, subnet: &str| {
-        let (underlay, subnet) = (underlay.parse().unwrap(), subnet.parse().unwrap());
-        FlannelNode::new(&lab, &lan, name, underlay, subnet, FlannelWire::default())
+    let node = |name, number: u8| {
+        let underlay = [format!("192.0.2.{number}/24"), format!("2001:db8:a::{number}/64")];
+        let subnets = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
+        let [underlay, subnets] = [underlay, subnets].map(|both| nets(&both.each_ref().map(String::as_str)));
+        FlannelNode::new(&lab, &lan, name, underlay, subnets, FlannelWire::default())
     };
-    let mut one = node("one", "192.0.2.1/24", "10.244.1.0/24");
-    let mut two = node("two", "192.0.2.2/24", "10.244.2.0/24");
-    one.add_peer(&two.entry(), &two.vtep_mac());
-    two.add_peer(&one.entry(), &one.vtep_mac());
+    let (mut one, mut two) = (node("one", 1), node("two", 2));
+    one.add_peer(&two.entry(), &two.vtep_macs());
+    two.add_peer(&one.entry(), &one.vtep_macs());
     let (a, b) = (one.add_pod(&lab, "a"), two.add_pod(&lab, "b"));
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        let seen = tcp::exchange(from.namespace(), to.namespace(), port_of(to.addr())).unwrap();
-        assert_eq!((seen.client.ip(), seen.same_address()), (IpAddr::V4(from.addr()), true));
+    for (family, largest) in [(Family::Ipv4, 1450), (Family::Ipv6, 1430)] {
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let at = any_port(to.addr_of(family));
+            let seen = tcp::exchange(from.namespace(), to.namespace(), at).unwrap();
+            assert_eq!((seen.client.ip(), seen.same_address()), (from.addr_of(family), true));
+        }
+        let largest = ping::unfragmented(a.namespace(), b.addr_of(family), largest).unwrap();
+        assert!(matches!(largest, ping::Probe::Reply(_)), "{largest:?}");
     }
-    let largest = ping::unfragmented(a.namespace(), IpAddr::V4(b.addr()), 1450).unwrap();
-    assert!(matches!(largest, ping::Probe::Reply(_)), "{largest:?}");
 }
 
 /// Everything on this machine that carries the id of a lab.

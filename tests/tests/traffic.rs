@@ -7,21 +7,29 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::thread;
 use std::time::Duration;
 
-use overlay_tests::lab::{Cluster, Lab, Link, Namespace, WireMode, exec};
+use overlay_tests::lab::{Cluster, Families, Lab, Link, Namespace, WireMode, exec};
 use overlay_tests::traffic::capture::Capture;
 use overlay_tests::traffic::counters::Counters;
 use overlay_tests::traffic::inject::{inject, mac_of};
 use overlay_tests::traffic::stream::{Kind, RATE, Stream};
 use overlay_tests::traffic::udp::{Sending, burst};
 use overlay_tests::traffic::vxlan::{FLAG_VNI, Tunnel, udp_frame};
-use overlay_tests::traffic::{ping, tcp, udp};
+use overlay_tests::traffic::{any_port, ping, pmtu, tcp, udp};
+use overlay_userspace::family::Family;
 
 const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// The same ends in IPv6.
+const A6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const B6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+/// `B` in both families.
+const BOTH: [IpAddr; 2] = [IpAddr::V4(B), IpAddr::V6(B6)];
 
 /// Two namespaces with a wire between their `eth0`.
 struct Pair {
@@ -36,6 +44,8 @@ fn pair() -> Pair {
     Link::default().connect(&a, "eth0", &b, "eth0");
     a.ip(&format!("addr add {A}/24 dev eth0"));
     b.ip(&format!("addr add {B}/24 dev eth0"));
+    a.ip(&format!("addr add {A6}/64 dev eth0"));
+    b.ip(&format!("addr add {B6}/64 dev eth0"));
     Pair { a, b, _lab: lab }
 }
 
@@ -44,18 +54,17 @@ fn nft(namespace: &Namespace, rules: &str) {
     exec::must(namespace.command("nft").args(["-f", "-"]), rules);
 }
 
-fn any_port(address: Ipv4Addr) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(address), 0)
-}
-
 #[test]
 fn bulk_transfer_through_a_router_is_intact_in_both_wire_modes() {
     for mode in WireMode::ALL {
-        let cluster = Cluster::builder().link(Link::new(mode)).build();
+        let cluster = Cluster::builder().link(Link::new(mode)).families(Families::Dual).build();
         let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
-        for (from, to) in [(cp, w2), (w2, cp)] {
-            let bulk = tcp::bulk(from.namespace(), to.namespace(), any_port(to.address()), 32).unwrap();
-            assert!(bulk.intact(), "{mode:?}: {bulk:?}");
+        for (family, (from, to)) in
+            Family::ALL.into_iter().flat_map(|family| [(family, (cp, w2)), (family, (w2, cp))])
+        {
+            let at = any_port(to.address_of(family));
+            let bulk = tcp::bulk(from.namespace(), to.namespace(), at, 32).unwrap();
+            assert!(bulk.intact(), "{mode:?} {family}: {bulk:?}");
             assert_eq!(bulk.bytes, 32 << 20);
         }
         for node in [cp, w2] {
@@ -67,11 +76,14 @@ fn bulk_transfer_through_a_router_is_intact_in_both_wire_modes() {
 #[test]
 fn bursts_through_a_router_arrive_complete_in_both_wire_modes() {
     for mode in WireMode::ALL {
-        let cluster = Cluster::builder().link(Link::new(mode)).build();
+        let cluster = Cluster::builder().link(Link::new(mode)).families(Families::Dual).build();
         let (cp, w2) = (cluster.node("cp"), cluster.node("w2"));
-        for sending in [Sending::Plain, Sending::Segmented] {
-            let seen = burst(cp.namespace(), w2.namespace(), any_port(w2.address()), 100, sending).unwrap();
-            assert!(seen.complete() && seen.received == 100, "{mode:?} {sending:?}: {seen:?}");
+        for family in Family::ALL {
+            for sending in [Sending::Plain, Sending::Segmented] {
+                let at = any_port(w2.address_of(family));
+                let seen = burst(cp.namespace(), w2.namespace(), at, 100, sending).unwrap();
+                assert!(seen.complete() && seen.received == 100, "{mode:?} {family} {sending:?}: {seen:?}");
+            }
         }
     }
 }
@@ -108,17 +120,19 @@ fn exchange_tells_a_translated_address() {
     let pair = pair();
     nft(
         &pair.a,
-        "table ip t {
+        "table inet t {
             chain c {
                 type nat hook postrouting priority srcnat
                 meta l4proto { tcp, udp } masquerade to :40000-40009
             }
         }",
     );
-    for seen in [tcp::exchange(&pair.a, &pair.b, any_port(B)), udp::exchange(&pair.a, &pair.b, any_port(B))] {
-        let seen = seen.unwrap();
-        assert!(!seen.same_address(), "{seen:?}");
-        assert!((40000..=40009).contains(&seen.server_saw.port()), "{seen:?}");
+    for at in BOTH.map(any_port) {
+        for seen in [tcp::exchange(&pair.a, &pair.b, at), udp::exchange(&pair.a, &pair.b, at)] {
+            let seen = seen.unwrap();
+            assert!(!seen.same_address(), "{seen:?}");
+            assert!((40000..=40009).contains(&seen.server_saw.port()), "{seen:?}");
+        }
     }
 }
 
@@ -136,20 +150,27 @@ fn dead_path_is_an_error_in_time() {
 #[test]
 fn largest_packet_passes_and_one_byte_more_is_refused() {
     let pair = pair();
-    assert!(matches!(ping::unfragmented(&pair.a, IpAddr::V4(B), 1500).unwrap(), ping::Probe::Reply(_)));
-    let refused = ping::unfragmented(&pair.a, IpAddr::V4(B), 1501).unwrap();
-    assert_eq!(refused, ping::Probe::TooLong { mtu: 1500 });
+    for to in BOTH {
+        assert!(matches!(ping::unfragmented(&pair.a, to, 1500).unwrap(), ping::Probe::Reply(_)));
+        let refused = ping::unfragmented(&pair.a, to, 1501).unwrap();
+        assert_eq!(refused, ping::Probe::TooLong { mtu: 1500 });
+        let datagram = |packet| pmtu::unfragmented(&pair.a, &pair.b, any_port(to), packet).unwrap();
+        assert!(matches!(datagram(1500), ping::Probe::Reply(_)));
+        assert_eq!(datagram(1501), ping::Probe::TooLong { mtu: 1500 });
+    }
 }
 
 #[test]
 fn streams_on_a_good_path_lose_nothing() {
     let pair = pair();
-    let streams = Kind::ALL.map(|kind| Stream::start(kind, &pair.a, &pair.b, IpAddr::V4(B), RATE).unwrap());
-    thread::sleep(Duration::from_secs(1));
-    for (kind, stream) in Kind::ALL.into_iter().zip(streams) {
-        let outcome = stream.stop();
-        assert_eq!((outcome.lost, &outcome.error), (0, &None), "{kind:?}: {outcome:?}");
-        assert!(outcome.sent > u64::from(RATE) / 2, "{kind:?}: {outcome:?}");
+    for to in BOTH {
+        let streams = Kind::ALL.map(|kind| Stream::start(kind, &pair.a, &pair.b, to, RATE).unwrap());
+        thread::sleep(Duration::from_secs(1));
+        for (kind, stream) in Kind::ALL.into_iter().zip(streams) {
+            let outcome = stream.stop();
+            assert_eq!((outcome.lost, &outcome.error), (0, &None), "{kind:?} to {to}: {outcome:?}");
+            assert!(outcome.sent > u64::from(RATE) / 2, "{kind:?} to {to}: {outcome:?}");
+        }
     }
 }
 
@@ -195,8 +216,8 @@ fn forged_tunnel_packet_is_captured_as_sent() {
         (SocketAddrV4::new([10, 244, 0, 2].into(), 1), SocketAddrV4::new([10, 244, 1, 2].into(), 2));
     let forged = Tunnel {
         macs,
-        source: SocketAddrV4::new(A, 55555),
-        destination: SocketAddrV4::new(B, 8472),
+        source: SocketAddr::new(A.into(), 55555),
+        destination: SocketAddr::new(B.into(), 8472),
         ttl: 64,
         tos: 0,
         dont_fragment: false,
@@ -206,11 +227,11 @@ fn forged_tunnel_packet_is_captured_as_sent() {
         inner: udp_frame(macs, inner_addresses.0, inner_addresses.1, b"inner payload"),
     };
     let capture = Capture::start(&pair.b, "eth0");
-    let socket = udp::bind(&pair.b, SocketAddr::V4(forged.destination)).unwrap();
+    let socket = udp::bind(&pair.b, forged.destination).unwrap();
     inject(&pair.a, "eth0", &[forged.encode()]);
     let mut payload = [0; 2048];
     let (len, from) = socket.recv_from(&mut payload).unwrap();
-    assert_eq!(from, SocketAddr::V4(forged.source));
+    assert_eq!(from, forged.source);
     assert!(payload[..len].ends_with(&forged.inner));
     let decoded: Vec<Tunnel> =
         capture.stop().iter().filter_map(|frame| Tunnel::decode(&frame.bytes)).collect();

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the fuzz targets of tests/fuzz, for a bounded time each.
+//! `cargo xtask fuzz`: the fuzz targets of tests/fuzz, for a bounded time each, or the loaded programs (`--programs`).
 //!
 //! They are ordinary cargo-fuzz targets; cargo-fuzz itself is not needed. It would take a minute to build and passes
 //! flags that stable compilers take as well, but for sanitizers, which code without unsafe memory accesses of its own
@@ -10,6 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -17,8 +18,9 @@ use clap::Args;
 
 use crate::{
     ebpf,
+    run::require_root,
     setup::{self, Part},
-    workspace::{self, Workspace, execute},
+    workspace::{self, Profile, Workspace, execute},
 };
 
 /// The targets: binaries of the package in [`DIR`].
@@ -54,13 +56,22 @@ pub(crate) struct Options {
     /// How long to run each target
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u32,
-    /// More arguments for libFuzzer, such as -jobs=2
+    /// Instead: the programs as they are loaded, with random and damaged packets; all of them, in turn. Needs root
+    #[arg(long, conflicts_with = "target")]
+    programs: bool,
+    /// What the packets of --programs are made from; by default another one each time, and printed
+    #[arg(long, requires = "programs")]
+    seed: Option<u64>,
+    /// More arguments for libFuzzer, such as -jobs=2, or for the fuzzer of the programs, such as --hook=from_pod
     #[arg(last = true)]
     arguments: Vec<OsString>,
 }
 
 /// Builds and runs what the options ask for.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if options.programs {
+        return programs(workspace, options);
+    }
     setup::ensure(&[Part::Host, Part::Bpf, Part::Fuzz])?;
     let object = ebpf::build(workspace)?;
     let built = build(workspace, &object)?;
@@ -70,6 +81,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         execute(command.args(&options.arguments)).with_context(|| advice(workspace, &built, target))?;
     }
     Ok(())
+}
+
+/// The loaded programs: a binary of overlay-tests, which says what it has found and how to see it again.
+fn programs(workspace: &Workspace, options: &Options) -> Result<()> {
+    require_root("cargo xtask setup", "cargo xtask fuzz --programs")?;
+    setup::ensure(&[Part::Host, Part::Bpf, Part::Lab])?;
+    let object = ebpf::build(workspace)?;
+    let [fuzzer] = workspace.build(Profile::Dev, ["fuzz-programs"], &object)?;
+    let seed = options.seed.unwrap_or_else(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::from(since.subsec_nanos()) ^ since.as_secs()
+    });
+    let mut command = Command::new(fuzzer);
+    command.arg("--seconds").arg(options.seconds.to_string()).arg("--seed").arg(seed.to_string());
+    execute(command.args(&options.arguments))
 }
 
 /// All targets, quietly, as a step of the tests.

@@ -5,8 +5,8 @@
 //! on a machine that has a registry. Same sources and same packages give the same bytes.
 
 mod oci;
-mod programs;
-mod rootfs;
+pub(crate) mod programs;
+pub(crate) mod rootfs;
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub(crate) const REFERENCE: &str = concat!("localhost/overlay:", env!("CARGO_PKG
 const PATH: &str = "PATH=/usr/sbin:/usr/bin";
 
 /// Protocols by name, which `nft` and the iptables programs look up; the package that has them (netbase) is not needed for more.
-const PROTOCOLS: &str = "ip 0 IP\nicmp 1 ICMP\nigmp 2 IGMP\nipencap 4 IP-ENCAP\ntcp 6 TCP\nudp 17 UDP\ndccp 33 DCCP\n\
+pub(crate) const PROTOCOLS: &str = "ip 0 IP\nicmp 1 ICMP\nigmp 2 IGMP\nipencap 4 IP-ENCAP\ntcp 6 TCP\nudp 17 UDP\ndccp 33 DCCP\n\
                          ipv6 41 IPv6\ngre 47 GRE\nesp 50 IPSEC-ESP\nah 51 IPSEC-AH\nipv6-icmp 58 IPv6-ICMP\n\
                          vrrp 112 VRRP\nsctp 132 SCTP\nudplite 136 UDPLite\n";
 
@@ -120,6 +120,18 @@ pub(crate) fn single(binary: &Path, reference: &str, output: &Path) -> Result<()
     let mut root = RootFs::default();
     root.executable(&path, static_binary(binary)?)?;
     let config = json!({ "Entrypoint": [path] });
+    write(&Image { reference, architecture: architecture()?, layers: &[&root], config }, output)
+}
+
+/// Writes an image of programs of this machine; the first is its entry point.
+pub(crate) fn of_programs(names: &[&str], reference: &str, output: &Path) -> Result<()> {
+    let mut root = RootFs::default();
+    let mut programs = Programs::default();
+    for name in names {
+        programs.program(name)?;
+    }
+    programs.put_into(&mut root, "/usr/share/overlay/packages")?;
+    let config = json!({ "Entrypoint": names.get(..1), "Env": [PATH] });
     write(&Image { reference, architecture: architecture()?, layers: &[&root], config }, output)
 }
 

@@ -20,6 +20,7 @@ mod setup;
 mod source;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;

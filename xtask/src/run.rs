@@ -40,6 +40,12 @@ pub(crate) struct Options {
     /// How the wires of the lab behave
     #[arg(long, requires = "lab")]
     wire: Option<Wire>,
+    /// Address families of the lab's pods; IPv4 if not said
+    #[arg(long, requires = "lab")]
+    families: Option<Families>,
+    /// Address families of the lab's underlay; those of the pods if not said
+    #[arg(long, requires = "lab")]
+    underlay: Option<Families>,
     /// More arguments for the program that is run
     #[arg(last = true)]
     arguments: Vec<OsString>,
@@ -51,6 +57,26 @@ enum Wire {
     W1,
     /// Like a network card: segmentation off at the sender, GRO on at the receiver
     W2,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Families {
+    /// IPv4 alone
+    Ipv4,
+    /// IPv6 alone
+    Ipv6,
+    /// Both
+    Dual,
+}
+
+impl Families {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::Dual => "dual",
+        }
+    }
 }
 
 /// Runs the agent or the lab; returns only if that could not be started.
@@ -102,6 +128,9 @@ fn lab_arguments(options: &Options) -> Vec<&'static str> {
         Some(Wire::W1) => arguments.extend(["--wire", "w1"]),
         Some(Wire::W2) => arguments.extend(["--wire", "w2"]),
         None => {}
+    }
+    for (flag, families) in [("--families", options.families), ("--underlay", options.underlay)] {
+        arguments.extend(families.iter().flat_map(|families| [flag, families.name()]));
     }
     arguments
 }
@@ -183,14 +212,22 @@ mod tests {
 
     #[test]
     fn lab_flags_are_passed_on() {
-        let options = parse(&["--lab", "--once", "--json", "--wire", "w2"]).unwrap();
-        assert_eq!(lab_arguments(&options), ["--once", "--json", "--wire", "w2"]);
+        let flags = ["--once", "--json", "--wire", "w2", "--families", "dual", "--underlay", "ipv6"];
+        let options = parse(&[&["--lab"], &flags[..]].concat()).unwrap();
+        assert_eq!(lab_arguments(&options), flags);
         assert!(lab_arguments(&parse(&["--lab"]).unwrap()).is_empty());
     }
 
     #[test]
     fn flags_of_the_lab_need_the_lab_and_those_of_the_agent_exclude_it() {
-        for arguments in [&["--once"][..], &["--json"], &["--wire", "w1"], &["--lab", "--config", "f"]] {
+        for arguments in [
+            &["--once"][..],
+            &["--json"],
+            &["--wire", "w1"],
+            &["--families", "ipv6"],
+            &["--underlay", "ipv6"],
+            &["--lab", "--config", "f"],
+        ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
         let options = parse(&["--config", "f", "--node", "n1", "--", "--pins", "/p"]).unwrap();

@@ -14,6 +14,7 @@ use crate::{
     ebpf, fuzz, lint,
     report::Report,
     setup::{self, Part},
+    vm,
     workspace::{self, Profile, Workspace, execute},
 };
 
@@ -33,6 +34,10 @@ pub(crate) struct Options {
     /// Leave out the fuzz targets (a filter does as well)
     #[arg(long)]
     no_fuzz: bool,
+    /// Instead: packet tables and the core of the lab on Debian's kernels, in virtual machines. Versions such as 6.1, or newest
+    /// [default: 5.10 6.1 6.12 newest]
+    #[arg(long, value_name = "VERSION", num_args = 0.., conflicts_with_all = ["filter", "no_lint", "no_fuzz", "arguments"])]
+    vm: Option<Vec<String>>,
     /// Arguments for the test programs, such as --nocapture
     #[arg(last = true)]
     arguments: Vec<OsString>,
@@ -52,6 +57,9 @@ impl Options {
 
 /// Runs all tests.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if let Some(versions) = &options.vm {
+        return vm::run(workspace, versions);
+    }
     let mut parts = vec![Part::Host, Part::Bpf, Part::Agent, Part::Lab, Part::Test];
     if !options.no_lint {
         parts.push(Part::Lint);
@@ -117,6 +125,7 @@ mod tests {
             filter: Some("vxlan".into()),
             no_lint: true,
             no_fuzz: false,
+            vm: None,
             arguments: vec!["--nocapture".into()],
         };
         assert!(!options.fuzzes());

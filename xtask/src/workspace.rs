@@ -72,6 +72,29 @@ impl Workspace {
         command
     }
 
+    /// Builds test programs of a package and returns their paths in the same order.
+    pub(crate) fn build_tests(&self, package: &str, tests: &[&str], object: &Path) -> Result<Vec<PathBuf>> {
+        let mut command = self.host_cargo(object);
+        command.args(["test", "--no-run", "--package", package]);
+        for test in tests {
+            command.args(["--test", test]);
+        }
+        let built = produced(&mut command)?;
+        let path = |test: &&str| {
+            // Cargo adds a hash to the name.
+            let named = |path: &&PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.rsplit_once('-').is_some_and(|(name, _)| name == *test)
+            };
+            built
+                .iter()
+                .find(named)
+                .cloned()
+                .with_context(|| format!("find the tests {test} in what cargo built"))
+        };
+        tests.iter().map(path).collect()
+    }
+
     /// `cargo` for host crates, which embed `object`.
     pub(crate) fn host_cargo(&self, object: &Path) -> Command {
         let mut command = self.cargo();
@@ -101,10 +124,15 @@ impl Workspace {
         let mut command = self.host_cargo(object);
         command.args(["build", "--package", "overlay-userspace", "--features", ebpf::NEXT_SCHEMA]);
         let [built] = build(command, ["overlay"])?;
+        self.put_aside(&built, "overlay")
+    }
+
+    /// Copies a build to the directory of the next schema.
+    fn put_aside(&self, built: &Path, name: &str) -> Result<PathBuf> {
         let dir = self.target.join("next");
-        let (path, fresh) = (dir.join("overlay"), dir.join("overlay.new"));
+        let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        fs::copy(&built, &fresh)
+        fs::copy(built, &fresh)
             .and_then(|_| fs::rename(&fresh, &path))
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
@@ -117,6 +145,18 @@ impl Workspace {
         binaries: [&str; N],
         object: &Path,
     ) -> Result<[PathBuf; N]> {
+        build(self.static_command(object)?, binaries)
+    }
+
+    /// As [`Self::build_next`], static: `target/next/overlay-static`.
+    pub(crate) fn build_next_static(&self, object: &Path) -> Result<PathBuf> {
+        let mut command = self.static_command(object)?;
+        command.args(["--package", "overlay-userspace", "--features", ebpf::NEXT_SCHEMA]);
+        let [built] = build(command, ["overlay"])?;
+        self.put_aside(&built, "overlay-static")
+    }
+
+    fn static_command(&self, object: &Path) -> Result<Command> {
         let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
         let flags = [
             "-Ctarget-feature=+crt-static".to_owned(),
@@ -130,7 +170,7 @@ impl Workspace {
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         // With a target named, the flags are not for build scripts and macros, which must be dynamic.
         command.args(["build", "--profile", "image", "--target", &self.static_target()?]);
-        build(command, binaries)
+        Ok(command)
     }
 
     /// The host's musl target where its standard library is installed, else the host itself.
@@ -159,25 +199,30 @@ impl Workspace {
 
 /// Runs a `cargo build` of binaries of the default members and returns their paths in the same order.
 fn build<const N: usize>(mut command: Command, binaries: [&str; N]) -> Result<[PathBuf; N]> {
-    command.arg("--message-format=json-render-diagnostics");
     for binary in binaries {
         command.args(["--bin", binary]);
     }
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("start {}", line(&command)))?;
-    if !output.status.success() {
-        bail!("{} failed", line(&command));
-    }
-    let built = executables(&String::from_utf8_lossy(&output.stdout));
+    let built = produced(&mut command)?;
     let mut paths = [const { PathBuf::new() }; N];
     for (path, binary) in paths.iter_mut().zip(binaries) {
         let built = built.iter().find(|built| built.file_name() == Some(OsStr::new(binary)));
         path.clone_from(built.with_context(|| format!("find the binary {binary} in what cargo built"))?);
     }
     Ok(paths)
+}
+
+/// Runs a cargo that builds; the paths of the executables that it has built.
+fn produced(command: &mut Command) -> Result<Vec<PathBuf>> {
+    command.arg("--message-format=json-render-diagnostics");
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", line(command)))?;
+    if !output.status.success() {
+        bail!("{} failed", line(command));
+    }
+    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }
 
 /// Runs a command with its output on standard error; fails when it does.

@@ -18,7 +18,8 @@ pub const HOST_PORTS_MAX: usize = 65_536;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct HostPort {
-    /// The address of the node that it is on; the family's unspecified address (`0.0.0.0` mapped, `::`) stands for all.
+    /// The address of the node that it is on; the family's unspecified address (`0.0.0.0` mapped, `::`) stands for all of
+    /// that family.
     pub addr: Addr,
     /// The port, host order.
     pub port: u16,
@@ -54,6 +55,7 @@ impl HostPort {
     pub fn overlaps(&self, other: &Self) -> bool {
         self.port == other.port
             && self.protocol == other.protocol
+            && self.addr.to_ip().is_ipv4() == other.addr.to_ip().is_ipv4()
             && match (self.address(), other.address()) {
                 (Some(one), Some(two)) => one == two,
                 _ => true,
@@ -127,7 +129,12 @@ mod tests {
         assert!(!one.overlaps(&two));
         assert!(!any.overlaps(&port([0; 4], 81, Tcp)) && !any.overlaps(&port([0; 4], 80, Udp)));
         assert_eq!((any.address(), one.address()), (None, Some(Addr::v4([192, 0, 2, 1]))));
-        assert_eq!(HostPort { addr: Addr::UNSPECIFIED, ..any }.address(), None);
+        let six = |addr: &str| HostPort { addr: addr.parse::<core::net::IpAddr>().unwrap().into(), ..any };
+        assert_eq!(six("::").address(), None);
+        assert!(six("::").overlaps(&six("fd00::1")) && six("::").overlaps(&six("::")));
+        assert!(!six("fd00::2").overlaps(&six("fd00::1")));
+        // Families have nothing to do with each other.
+        assert!(!any.overlaps(&six("::")) && !six("::").overlaps(&one) && !six("fd00::1").overlaps(&any));
     }
 
     #[test]

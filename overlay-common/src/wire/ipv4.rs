@@ -39,6 +39,12 @@ pub const fn header_len(h: &Ipv4Hdr) -> usize {
     ((h.vihl & 0xf) as usize) << 2
 }
 
+/// Don't Fragment is set (RFC 1191).
+#[inline(always)]
+pub const fn must_not_be_fragmented(h: &Ipv4Hdr) -> bool {
+    h.frags[0] & DONT_FRAGMENT[0] != 0
+}
+
 /// 224.0.0.0/4 or the limited broadcast address.
 #[inline(always)]
 pub const fn is_multicast_or_broadcast(addr: [u8; 4]) -> bool {

@@ -9,7 +9,10 @@ use network_types::{
     vxlan::VxlanHdr,
 };
 
-use super::ip::{IpHeader, Outward};
+use super::{
+    ip::{IpHeader, Outward},
+    mac_word, write_eth,
+};
 
 /// What lies between the outer Ethernet header and the inner IP header.
 #[repr(C)]
@@ -90,22 +93,16 @@ impl<B: Copy> Encap<B> {
             traffic_class: self.tos,
             flow: self.src_port,
         });
-        outer.udp = UdpHdr {
-            src: self.src_port.to_be_bytes(),
-            dst: self.port.to_be_bytes(),
-            len: udp_len.to_be_bytes(),
-            check: [0; 2],
-        };
-        // As one number: of the three reserved bytes alone LLVM makes a call to a loop over bytes.
-        let vxlan =
-            u64::from(network_types::vxlan::VXLAN_I_FLAG_MASK) << 56 | u64::from(self.vni & 0x00ff_ffff) << 8;
-        // SAFETY: as many bytes, any of which are valid: flags, three reserved bytes, VNI, a reserved byte.
-        outer.vxlan = unsafe { core::mem::transmute::<[u8; 8], VxlanHdr>(vxlan.to_be_bytes()) };
-        outer.eth = EthHdr {
-            dst_addr: self.inner_dst,
-            src_addr: self.inner_src,
-            ether_type: self.inner_type.to_be(),
-        };
+        let ports = u64::from(self.src_port.swap_bytes()) | u64::from(self.port.swap_bytes()) << 16;
+        let flags: u64 = network_types::vxlan::VXLAN_I_FLAG_MASK.into();
+        // As words, whose lowest byte comes first: written one by one, bytes of zero become a call of a loop over bytes in BPF.
+        let at = core::ptr::from_mut(&mut outer.udp).cast::<u64>();
+        // SAFETY: the eight bytes of the UDP header.
+        unsafe { at.write_unaligned((ports | u64::from(udp_len.swap_bytes()) << 32).to_le()) };
+        let at = core::ptr::from_mut(&mut outer.vxlan).cast::<u64>();
+        // SAFETY: the eight bytes of the VXLAN header.
+        unsafe { at.write_unaligned((flags | u64::from((self.vni << 8).swap_bytes()) << 32).to_le()) };
+        write_eth(&mut outer.eth, mac_word(self.inner_dst), mac_word(self.inner_src), self.inner_type);
     }
 }
 

@@ -1,23 +1,31 @@
-//! The anchor device `overlay.<VNI>`: an external-mode vxlan device with the node's gateway address, and the routes that
+//! The anchor device `overlay.<VNI>`: an external-mode vxlan device with the node's gateway addresses, and the routes that
 //! lead to it.
 //!
-//! Its UDP socket makes the kernel aggregate tunnel packets (GRO) and tells NICs of the port; it is the slow path; and it
-//! is where the node's own traffic to pods enters the tunnel.
+//! Its UDP sockets, one for each family, make the kernel aggregate tunnel packets (GRO) and tell NICs of the port; it is the
+//! slow path; and it is where the node's own traffic to pods enters the tunnel.
+//!
+//! The device as such comes first ([`Anchor::ensure`]); then, for each family by itself, settings, address and routes
+//! ([`Anchor::ensure_family`]): what one of them cannot have the other does not miss.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, io};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use ipnet::IpNet;
-use log::{info, warn};
+use log::{Level, info, log, warn};
 use nix::errno::Errno;
 
+use super::families::Families;
 use crate::{
     cluster::gateway,
+    family::OfFamily as _,
     host::{
-        netlink::{Link, MacAddress, Netlink, NetlinkError, ROUTE_PROTOCOL, Route, RouteKind, VxlanSpec},
+        netlink::{Link, MacAddress, Netlink, NetlinkError, Route, RouteKind, VxlanSpec},
         sysctl::{self, Family},
     },
 };
+
+/// What every link that carries IPv6 can carry, in bytes (RFC 8200, 5); the kernel has no IPv6 on one that cannot.
+const IPV6_MIN_MTU: u32 = 1280;
 
 /// What the anchor should be.
 #[derive(Clone, Debug)]
@@ -26,8 +34,7 @@ pub(super) struct Anchor {
     pub(super) port: u16,
     pub(super) mac: MacAddress,
     pub(super) mtu: u32,
-    pub(super) cluster: IpNet,
-    pub(super) subnet: IpNet,
+    pub(super) families: Families,
     /// The index it had, so that it gets the same one again.
     pub(super) last_index: Option<u32>,
 }
@@ -37,6 +44,12 @@ type Found = Vec<(String, String)>;
 
 /// Devices of ours, whatever their VNI.
 const PREFIX: &str = "overlay.";
+
+/// The settings of IPv6 that an anchor device has where pods have addresses of IPv6, and where they have not.
+pub(crate) const fn ipv6_settings(used: bool) -> &'static [(&'static str, &'static str)] {
+    // Nobody in the tunnel is a router for the node.
+    if used { &[("disable_ipv6", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] }
+}
 
 /// Whether a device is an anchor device, of whichever VNI.
 pub(crate) fn is_anchor(link: &Link) -> bool {
@@ -54,8 +67,8 @@ impl Anchor {
         Self::name_of(self.vni)
     }
 
-    /// Brings the device into the wanted state, and says what was wrong with it.
-    pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
+    /// Brings the device into the wanted state, and says what was wrong with it. Whether it was made just now comes with it.
+    pub(super) fn ensure(&self, netlink: &mut Netlink) -> anyhow::Result<(Link, bool)> {
         let name = self.name();
         for link in netlink.links()? {
             if is_anchor(&link) && link.name != name {
@@ -71,6 +84,7 @@ impl Anchor {
             netlink.delete_link(&name)?;
             link = None;
         }
+        let made = link.is_none();
         if let Some(link) = link {
             for repair in self.configure(netlink, &link)? {
                 warn!("{name}: {repair}");
@@ -84,13 +98,19 @@ impl Anchor {
             }
             info!("made {name} (index {}, UDP port {}, MTU {})", link.index, self.port, self.mtu);
         }
-        netlink.link(&name)?.ok_or_else(|| anyhow!("{name} disappeared while it was set up"))
+        let link = netlink.link(&name)?;
+        Ok((link.ok_or_else(|| anyhow!("{name} disappeared while it was set up"))?, made))
     }
 
     fn fits(&self, link: &Link) -> bool {
-        link.vxlan
-            .as_ref()
-            .is_some_and(|vxlan| vxlan.collect_metadata && vxlan.port == self.port && !vxlan.learning)
+        // That it takes checksums of zero over IPv6 is decided when it is made.
+        let checksums = self.families.vteps.get(Family::Ipv6).is_none();
+        link.vxlan.as_ref().is_some_and(|vxlan| {
+            vxlan.collect_metadata
+                && vxlan.port == self.port
+                && !vxlan.learning
+                && (checksums || vxlan.zero_checksums)
+        })
     }
 
     fn create(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
@@ -106,25 +126,56 @@ impl Anchor {
         .map_err(|e| self.explain(netlink, e))
     }
 
-    /// Settings and addresses; returns what differed.
-    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<Fault>> {
-        let faults = self.faults(netlink, link)?;
-        without_ipv6(&link.name)?;
+    /// Brings settings, address and routes of a family on the device into the wanted state; on one that was just `made`
+    /// nothing is worth a warning.
+    pub(super) fn ensure_family(
+        &self,
+        netlink: &mut Netlink,
+        (link, made): (&Link, bool),
+        family: Family,
+    ) -> anyhow::Result<()> {
+        let faults = self.family_faults(netlink, link, family)?;
         for fault in &faults {
-            match fault {
-                Fault::Mac => netlink.set_mac(link.index, self.mac)?,
-                Fault::Mtu { .. } => netlink.set_mtu(link.index, self.mtu)?,
-                Fault::Arp => netlink.set_noarp(link.index, true)?,
-                Fault::Down => netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?,
-                Fault::Lacks(wanted) => netlink.replace_address(link.index, *wanted)?,
-                Fault::Holds(address) => drop(netlink.delete_address(link.index, *address)?),
-            }
+            self.repair(netlink, link, fault)?;
+            let level = if made { Level::Debug } else { Level::Warn };
+            log!(level, "{}: {fault}", link.name);
+        }
+        Ok(reconcile_routes(netlink, family, &self.routes(family, link.index))?)
+    }
+
+    /// The device's own settings; returns what differed.
+    fn configure(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<Fault>> {
+        let faults = self.faults(link);
+        for fault in &faults {
+            self.repair(netlink, link, fault)?;
         }
         Ok(faults)
     }
 
+    fn repair(&self, netlink: &mut Netlink, link: &Link, fault: &Fault) -> anyhow::Result<()> {
+        match fault {
+            Fault::Mac => netlink.set_mac(link.index, self.mac)?,
+            Fault::Mtu { .. } => netlink.set_mtu(link.index, self.mtu)?,
+            Fault::Arp => netlink.set_noarp(link.index, true)?,
+            Fault::Down => netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?,
+            Fault::Lacks(wanted) => netlink.replace_address(link.index, *wanted)?,
+            Fault::Holds(address) => drop(netlink.delete_address(link.index, *address)?),
+            Fault::Setting { path, value, .. } => sysctl::set(path, value)?,
+            Fault::NoIpv6 => {
+                let why = if self.mtu < IPV6_MIN_MTU {
+                    format!("its MTU is {}, and IPv6 takes {IPV6_MIN_MTU}: raise network.mtu", self.mtu)
+                } else {
+                    "start the kernel without ipv6.disable=1, or take the IPv6 range out of network.cidr"
+                        .to_owned()
+                };
+                return Err(anyhow!("{} has no IPv6: {why}", link.name));
+            }
+        }
+        Ok(())
+    }
+
     /// In which ways a device that fits is not as it should be, in the order in which that is put right.
-    fn faults(&self, netlink: &mut Netlink, link: &Link) -> anyhow::Result<Vec<Fault>> {
+    fn faults(&self, link: &Link) -> Vec<Fault> {
         let mut faults = Vec::new();
         if link.mac != Some(self.mac) {
             faults.push(Fault::Mac);
@@ -138,14 +189,41 @@ impl Anchor {
         if !link.up {
             faults.push(Fault::Down);
         }
-        let wanted = IpNet::from(gateway(self.subnet));
-        let present = netlink.addresses(Some(link.index))?;
-        // The new one first: routes go with the address that they prefer as source.
-        if !present.iter().any(|address| address.net == wanted) {
-            faults.push(Fault::Lacks(wanted));
+        faults
+    }
+
+    /// The same of what it has of one family.
+    fn family_faults(
+        &self,
+        netlink: &mut Netlink,
+        link: &Link,
+        family: Family,
+    ) -> anyhow::Result<Vec<Fault>> {
+        let wanted = self.families.gateways().get(family).copied().map(IpNet::from);
+        let mut faults = Vec::new();
+        if family == Family::Ipv6 {
+            for (setting, value) in ipv6_settings(wanted.is_some()) {
+                let path = sysctl::interface(family, &link.name, setting);
+                match sysctl::get(&path) {
+                    Ok(found) if found == *value => {}
+                    Ok(_) => faults.push(Fault::Setting { path, setting, value }),
+                    // A kernel without IPv6, or a device too narrow for it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        return Ok(wanted.map(|_| Fault::NoIpv6).into_iter().collect());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
-        let others = present.iter().filter(|address| address.net != wanted);
-        faults.extend(others.map(|address| Fault::Holds(address.net)));
+        let present: Vec<_> = netlink
+            .addresses(Some(link.index))?
+            .into_iter()
+            .map(|address| address.net)
+            .filter(|net| net.family() == family)
+            .collect();
+        // The new one first: routes go with the address that they prefer as source.
+        faults.extend(wanted.filter(|wanted| !present.contains(wanted)).map(Fault::Lacks));
+        faults.extend(present.into_iter().filter(|net| Some(*net) != wanted).map(Fault::Holds));
         Ok(faults)
     }
 
@@ -159,7 +237,10 @@ impl Anchor {
         let link = match netlink.link(&name)? {
             Some(link) if self.fits(&link) => link,
             Some(_) => {
-                let what = format!("is not an external-mode vxlan device on UDP port {}", self.port);
+                let what = format!(
+                    "is not the external-mode vxlan device on UDP port {} that it should be",
+                    self.port
+                );
                 found.push((name, what));
                 return Ok((None, found));
             }
@@ -168,16 +249,24 @@ impl Anchor {
                 return Ok((None, found));
             }
         };
-        found.extend(self.faults(netlink, &link)?.into_iter().map(|fault| (name.clone(), fault.found())));
+        let mut faults = self.faults(&link);
+        for family in Family::ALL {
+            faults.extend(self.family_faults(netlink, &link, family)?);
+        }
+        found.extend(faults.into_iter().map(|fault| (name.clone(), fault.found())));
         Ok((Some(link), found))
     }
 
-    /// The routes of the node that are ours, but those to its pods: the cluster through the anchor, and no loop for
-    /// addresses of the own subnet that no pod has.
-    pub(super) fn routes(&self, index: u32) -> [Route; 2] {
-        [
-            Route { prefsrc: Some(gateway(self.subnet)), ..Route::unicast(self.cluster, index) },
-            Route::unreachable(self.subnet),
+    /// The routes of the node that are ours, of one family, but those to its pods: the cluster through the anchor, and no
+    /// loop for addresses of the own subnet that no pod has.
+    pub(super) fn routes(&self, family: Family, index: u32) -> Vec<Route> {
+        let Families { clusters, subnets, .. } = &self.families;
+        let Some((cluster, subnet)) = clusters.get(family).zip(subnets.get(family)) else {
+            return Vec::new();
+        };
+        vec![
+            Route { prefsrc: Some(gateway(*subnet)), ..Route::unicast(*cluster, index) },
+            Route::unreachable(*subnet),
         ]
     }
 
@@ -212,11 +301,22 @@ impl Anchor {
 /// One way in which the device is not as it should be.
 enum Fault {
     Mac,
-    Mtu { found: u32, wanted: u32 },
+    Mtu {
+        found: u32,
+        wanted: u32,
+    },
     Arp,
     Down,
     Lacks(IpNet),
     Holds(IpNet),
+    /// A setting of IPv6, by its path, which should have this value.
+    Setting {
+        path: String,
+        setting: &'static str,
+        value: &'static str,
+    },
+    /// IPv6 is wanted, and the kernel has none on the device.
+    NoIpv6,
 }
 
 impl Fault {
@@ -229,6 +329,8 @@ impl Fault {
             Self::Down => "is down".into(),
             Self::Lacks(address) => format!("lacks the address {address}"),
             Self::Holds(address) => format!("holds the address {address}, which is not its own"),
+            Self::Setting { setting, value, .. } => format!("does not have {setting} = {value}"),
+            Self::NoIpv6 => "has no IPv6, which the kernel or its MTU does not allow".into(),
         }
     }
 }
@@ -243,22 +345,15 @@ impl fmt::Display for Fault {
             Self::Down => f.write_str("was down, is up again"),
             Self::Lacks(address) => write!(f, "added address {address}"),
             Self::Holds(address) => write!(f, "removed address {address}"),
+            Self::Setting { setting, value, .. } => write!(f, "set {setting} = {value}"),
+            Self::NoIpv6 => f.write_str("has no IPv6"),
         }
     }
 }
 
-/// Keeps IPv6 off a device that carries IPv4 only.
-fn without_ipv6(device: &str) -> anyhow::Result<()> {
-    match sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1") {
-        // A kernel without IPv6.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.map(drop).context("keep IPv6 off the anchor device"),
-    }
-}
-
-/// Writes missing routes, removes those of ours that nobody wants.
-pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Result<(), NetlinkError> {
-    let RouteDifference { add, remove } = RouteDifference::read(netlink, wanted)?;
+/// Writes missing routes of a family, removes those of ours that nobody wants.
+fn reconcile_routes(netlink: &mut Netlink, family: Family, wanted: &[Route]) -> Result<(), NetlinkError> {
+    let RouteDifference { add, remove } = RouteDifference::read(netlink, family, wanted)?;
     for route in add {
         info!("adding route {route}");
         netlink.replace_route(&route)?;
@@ -270,7 +365,7 @@ pub(super) fn reconcile_routes(netlink: &mut Netlink, wanted: &[Route]) -> Resul
     Ok(())
 }
 
-/// The difference of the routes of ours to those that are wanted; pods' are left out.
+/// The difference of the routes of ours, of one family, to those that are wanted; pods' are left out.
 pub(super) struct RouteDifference {
     /// Missing or wrong.
     pub(super) add: Vec<Route>,
@@ -279,8 +374,12 @@ pub(super) struct RouteDifference {
 }
 
 impl RouteDifference {
-    pub(super) fn read(netlink: &mut Netlink, wanted: &[Route]) -> Result<Self, NetlinkError> {
-        let present = netlink.routes(Some(ROUTE_PROTOCOL))?;
+    pub(super) fn read(
+        netlink: &mut Netlink,
+        family: Family,
+        wanted: &[Route],
+    ) -> Result<Self, NetlinkError> {
+        let present = netlink.own_routes(family)?;
         let add = wanted.iter().filter(|route| !present.contains(route)).cloned().collect();
         // A pod's route belongs to the CNI plugin, which may be at work on it right now.
         let is_pod = |route: &Route| {
@@ -292,20 +391,5 @@ impl RouteDifference {
     }
 }
 
-/// The route from the node to one of its pods.
-pub(super) fn pod_route(pod: IpAddr, device: u32, subnet: IpNet) -> Route {
-    Route { prefsrc: Some(gateway(subnet)), ..Route::unicast(IpNet::from(pod), device) }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::Anchor;
-
-    #[test]
-    fn every_vni_has_a_name_that_the_kernel_takes() {
-        assert_eq!(Anchor::name_of(1), "overlay.1");
-        assert_eq!(Anchor::name_of(9_999_999), "overlay.9999999");
-        assert_eq!(Anchor::name_of(0xff_ffff), "overlay.xffffff");
-        assert_eq!(Anchor::name_of(10_000_000).len(), 15);
-    }
-}
+mod tests;

@@ -3,16 +3,19 @@
 //!
 //! What others may have changed by their own will (sysctls, foreign chains) is not drift: these have checks of their own.
 
-use std::fmt::Display;
+use std::{collections::HashSet, fmt::Display};
 
 use anyhow::Context as _;
 use overlay_common::maps::{AttachMode, Local};
 
 use super::{
     anchor::{Anchor, RouteDifference},
+    families::Families,
     filter, local, node_routes,
     nodes::{self, Difference},
     pods,
+    wire::{self, Found},
+    xdp,
 };
 use crate::{
     config::{Attach, Config},
@@ -23,6 +26,7 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, Nodes},
     },
+    family::Family,
     host::{
         netlink::{Link, Netlink},
         nft::source_nat,
@@ -80,14 +84,15 @@ impl Look<'_> {
         let mode = attach_mode(self.config)?;
         let network = &self.config.network;
         let own = self.config.nodes.own().clone();
-        let underlay = match Underlay::find(&mut self.netlink, own.address, network.interface.as_deref()) {
-            Ok(underlay) => Some(underlay),
-            Err(error) => {
-                self.add("underlay", error);
-                None
+        let Found { tunnel, others } = wire::find(&mut self.netlink, self.config);
+        let mtu = tunnel.as_ref().ok().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        let mut underlays = Vec::new();
+        for found in [tunnel].into_iter().chain(others) {
+            match found {
+                Ok(underlay) => underlays.push(underlay),
+                Err(error) => self.add("underlay", error),
             }
-        };
-        let mtu = underlay.as_ref().and_then(|underlay| underlay.pod_mtu(network.mtu).ok());
+        }
         let published = local::published(self.pins);
         // Where the underlay does not say: what it was.
         let mtu = mtu.or(published.map(|local| local.mtu)).unwrap_or_default();
@@ -96,8 +101,7 @@ impl Look<'_> {
             port: network.port,
             mac: own.mac(),
             mtu,
-            cluster: network.cidr,
-            subnet: own.subnet,
+            families: Families::of(self.config),
             last_index: None,
         };
         let (device, faults) = anchor.look(&mut self.netlink)?;
@@ -112,9 +116,13 @@ impl Look<'_> {
             self.part(&device.name, attached);
             self.local(published.as_ref(), &local::desired(self.config, device.index, mtu, mode));
         }
-        if let Some(underlay) = &underlay {
-            let attached = self.attached(mode, Role::Wire, &underlay.link);
-            self.part(&underlay.link.name, attached);
+        underlays.dedup_by_key(|underlay| underlay.link.index);
+        for Underlay { link, .. } in &underlays {
+            let attached = self.attached(mode, Role::Wire, link);
+            self.part(&link.name, attached);
+            if let Some(what) = xdp::look(&mut self.netlink, self.pins, network.xdp, link) {
+                self.add(format_args!("program xdp_wire on {}", link.name), what);
+            }
         }
         let pods = self.pods(mode);
         self.part("pods", pods);
@@ -125,7 +133,7 @@ impl Look<'_> {
 
     fn maps(&mut self) -> anyhow::Result<()> {
         check_pinned(self.pins)?;
-        let desired = nodes::desired(&self.config.nodes);
+        let desired = nodes::desired(self.config);
         let Difference { set, remove } = Difference::read(&Nodes::open(self.pins)?, &desired)?;
         for (key, node) in set {
             let (key, vtep) = (key.to_ip(), node.vtep.to_ip());
@@ -151,28 +159,30 @@ impl Look<'_> {
     }
 
     fn routes(&mut self, anchor: &Anchor, device: &Link) -> anyhow::Result<()> {
-        let RouteDifference { add, remove } =
-            RouteDifference::read(&mut self.netlink, &anchor.routes(device.index))?;
-        for route in add {
-            self.add(format_args!("route {route}"), "is missing or wrong");
-        }
-        for route in remove {
-            self.add(format_args!("route {route}"), "is of an earlier configuration");
-        }
         let by = (!self.config.network.masquerade_to_nodes).then_some(device.index);
-        let nodes = node_routes::difference(&mut self.netlink, &self.config.nodes, by)?;
         let table = node_routes::TABLE;
-        for route in nodes.add {
-            self.add(format_args!("route {route} in table {table}"), "is missing or wrong");
-        }
-        for route in nodes.remove {
-            self.add(format_args!("route {route} in table {table}"), "is of no node of the cluster");
-        }
-        if let Some(source) = nodes.lead {
-            self.add(format_args!("rule from {source} to table {table}"), "is missing");
-        }
-        for source in nodes.release {
-            self.add(format_args!("rule from {source} to table {table}"), "is not of this node's subnet");
+        for family in Family::ALL {
+            let wanted = anchor.routes(family, device.index);
+            let RouteDifference { add, remove } = RouteDifference::read(&mut self.netlink, family, &wanted)?;
+            for route in add {
+                self.add(format_args!("route {route}"), "is missing or wrong");
+            }
+            for route in remove {
+                self.add(format_args!("route {route}"), "is of an earlier configuration");
+            }
+            let nodes = node_routes::difference(&mut self.netlink, &self.config.nodes, family, by)?;
+            for route in nodes.add {
+                self.add(format_args!("route {route} in table {table}"), "is missing or wrong");
+            }
+            for route in nodes.remove {
+                self.add(format_args!("route {route} in table {table}"), "is of no node of the cluster");
+            }
+            if let Some(source) = nodes.lead {
+                self.add(format_args!("rule from {source} to table {table}"), "is missing");
+            }
+            for source in nodes.release {
+                self.add(format_args!("rule from {source} to table {table}"), "is not of this node's subnet");
+            }
         }
         Ok(())
     }
@@ -195,26 +205,31 @@ impl Look<'_> {
     fn pods(&mut self, mode: AttachMode) -> anyhow::Result<()> {
         let endpoints = Endpoints::open(self.pins)?.entries()?;
         let links = self.netlink.links()?;
-        for (_, endpoint) in &endpoints {
-            if let Some(link) = links.iter().find(|link| link.index == endpoint.ifindex) {
-                self.attached(mode, Role::Pod, link)?;
-            }
+        // A pod has an entry for each of its addresses.
+        let devices: HashSet<u32> = endpoints.iter().map(|(_, endpoint)| endpoint.ifindex).collect();
+        for link in links.iter().filter(|link| devices.contains(&link.index)) {
+            self.attached(mode, Role::Pod, link)?;
         }
-        for (object, what) in
-            pods::look(&mut self.netlink, &endpoints, &links, self.config.nodes.own().subnet)?
-        {
+        let subnets = self.config.nodes.own().subnets;
+        for (object, what) in pods::look(&mut self.netlink, &endpoints, &links, &subnets)? {
             self.add(object, what);
         }
         Ok(())
     }
 
     fn packet_filter(&mut self) -> anyhow::Result<()> {
-        if !source_nat::is_loaded(&filter::wanted(self.config)?)? {
-            self.add("nft table ip overlay", "is missing, or not as it was made");
+        let families = Families::of(self.config);
+        for nat in Family::ALL.into_iter().filter_map(|family| filter::wanted(self.config, &families, family))
+        {
+            if !source_nat::is_loaded(&nat)? {
+                let table = format!("nft table {} overlay", nat.family().nft());
+                self.add(table, "is missing, or not as it was made");
+            }
         }
         let plan = HostPorts::lock(self.pins)?.plan(self.pins).context("read host ports")?;
-        if plan.rewrite {
-            self.add("nft table ip overlay-ports", "is missing, or not as it was made");
+        for family in plan.rewrite {
+            let table = format!("nft table {} overlay-ports", family.nft());
+            self.add(table, "is missing, or not as it was made");
         }
         for (port, _) in plan.stale {
             self.add(format_args!("map HOST_PORTS, {port}"), "no lease stands behind it");

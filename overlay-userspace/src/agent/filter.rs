@@ -1,15 +1,15 @@
-//! The packet filter: masquerade towards the world, and the slow path's way through foreign chains that drop.
+//! The packet filter: masquerade towards the world, and the slow path's way through foreign chains that drop. Each family
+//! has a table of its own, and what cannot be done in one is done in the other all the same.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::collections::HashSet;
 
-use anyhow::anyhow;
-use ipnet::{IpNet, Ipv4Net};
+use anyhow::Context as _;
 use log::{info, warn};
 
-use super::anchor::Anchor;
+use super::{anchor::Anchor, families::Families};
 use crate::{
-    cluster::NodeSpec,
     config::Config,
+    family::{Family, OfFamily as _},
     host::nft::{
         TABLE, foreign, ports,
         source_nat::{self, Masquerade, SourceNat},
@@ -22,23 +22,57 @@ pub(super) struct PacketFilter {
     /// Foreign chains that decide what is dropped, by table and name.
     examined: HashSet<(String, String)>,
     warned: HashSet<String>,
-    /// This agent has written the table, or an accept.
+    /// Families that are not in use, and of which nothing of ours is left.
+    clear: HashSet<Family>,
+    /// This agent has written a table, or an accept.
     made: bool,
 }
 
 impl PacketFilter {
-    /// Brings the packet filter into the wanted state. Forks `nft`.
-    pub(super) fn ensure(&mut self, config: &Config) -> anyhow::Result<()> {
-        let network = &config.network;
-        let changed = source_nat::ensure(&wanted(config)?)?;
-        if changed {
+    /// Brings the packet filter into the wanted state; what becomes of each part of it. Forks `nft`.
+    pub(super) fn ensure(&mut self, config: &Config) -> Vec<anyhow::Result<()>> {
+        let families = Families::of(config);
+        let mut results: Vec<_> = Family::ALL
+            .into_iter()
+            .map(|family| match wanted(config, &families, family) {
+                Some(nat) => self.translate(&nat),
+                None => self.retire(family),
+            })
+            .collect();
+        results.push(self.open(config, &families));
+        results
+    }
+
+    fn translate(&mut self, nat: &SourceNat) -> anyhow::Result<()> {
+        self.clear.remove(&nat.family());
+        if source_nat::ensure(nat)? {
             self.made = true;
-            info!("masquerade to the world: {}", if network.masquerade { "set" } else { "off" });
+            let masquerade = if nat.masquerade.is_some() { "set" } else { "off" };
+            match nat.family() {
+                Family::Ipv4 => info!("masquerade to the world: {masquerade}"),
+                Family::Ipv6 => info!("masquerade of IPv6 to the world: {masquerade}"),
+            }
         }
-        let found = foreign::ensure(network.cidr, network.port)?;
+        Ok(())
+    }
+
+    /// Takes back what a family has that is not in use any more, once.
+    fn retire(&mut self, family: Family) -> anyhow::Result<()> {
+        if self.clear.contains(&family) {
+            return Ok(());
+        }
+        let retired = source_nat::remove(family).and_then(|_| foreign::release(family));
+        retired.with_context(|| format!("take back what {family} had of the packet filter"))?;
+        self.clear.insert(family);
+        Ok(())
+    }
+
+    fn open(&mut self, config: &Config, families: &Families) -> anyhow::Result<()> {
+        let found = foreign::ensure(&families.carried(config.network.port))?;
         for chain in found.chains.iter().filter(|chain| chain.changed) {
             self.made = true;
-            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", network.cidr);
+            let nets: Vec<_> = chain.of(&families.clusters).map(|net| net.to_string()).collect();
+            warn!("chain {chain} drops what is forwarded: inserted accepts for {}", nets.join(", "));
         }
         self.examined = found.examined;
         for warning in found.warnings.iter().map(ToString::to_string) {
@@ -60,7 +94,8 @@ impl PacketFilter {
         if !std::mem::take(&mut self.made) {
             return;
         }
-        for result in [source_nat::remove().map(drop), foreign::remove().map(drop)] {
+        let tables = Family::ALL.map(|family| source_nat::remove(family).map(drop));
+        for result in tables.into_iter().chain([foreign::remove().map(drop)]) {
             if let Err(e) = result {
                 warn!("take back the packet filter rules: {e}");
             }
@@ -68,31 +103,20 @@ impl PacketFilter {
     }
 }
 
-/// What the table `ip overlay` should be made from.
-pub(super) fn wanted(config: &Config) -> anyhow::Result<SourceNat> {
+/// What the table `overlay` of a family should be made from; `None` where the pods have no addresses of it.
+pub(super) fn wanted(config: &Config, families: &Families, family: Family) -> Option<SourceNat> {
     let Config { network, nodes, .. } = config;
-    let cluster = v4(network.cidr).ok_or_else(|| anyhow!("network.cidr: this version carries IPv4 only"))?;
-    let address = |node: &NodeSpec| match node.address {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
-    };
-    Ok(SourceNat {
-        subnets: v4(nodes.own().subnet).into_iter().collect(),
-        cluster,
+    let (cluster, subnet) = families.clusters.get(family).zip(families.subnets.get(family))?;
+    Some(SourceNat {
+        subnets: vec![*subnet],
+        cluster: *cluster,
         anchor: Anchor::name_of(network.vni),
         masquerade: network.masquerade.then(|| Masquerade {
-            nodes: nodes.nodes().iter().filter_map(address).collect(),
-            never: network.no_masquerade.iter().copied().filter_map(v4).collect(),
+            nodes: nodes.nodes().iter().filter_map(|node| node.addresses.get(family)).copied().collect(),
+            never: network.no_masquerade.iter().copied().filter(|net| net.family() == family).collect(),
             port: network.port,
         }),
     })
-}
-
-fn v4(net: IpNet) -> Option<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Some(net),
-        IpNet::V6(_) => None,
-    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,9 @@ pub(super) fn reconcile(pins: &Pins, endpoints: &[(Addr, Endpoint)], links: &[Li
     if rewritten {
         info!("wrote the rules of host ports again, for {} pods", pods.len());
     }
-    for (addr, endpoint) in endpoints.iter().filter(|(addr, _)| pods.contains(addr)) {
+    // IPv6 has no such way in.
+    let held = endpoints.iter().filter(|(addr, _)| addr.to_ip().is_ipv4() && pods.contains(addr));
+    for (addr, endpoint) in held {
         // A DEL may be at work.
         let Some(link) = links.iter().find(|link| link.index == endpoint.ifindex) else { continue };
         let setting = sysctl::interface(Family::Ipv4, &link.name, "route_localnet");

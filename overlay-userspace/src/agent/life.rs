@@ -105,7 +105,7 @@ impl<'a> Life<'a> {
     pub(super) fn turn(&mut self) {
         self.health.turn();
         if let Some(source) = &self.source {
-            self.health.observed().activity().source(source.outage().map_or(Ok(()), Err));
+            self.health.observed().activity().source(source.outage().map_or(Ok(()), Err), source.heard());
         }
         self.notify.turn(Instant::now().into_std());
     }
@@ -203,7 +203,7 @@ impl<'a> Life<'a> {
             Some(running) => Some(running.reconciler.nodes().own().clone()),
             None => recall::own(&self.options.pins, node),
         };
-        let Some(survey) = source.with_nodes(|nodes| Survey::new(nodes, node, last.as_ref(), network.cidr))
+        let Some(survey) = source.with_nodes(|nodes| Survey::new(nodes, node, last.as_ref(), &network.cidrs))
         else {
             if self.running.is_none()
                 && self.wanted.is_none()
@@ -239,12 +239,13 @@ impl<'a> Life<'a> {
         }
         let (before, now) = (running.reconciler.nodes().own().clone(), nodes.own().clone());
         running.reconciler.set_config(self.settings.with(nodes));
-        if before != now
+        // Another tunnel address that leaves the gateway's MAC as it was is nothing to pods.
+        if (before.subnets != now.subnets || before.mac() != now.mac())
             && let Some(source) = &self.source
         {
             let note = format!(
                 "this node is {} at {} now, was {} at {}: pods that run have to be made anew",
-                now.subnet, now.address, before.subnet, before.address
+                now.subnets, now.addresses, before.subnets, before.addresses
             );
             source.event(true, "OverlayNodeChanged", "Reconciling", note);
         }
@@ -257,7 +258,7 @@ impl<'a> Life<'a> {
         if self.running.is_some() || self.wanted.is_some() {
             return;
         }
-        match recall::nodes(&self.options.pins, node, network.cidr) {
+        match recall::nodes(&self.options.pins, node, network) {
             Some(nodes) => {
                 info!(
                     "the API server has not answered yet: carrying on with the {} nodes that are pinned",
@@ -309,7 +310,7 @@ impl<'a> Life<'a> {
     fn settle(&mut self, result: anyhow::Result<Vec<anyhow::Error>>) {
         let observed = self.health.observed();
         if let (Some(mesh), Some(running)) = (&observed.mesh, &self.running) {
-            mesh.set(running.reconciler.nodes());
+            mesh.set(running.reconciler.nodes(), &self.settings.network);
         }
         let problems = result.unwrap_or_else(|error| vec![error]);
         let problems: Vec<_> = problems.iter().map(|error| format!("{error:#}")).collect();

@@ -2,12 +2,13 @@
 //! says so, and only when it differs.
 
 use log::info;
-use overlay_common::maps::{Addr, AttachMode, FAMILY_V4, Local, Subnet};
+use overlay_common::maps::{Addr, AttachMode, Local, Subnet};
 
 use crate::{
     cluster::gateway,
     config::Config,
     datapath::{DatapathError, pins::Pins, schema, tables::LocalTable},
+    family::Family,
 };
 
 /// What `LOCAL` should hold.
@@ -26,13 +27,18 @@ pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: Atta
         subnet: [Subnet::default(); 2],
         gateway: [Addr::UNSPECIFIED; 2],
         cluster: [Subnet::default(); 2],
-        vtep: own.address.into(),
+        vtep: config.vtep().into(),
         gateway_mac: own.mac(),
-        node_name: [0; 62],
+        node_name: [0; 61],
+        primary: u8::from(network.cidrs.primary() == Family::Ipv6),
     };
-    local.subnet[FAMILY_V4] = subnet(own.subnet);
-    local.gateway[FAMILY_V4] = gateway(own.subnet).into();
-    local.cluster[FAMILY_V4] = subnet(network.cidr);
+    for (family, net) in own.subnets.iter() {
+        local.subnet[family.index()] = subnet(*net);
+        local.gateway[family.index()] = gateway(*net).into();
+    }
+    for (family, net) in network.cidrs.by_family().iter() {
+        local.cluster[family.index()] = subnet(*net);
+    }
     for (to, from) in local.node_name.iter_mut().zip(own.name.bytes()) {
         *to = from;
     }
@@ -67,6 +73,8 @@ pub(super) fn publish(pins: &Pins, local: &Local) -> Result<(), DatapathError> {
 mod tests {
     use std::path::Path;
 
+    use overlay_common::maps::{FAMILY_V4, FAMILY_V6};
+
     use super::*;
 
     #[test]
@@ -92,5 +100,37 @@ mod tests {
         assert_eq!(local.vtep.to_ip().to_string(), "192.0.2.1");
         assert_eq!(local.gateway_mac, [0x0a, 0x6f, 192, 0, 2, 1]);
         assert_eq!(&local.node_name[..2], b"a\0");
+        assert_eq!(usize::from(local.primary), FAMILY_V4);
+    }
+
+    #[test]
+    fn each_family_has_its_place_and_one_is_the_first() {
+        let file = r#"
+            node = "a"
+            [network]
+            cidr = ["fd00:10:244::/48", "10.244.0.0/16"]
+            underlay = "ipv6"
+            [[nodes]]
+            name = "a"
+            address = ["192.0.2.1", "2001:db8::1"]
+            subnet = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+            [[nodes]]
+            name = "b"
+            address = "2001:db8::2"
+            subnet = "fd00:10:244:2::/64"
+        "#;
+        let of = |name| {
+            let config = Config::parse(file, Path::new("overlay.toml"), Some(name)).unwrap();
+            desired(&config, 7, 1430, AttachMode::Tcx)
+        };
+        let a = of("a");
+        assert_eq!(a.gateway.map(|gateway| gateway.to_ip().to_string()), ["10.244.1.1", "fd00:10:244:1::1"]);
+        assert_eq!(a.subnet.map(|subnet| subnet.prefix_len), [24, 64]);
+        assert_eq!(a.cluster.map(|cluster| cluster.prefix_len), [16, 48]);
+        assert_eq!((a.vtep.to_ip().to_string().as_str(), a.gateway_mac[1]), ("2001:db8::1", 0x6f));
+        assert_eq!(usize::from(a.primary), FAMILY_V6);
+        let b = of("b");
+        assert_eq!((b.subnet[FAMILY_V4], b.gateway[FAMILY_V4]), (Subnet::default(), Addr::UNSPECIFIED));
+        assert_eq!((b.cluster[FAMILY_V4].prefix_len, b.gateway_mac[1]), (16, 0x76));
     }
 }

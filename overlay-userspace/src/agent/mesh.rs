@@ -7,14 +7,17 @@
 use std::{
     hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use log::{Level, debug};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
     sync::Notify,
     task::yield_now,
     time::sleep_until,
@@ -24,6 +27,7 @@ use super::Trouble;
 use crate::{
     cluster::{NodeSpec, Snapshot},
     config,
+    family::{ByFamily, Family, OfFamily as _},
     mesh::{
         ask::latency,
         packet::{self, ENTRY, HEADER, LONGEST, Packet, Request},
@@ -64,8 +68,8 @@ pub(super) struct State {
     pub(super) asked: Asked,
     /// A hash of the list of nodes.
     list: Option<u64>,
-    /// Prefix length of the longest node subnet.
-    prefix: u8,
+    /// Prefix lengths of the longest node subnets.
+    prefixes: ByFamily<u8>,
     bucket: Bucket,
 }
 
@@ -90,7 +94,7 @@ impl Mesh {
             table: Table::new(now),
             asked: Asked::default(),
             list: None,
-            prefix: 0,
+            prefixes: ByFamily::default(),
             bucket: Bucket::full(ANSWERS, now),
         };
         let shared = Shared { settings, state: Mutex::new(state), changed: Notify::new() };
@@ -111,65 +115,80 @@ impl Mesh {
     }
 
     /// Takes over the list of nodes, if it is another one.
-    pub(super) fn set(&self, nodes: &Snapshot) {
+    pub(super) fn set(&self, nodes: &Snapshot, network: &config::Network) {
+        let (order, preferred) = (network.cidrs.order(), network.underlay.preferred());
         let mut hasher = DefaultHasher::new();
-        for NodeSpec { name, address, subnet, vtep_mac } in nodes.nodes() {
-            (name, address, subnet, vtep_mac).hash(&mut hasher);
+        for NodeSpec { name, addresses, subnets, vtep_macs } in nodes.nodes() {
+            (name, addresses, subnets, vtep_macs).hash(&mut hasher);
         }
-        nodes.own().address.hash(&mut hasher);
+        (nodes.own().addresses, order, preferred).hash(&mut hasher);
         let list = Some(hasher.finish());
         let mut state = self.state();
         if state.list == list {
             return;
         }
         state.list = list;
-        state.prefix = nodes.node_prefix();
-        state.table.set(nodes, Instant::now());
+        state.prefixes = nodes.node_prefixes();
+        state.table.set(nodes, order, preferred, Instant::now());
         self.shared.changed.notify_one();
     }
 
     async fn run(self) {
         let mut trouble = Trouble::new(Level::Warn);
         loop {
-            let (own, prefix) = {
-                let state = self.state();
-                (state.table.own(), state.prefix)
-            };
-            if own.is_unspecified() {
+            let places = self.state().places();
+            if places.is_empty() {
                 self.shared.changed.notified().await;
                 continue;
             }
-            let address = SocketAddrV4::new(own, self.shared.settings.port);
-            let result = match open(address, prefix) {
-                Ok(socket) => {
-                    trouble.over();
-                    self.converse(&socket, (own, prefix)).await
+            // Of two families one is as good as none lost: the other goes on.
+            let (mut sockets, mut failed) = (Sockets::default(), None);
+            for (family, (own, prefix)) in places.iter() {
+                let address = SocketAddr::new(*own, self.shared.settings.port);
+                match open(address, *prefix) {
+                    Ok(socket) => drop(sockets.set(family, socket)),
+                    Err(error) => failed = Some((address, error)),
                 }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = result {
-                trouble.is(format!(
-                    "measure the ways to other nodes on UDP {address}: {error}; free the port, choose another one with \
-                     agent.mesh.port, or write agent.mesh.enabled = false"
-                ));
+            }
+            let retry = failed.is_some().then(|| Instant::now() + RETRY);
+            if let Some((address, error)) = failed {
+                trouble.is(cannot(address, &error));
+            } else {
+                trouble.over();
+            }
+            let result =
+                if sockets.is_empty() { None } else { Some(self.converse(&sockets, &places, retry).await) };
+            if let Some(Err((address, error))) = &result {
+                trouble.is(cannot(*address, error));
+            }
+            if !matches!(result, Some(Ok(()))) {
                 let retry = tokio::time::sleep(RETRY);
                 tokio::select! { () = retry => {}, () = self.shared.changed.notified() => {} }
             }
         }
     }
 
-    /// Asks and answers until this node has another address.
-    async fn converse(&self, socket: &AsyncFd<Socket>, address: (Ipv4Addr, u8)) -> io::Result<()> {
+    /// Asks and answers until this node has other addresses, or until `retry`.
+    async fn converse(
+        &self,
+        sockets: &Sockets,
+        places: &Places,
+        retry: Option<Instant>,
+    ) -> Result<(), (SocketAddr, io::Error)> {
         let random = RandomState::new();
         let mut buffer = vec![0; LONGEST];
-        let mut drops = 0;
+        let mut drops = ByFamily { v4: Some(0), v6: Some(0) };
         let mut count = 0_u64;
         let mut next = Instant::now();
+        let at = |family| {
+            let own = places.get(family).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(own, _)| *own);
+            move |error| (SocketAddr::new(own, self.shared.settings.port), error)
+        };
         loop {
             tokio::select! {
-                ready = socket.ready(Interest::READABLE | Interest::ERROR) => {
-                    let mut ready = ready?;
-                    if self.read(socket.get_ref(), &mut buffer)? {
+                (family, ready) = readable(sockets) => {
+                    let (socket, mut ready) = ready.map_err(at(family))?;
+                    if self.read(socket, &mut buffer).map_err(at(family))? {
                         ready.clear_ready();
                     } else {
                         drop(ready);
@@ -177,22 +196,24 @@ impl Mesh {
                     }
                 }
                 () = sleep_until(next.into()) => {
-                    // What has come in time must not be taken for lost because the run loop was busy.
-                    for _ in 0..BATCHES {
-                        if self.read(socket.get_ref(), &mut buffer)? {
-                            break;
+                    for (family, socket) in sockets.iter() {
+                        // What has come in time must not be taken for lost because the run loop was busy.
+                        for _ in 0..BATCHES {
+                            if self.read(socket.get_ref(), &mut buffer).map_err(at(family))? {
+                                break;
+                            }
+                            yield_now().await;
                         }
-                        yield_now().await;
+                        let now = socket.get_ref().drops().map_err(at(family))?;
+                        let before = drops.set(family, now).unwrap_or_default();
+                        self.state().asked.dropped += u64::from(now.wrapping_sub(before));
                     }
-                    let now = socket.get_ref().drops()?;
-                    self.state().asked.dropped += u64::from(now.wrapping_sub(drops));
-                    drops = now;
                     count += 1;
-                    next = self.ask(socket.get_ref(), random.hash_one(count))?;
+                    next = self.ask(sockets, random.hash_one(count)).map_err(at(Family::Ipv4))?;
                 }
+                () = super::life::sleep_until(retry.map(Into::into)) => return Ok(()),
                 () = self.shared.changed.notified() => {
-                    let state = self.state();
-                    if (state.table.own(), state.prefix) != address {
+                    if self.state().places() != *places {
                         return Ok(());
                     }
                 }
@@ -201,7 +222,7 @@ impl Mesh {
     }
 
     /// Asks whoever is due; says when the next one is.
-    fn ask(&self, socket: &Socket, nonce: u64) -> io::Result<Instant> {
+    fn ask(&self, sockets: &Sockets, nonce: u64) -> io::Result<Instant> {
         let mut state = self.state();
         let at = Instant::now();
         state.table.expire(at);
@@ -209,8 +230,12 @@ impl Mesh {
         let Some((gateway, offset)) = state.table.ask(nonce, at) else { return Ok(next) };
         let size = if state.table.detailed() { WITH_ROW } else { WITHOUT_ROW };
         let request = Request { nonce, sent: now()?.as_nanos() as u64, offset };
-        let to = SocketAddrV4::new(gateway, self.shared.settings.port);
-        if let Err(error) = socket.send(&packet::request(request, size), to) {
+        let to = SocketAddr::new(gateway, self.shared.settings.port);
+        let sent = match sockets.get(gateway.family()) {
+            Some(socket) => socket.get_ref().send(&packet::request(request, size), to),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        if let Err(error) = sent {
             debug!("probe {to}: {error}");
             state.table.unsent(nonce);
         }
@@ -222,9 +247,9 @@ impl Mesh {
         let mut state = self.state();
         while let Some(Returned { to, by, errno, .. }) = socket.returned()? {
             // What people's probes asked from, and were gone, does not count.
-            let refused = errno == libc::ECONNREFUSED && by == Some(*to.ip());
+            let refused = errno == libc::ECONNREFUSED && by == Some(to.ip());
             if refused && to.port() == self.shared.settings.port {
-                state.table.refused(*to.ip());
+                state.table.refused(to.ip());
             }
         }
         for _ in 0..BATCH {
@@ -238,7 +263,7 @@ impl Mesh {
                             let sent = Duration::from_nanos(answer.request.sent);
                             let latency = latency(sent, &got, &answer);
                             let row = (answer.request.offset, answer.total, answer.entries.as_slice());
-                            let (from, nonce) = (*got.from.ip(), answer.request.nonce);
+                            let (from, nonce) = (got.from.ip(), answer.request.nonce);
                             state.table.answered(from, nonce, latency, row, Instant::now());
                         }
                     }
@@ -252,10 +277,40 @@ impl Mesh {
     }
 }
 
+/// Where this node asks and answers: its gateway address, and the prefix length of the longest node subnet.
+type Places = ByFamily<(IpAddr, u8)>;
+
+type Sockets = ByFamily<AsyncFd<Socket>>;
+
+/// Waits until one of the sockets has something to read. Cancel-safe.
+async fn readable(sockets: &Sockets) -> (Family, io::Result<(&Socket, AsyncFdReadyGuard<'_, Socket>)>) {
+    let ready = async |family| {
+        let Some(socket) = sockets.get(family) else { return std::future::pending().await };
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await;
+        (family, ready.map(|ready| (socket.get_ref(), ready)))
+    };
+    tokio::select! {
+        ready = ready(Family::Ipv4) => ready,
+        ready = ready(Family::Ipv6) => ready,
+    }
+}
+
+fn cannot(address: SocketAddr, error: &io::Error) -> String {
+    format!(
+        "measure the ways to other nodes on UDP {address}: {error}; free the port, choose another one with agent.mesh.port, \
+         or write agent.mesh.enabled = false"
+    )
+}
+
 impl State {
+    fn places(&self) -> Places {
+        let own = self.table.own();
+        own.map(|family, own| (*own, self.prefixes.get(family).copied().unwrap_or_default()))
+    }
+
     fn answer(&mut self, socket: &Socket, request: Request, got: &Received) -> io::Result<()> {
         let at = Instant::now();
-        match self.table.may_ask(*got.from.ip(), at) {
+        match self.table.may_ask(got.from.ip(), at) {
             None => {
                 self.asked.strangers += 1;
                 return Ok(());
@@ -277,7 +332,7 @@ impl State {
     }
 }
 
-fn open(address: SocketAddrV4, prefix: u8) -> io::Result<AsyncFd<Socket>> {
+fn open(address: SocketAddr, prefix: u8) -> io::Result<AsyncFd<Socket>> {
     let socket = Socket::bind(address)?;
     socket.only_gateways(prefix)?;
     // SAFETY: the socket owns its descriptor and does not close it before it is dropped, with its registration.

@@ -21,13 +21,13 @@ pub(super) fn news(before: &Config, now: &Config) -> Vec<String> {
     };
     let old = by_name(before);
     for node in now.nodes.nodes() {
-        let NodeSpec { name, address, subnet, .. } = node;
+        let NodeSpec { name, addresses, subnets, .. } = node;
         match old.get(name) {
-            None => news.push(format!("node {name} added: {subnet} at {address}")),
+            None => news.push(format!("node {name} added: {subnets} at {addresses}")),
             Some(old) if old != node => {
                 news.push(format!(
-                    "node {name} changed: {subnet} at {address}, was {} at {}",
-                    old.subnet, old.address
+                    "node {name} changed: {subnets} at {addresses}, was {} at {}",
+                    old.subnets, old.addresses
                 ));
             }
             Some(_) => {}
@@ -42,7 +42,8 @@ pub(super) fn news(before: &Config, now: &Config) -> Vec<String> {
 
 fn network(before: &Network, now: &Network) -> Vec<String> {
     let Network {
-        cidr,
+        cidrs,
+        underlay,
         vni,
         port,
         mtu,
@@ -55,7 +56,8 @@ fn network(before: &Network, now: &Network) -> Vec<String> {
         xdp,
     } = now;
     [
-        changed("cidr", before.cidr, cidr),
+        changed("cidr", before.cidrs, cidrs),
+        changed("underlay", before.underlay, underlay),
         changed("vni", before.vni, vni),
         changed("port", before.port, port),
         changed("mtu", or_auto(before.mtu.as_ref()), or_auto(mtu.as_ref())),

@@ -4,18 +4,22 @@
 //! told. An answer is given again for half a second, so that nobody can keep the agent busy by asking.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use log::debug;
 use overlay_common::{
-    maps::{Endpoint, FAMILY_V4, Local},
+    maps::{Addr, Endpoint, FAMILY_V4, FAMILY_V6, Local},
     reason::Reason,
 };
 
 use super::mesh::Mesh;
-use crate::datapath::{pins::Pins, tables, usage};
+use crate::{
+    datapath::{pins::Pins, tables, usage},
+    family::Family,
+};
 
 mod activity;
 mod metrics;
@@ -118,37 +122,52 @@ impl Observed {
 /// The pods of this node.
 #[derive(Debug, Default)]
 struct Pods {
-    /// Addresses that are taken.
-    leased: usize,
-    /// Of those, pods whose devices are complete.
+    /// Addresses that are taken, by family.
+    leased: [usize; 2],
+    /// Pods whose devices are complete.
     ready: usize,
     /// The first by address, as many as asked for.
-    first: Vec<(overlay_common::maps::Addr, Endpoint)>,
+    first: Vec<(Addr, Endpoint)>,
 }
 
 impl Pods {
     /// Reads `ENDPOINTS`; keeps `most` entries.
     fn read(pins: &Pins, most: usize) -> Result<Self, crate::datapath::DatapathError> {
         let mut pods = Self::default();
-        pods.leased = usage::scan(pins, "ENDPOINTS", |key, value| {
-            let (Ok(key), Ok(endpoint)) =
-                (bytemuck::try_pod_read_unaligned(key), bytemuck::try_pod_read_unaligned::<Endpoint>(value))
-            else {
+        // A pod has an address of each family, and one device.
+        let mut devices = HashSet::new();
+        usage::scan(pins, "ENDPOINTS", |key, value| {
+            let (Ok(key), Ok(endpoint)) = (
+                bytemuck::try_pod_read_unaligned::<Addr>(key),
+                bytemuck::try_pod_read_unaligned::<Endpoint>(value),
+            ) else {
                 return;
             };
-            pods.ready += usize::from(endpoint.ifindex != 0);
+            pods.leased[if key.is_v4() { FAMILY_V4 } else { FAMILY_V6 }] += 1;
+            if endpoint.ifindex != 0 {
+                devices.insert(endpoint.ifindex);
+            }
             if most > 0 {
                 pods.first.push((key, endpoint));
             }
         })?;
+        pods.ready = devices.len();
         pods.first.sort_unstable_by_key(|(addr, _)| *addr);
         pods.first.truncate(most);
         Ok(pods)
     }
 }
 
-/// Addresses that pods of this node can have: all of the subnet but the network's, the broadcast's and the gateway's.
-fn pool(local: &Local) -> u64 {
-    let subnet = &local.subnet[FAMILY_V4];
-    1_u64.checked_shl(32_u32.saturating_sub(subnet.prefix_len)).unwrap_or(0).saturating_sub(3)
+/// Addresses that pods of this node can have: all of the subnet but the network's, the gateway's and, in IPv4, the
+/// broadcast's; no more than counts up to. `None` where there is no subnet of the family.
+fn pool(local: &Local, family: Family) -> Option<u64> {
+    let subnet = local.subnet[family.index()];
+    if subnet.prefix_len == 0 {
+        return None;
+    }
+    let (bits, taken) = match family {
+        Family::Ipv4 => (32, 3),
+        Family::Ipv6 => (128, 2),
+    };
+    Some(1_u64.checked_shl(bits - subnet.prefix_len.min(bits)).unwrap_or(u64::MAX).saturating_sub(taken))
 }

@@ -1,7 +1,8 @@
 //! The pods that are on the node: the CNI plugin has made their devices; the agent keeps what others may break.
 //!
 //! Source of truth is `ENDPOINTS`. A pod whose device is gone keeps its lease until the runtime's DEL; a lease without
-//! device (`ifindex` 0) is an ADD at work and nobody else's business. Only what differs is written.
+//! device (`ifindex` 0) is an ADD at work and nobody else's business. Only what differs is written. A pod has an entry for
+//! each family that it was made with; each is looked at by itself.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,10 +14,15 @@ use ipnet::IpNet;
 use log::{info, warn};
 use overlay_common::maps::{Addr, Endpoint};
 
-use super::anchor::pod_route;
 use crate::{
+    cluster::gateway,
+    cni::device_settings,
     datapath::attach::{Attached, Device, Programs, Role},
-    host::netlink::{Link, MacAddress, Netlink, ROUTE_PROTOCOL, Route},
+    family::{ByFamily, Family, OfFamily as _},
+    host::{
+        netlink::{Changes, Link, MacAddress, Netlink, ROUTE_PROTOCOL, Route},
+        sysctl,
+    },
 };
 
 /// What is known of the pods between passes.
@@ -76,22 +82,22 @@ impl Pods {
         programs: &Programs,
         endpoints: &[(Addr, Endpoint)],
         links: &[Link],
-        subnet: IpNet,
+        subnets: &ByFamily<IpNet>,
     ) -> anyhow::Result<Vec<anyhow::Error>> {
         let by_index: HashMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let mut actual = Actual::read(netlink)?;
         let held: HashSet<Addr> = endpoints.iter().map(|(addr, _)| *addr).collect();
         self.verified.retain(|addr, _| held.contains(addr));
         self.missing.retain(|addr, _| held.contains(addr));
-        self.outside.retain(|addr| held.contains(addr) && !subnet.contains(&addr.to_ip()));
+        self.outside.retain(|addr| held.contains(addr) && outside(subnets, addr.to_ip()).is_some());
         self.devices.clear();
         let mut failed = Vec::new();
         for (addr, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.ifindex != 0) {
             let ip = addr.to_ip();
-            if !subnet.contains(&ip) && self.outside.insert(*addr) {
-                warn!(
-                    "pod {ip} is outside of this node's subnet {subnet}: other nodes do not find it; restart it"
-                );
+            if let Some(what) = outside(subnets, ip)
+                && self.outside.insert(*addr)
+            {
+                warn!("pod {ip} {what}; restart it");
             }
             let Some(link) = by_index.get(&endpoint.ifindex) else {
                 self.verified.remove(addr);
@@ -100,7 +106,7 @@ impl Pods {
             };
             self.missing.remove(addr);
             self.devices.push(link.name.clone());
-            let route = pod_route(ip, link.index, subnet);
+            let route = route_to(ip, link.index, subnets);
             let routed = actual.routes.get(&route.dst) == Some(&route);
             if link.up && routed && self.verified.get(addr) == Some(&link.index) {
                 continue;
@@ -114,6 +120,8 @@ impl Pods {
                 Err(error) => failed.push(error.context(format!("restore pod {ip} on {}", link.name))),
             }
         }
+        self.devices.sort_unstable();
+        self.devices.dedup();
         Ok(failed)
     }
 
@@ -132,6 +140,24 @@ impl Pods {
         }
         self.missing.insert(addr, said.is_some());
     }
+}
+
+/// What is wrong with an address that other nodes do not send here.
+fn outside(subnets: &ByFamily<IpNet>, ip: IpAddr) -> Option<String> {
+    let family = ip.family();
+    match subnets.get(family) {
+        Some(subnet) if subnet.contains(&ip) => None,
+        Some(subnet) => {
+            Some(format!("is outside of this node's subnet {subnet}: other nodes do not find it"))
+        }
+        None => Some(format!("has an {family} address, and this node has no {family} subnet any more")),
+    }
+}
+
+/// The route from the node to one of its pods.
+fn route_to(ip: IpAddr, device: u32, subnets: &ByFamily<IpNet>) -> Route {
+    let prefsrc = subnets.get(ip.family()).map(|subnet| gateway(*subnet));
+    Route { prefsrc, ..Route::unicast(IpNet::from(ip), device) }
 }
 
 /// What a closer look at a pod shows: what is to be written again, and what the device has of programs.
@@ -163,7 +189,7 @@ pub(super) fn look(
     netlink: &mut Netlink,
     endpoints: &[(Addr, Endpoint)],
     links: &[Link],
-    subnet: IpNet,
+    subnets: &ByFamily<IpNet>,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let mut actual = Actual::read(netlink)?;
     let mut found = Vec::new();
@@ -171,10 +197,10 @@ pub(super) fn look(
         let Some(link) = links.iter().find(|link| link.index == endpoint.ifindex) else { continue };
         let ip = addr.to_ip();
         let mut add = |what: &str| found.push((format!("pod {ip} on {}", link.name), what.to_owned()));
-        if !subnet.contains(&ip) {
-            add(&format!("is outside of this node's subnet {subnet}: other nodes do not find it"));
+        if let Some(what) = outside(subnets, ip) {
+            add(&what);
         }
-        let route = pod_route(ip, link.index, subnet);
+        let route = route_to(ip, link.index, subnets);
         let Faults { down, neighbour, route } = Faults::of(netlink, &mut actual, ip, endpoint, link, &route)?;
         if down {
             add("its device is down");
@@ -204,6 +230,14 @@ fn put_right(
         warn!("pod {ip}: attached the programs of {name} again");
     }
     let faults = Faults::of(netlink, actual, ip, endpoint, link, route)?;
+    if ip.is_ipv6() {
+        // Before what the kernel refuses to a device without IPv6.
+        for (_, path, value) in device_settings(name, |family| family == Family::Ipv6) {
+            if sysctl::ensure(&path, value)? {
+                info!("pod {ip}: set {path} = {value} again");
+            }
+        }
+    }
     if faults.down {
         netlink.set_up(link.index)?;
         warn!("pod {ip}: {name} was down, is up again");
@@ -215,6 +249,11 @@ fn put_right(
     if faults.route {
         netlink.replace_route(route)?;
         info!("pod {ip}: wrote its route to {name} again");
+    }
+    if let (true, Some(gateway)) = (ip.is_ipv6(), route.prefsrc) {
+        let mut changes = Changes::new();
+        changes.proxy(link.index, gateway);
+        netlink.apply(changes)?;
     }
     Ok(())
 }

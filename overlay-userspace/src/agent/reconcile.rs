@@ -4,31 +4,28 @@
 //! are no longer wanted go after the programs that used them. `LOCAL` is written last of all.
 //!
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
-//! must not keep a removed node in the map.
+//! must not keep a removed node in the map. What is done to the host in one family and in the other are steps of their own:
+//! what cannot be had in one leaves the other alone.
+//!
+//! - `programs`: maps, programs and their links
+//! - `host`: devices, routes, settings, the packet filter
 
-use std::{collections::HashMap, fs, net::IpAddr, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
 use aya_log::EbpfLogger;
-use ipnet::IpNet;
-use log::{error, info, log};
-use overlay_common::{
-    maps::{Addr, AttachMode, Node},
-    reason::Hook,
-};
+use log::{Level, info};
+use overlay_common::maps::AttachMode;
 use tokio::io::unix::AsyncFd;
 
 use super::{
-    Options,
-    anchor::{Anchor, reconcile_routes},
+    Options, Trouble,
+    anchor::Anchor,
+    families::Families,
     filter::PacketFilter,
-    flows::{self, Growth, Sweep},
-    forwarding, host_ports, local,
+    flows::{Growth, Sweep},
+    local,
     migration::Migration,
-    names,
     news::news,
-    node_routes,
-    nodes::{self, Difference},
     pods::Pods,
     wire::Wire,
     xdp::XdpWire,
@@ -38,21 +35,19 @@ use crate::{
     cni::is_pod_device,
     config::{Attach, Config},
     datapath::{
-        attach::{Attached, Device, Programs, Role},
-        flows::pinned_capacity,
+        attach::{Programs, Role},
         kernel, object,
         object::Constants,
         pins::Pins,
-        settings,
-        tables::{Endpoints, Nodes},
     },
-    family::ByFamily,
     host::{
         monitor::Change,
-        netlink::{Link, Netlink, ROUTE_PROTOCOL},
-        underlay::Underlay,
+        netlink::{Netlink, ROUTE_PROTOCOL},
     },
 };
+
+mod host;
+mod programs;
 
 type ProgramLog = AsyncFd<EbpfLogger<&'static dyn log::Log>>;
 
@@ -100,12 +95,15 @@ pub(super) struct Reconciler {
     program_log: Option<ProgramLog>,
     pods: Pods,
     filter: PacketFilter,
-    wire: Option<Wire>,
+    /// The devices of the underlay, that of the node's tunnel address first.
+    wires: Vec<Wire>,
     xdp: XdpWire,
     growth: Option<Growth>,
     /// Another schema is in force until the first pass is through.
     migration: Option<Migration>,
     sweep: Sweep,
+    /// Nodes to which there is no tunnel.
+    apart: Trouble,
     /// The pods' MTU in bytes, from the last look at the underlay; 0 before the first.
     mtu: u32,
 }
@@ -121,11 +119,12 @@ impl Reconciler {
             program_log: None,
             pods: Pods::default(),
             filter: PacketFilter::default(),
-            wire: None,
+            wires: Vec::new(),
             xdp: XdpWire::default(),
             growth: None,
             migration: None,
             sweep: Sweep::default(),
+            apart: Trouble::new(Level::Warn),
             mtu: 0,
         }
     }
@@ -178,13 +177,15 @@ impl Reconciler {
     pub(super) fn concerns(&self, change: &Change) -> Option<Scope> {
         match change {
             Change::Link { name, .. } if is_pod_device(name) => Some(Scope::Pods),
-            Change::Link { .. } | Change::Address { .. } | Change::Forwarding | Change::Rule => {
-                Some(Scope::Network)
+            Change::Link { .. } | Change::Address { .. } => Some(Scope::Network),
+            Change::Forwarding(family) | Change::Rule(family) => {
+                Families::of(&self.config).uses(*family).then_some(Scope::Network)
             }
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
-                (ours == *gone && (ours || self.config.network.cidr.contains(dst))).then_some(Scope::Network)
+                (ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some()))
+                    .then_some(Scope::Network)
             }
             Change::Filter { table, chain, base } => {
                 self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
@@ -211,22 +212,23 @@ impl Reconciler {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
         let mode = self.attach_mode()?;
-        let wire = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wires = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wire = wires.first();
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
             object::check_pinned(&self.pins)?;
         }
         // Pods' devices have no say in it; without an underlay it stays as it is.
-        if let Some(link) = &wire
+        if let Some(link) = wire
             && scope != Scope::Pods
         {
             self.xdp.plan(&mut netlink, &self.pins, self.config.network.xdp, link);
         }
 
-        let anchor = pass.step(self.ensure_anchor(&mut netlink))?;
+        let anchor = self.ensure_anchor(&mut netlink, &mut pass)?;
         // The likeliest to fail, and the slowest: first of all at the start, last of all later.
         if pass.first {
-            self.filter.ensure(&self.config)?;
+            self.ensure_filter(&mut pass)?;
         }
         let loaded = if let Some(anchor) = &anchor {
             pass.step(self.load_programs(&mut netlink, anchor, scope))?
@@ -237,12 +239,12 @@ impl Reconciler {
         };
         let programs = Programs::new(&self.pins, mode);
         let mut all_run_it = loaded.is_some();
-        for (role, link) in [(Role::Anchor, &anchor), (Role::Wire, &wire)] {
-            if let Some(link) = link {
-                all_run_it &= pass.step(self.attach(&programs, role, link))?.is_some();
+        for (role, links) in [(Role::Anchor, anchor.as_slice()), (Role::Wire, &wires)] {
+            if !links.is_empty() {
+                all_run_it &= pass.step(self.attach(&programs, role, links))?.is_some();
             }
         }
-        if let Some(link) = &wire {
+        if let Some(link) = wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }
         let pods = self.reconcile_pods(&mut netlink, &programs, scope);
@@ -257,20 +259,15 @@ impl Reconciler {
             migration.copy_flows()?;
         }
         pass.step(self.remove_nodes(&loaded.unwrap_or_default()))?;
-        let pods: &[String] = if scope == Scope::Pods { &[] } else { self.pods.devices() };
-        let devices = anchor.iter().chain(&wire).map(|link| &link.name).chain(pods);
-        let note = |path: &str, before: &str| self.remember(path, before);
-        pass.step(forwarding::ensure(devices.map(String::as_str), &note))?;
+        self.ensure_forwarding(&mut netlink, &mut pass, anchor.as_ref(), &wires, scope)?;
         if let Some(anchor) = &anchor {
-            pass.step(forwarding::without_redirects(&anchor.name, &note))?;
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
         if scope == Scope::Everything {
+            self.say_who_is_apart();
             if let Some(anchor) = &anchor {
-                let by = (!self.config.network.masquerade_to_nodes).then_some(anchor.index);
-                let routes = node_routes::reconcile(&mut netlink, &self.config.nodes, by);
-                pass.step(routes.map_err(Into::into))?;
+                self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
             }
             // Without conntrack there is nothing to compare with, and nothing that translates.
             if let Err(e) = self.sweep.run(&self.pins) {
@@ -278,7 +275,7 @@ impl Reconciler {
             }
         }
         if !pass.first && scope == Scope::Everything {
-            pass.step(self.filter.ensure(&self.config))?;
+            self.ensure_filter(&mut pass)?;
         }
         if let Some(migration) = &self.migration {
             migration.commit()?;
@@ -294,211 +291,6 @@ impl Reconciler {
         Ok(pass.problems)
     }
 
-    fn look_at_underlay(&mut self, netlink: &mut Netlink, pass: &mut Pass) -> anyhow::Result<Option<Link>> {
-        let network = &self.config.network;
-        let found = Underlay::find(netlink, self.config.nodes.own().address, network.interface.as_deref());
-        let Some(underlay) = pass.step(found.map_err(Into::into))? else { return Ok(None) };
-        if let Some(mtu) = pass.step(underlay.pod_mtu(network.mtu).map_err(Into::into))? {
-            self.mtu = mtu;
-        }
-        let wire = Wire::from(&underlay.link);
-        for (level, line) in wire.news(self.wire.as_ref()) {
-            log!(level, "{line}");
-        }
-        self.wire = Some(wire);
-        Ok(Some(underlay.link))
-    }
-
-    fn ensure_anchor(&self, netlink: &mut Netlink) -> anyhow::Result<Link> {
-        let own = self.config.nodes.own();
-        let network = &self.config.network;
-        let last_index = match &self.loaded {
-            Some(constants) => Some(constants.anchor_ifindex),
-            None => local::published(&self.pins).map(|local| local.anchor_ifindex),
-        };
-        let anchor = Anchor {
-            vni: network.vni,
-            port: network.port,
-            mac: own.mac(),
-            mtu: self.mtu,
-            cluster: network.cidr,
-            subnet: own.subnet,
-            last_index,
-        };
-        let device = anchor.ensure(netlink)?;
-        reconcile_routes(netlink, &anchor.routes(device.index))?;
-        Ok(device)
-    }
-
-    /// Fills `NODES` and (re)loads the programs where their constants changed. Returns the keys to remove afterwards.
-    fn load_programs(
-        &mut self,
-        netlink: &mut Netlink,
-        anchor: &Link,
-        scope: Scope,
-    ) -> anyhow::Result<Vec<Addr>> {
-        let main_table_only = !netlink.has_foreign_rules()?;
-        let constants = Constants { main_table_only, ..self.constants(anchor)? };
-        if let Some(before) = &self.loaded
-            && before.main_table_only != main_table_only
-        {
-            let by = if main_table_only { "the main table alone" } else { "policy rules" };
-            info!("the way of tunnel packets is a matter of {by} now");
-        }
-        let lost =
-            if scope == Scope::Everything { self.pinned.iter().find(|pin| !pin.exists()) } else { None };
-        if let Some(lost) = lost {
-            error!("{} is gone: loading the programs again", lost.display());
-        } else if self.loaded.as_ref() == Some(&constants) {
-            return match scope {
-                Scope::Everything => self.fill_nodes(),
-                // Only the agent writes there.
-                Scope::Pods | Scope::Network => Ok(Vec::new()),
-            };
-        }
-        let reload = self.loaded.is_some();
-        if self.growth.is_none() {
-            self.growth = Growth::begin(&self.pins, constants.flow_entries)?;
-        }
-        let mut loaded = object::load(&self.pins, &constants)?;
-        for facts in &loaded.facts {
-            log::debug!(
-                "loaded {}: {} instructions verified, {} bytes of machine code",
-                facts.name,
-                facts.verified_instructions,
-                facts.jited_bytes
-            );
-        }
-        if let Some(migration) = &mut self.migration {
-            migration.copy()?;
-        }
-        if let Some(growth) = &self.growth {
-            growth.copy(&self.pins)?;
-        }
-        let stale = self.fill_nodes()?;
-        self.program_log = None;
-        if constants.log_level > 0 {
-            // SAFETY: the logger owns the descriptor and both are dropped together.
-            let log =
-                unsafe { AsyncFd::register(loaded.logger()?) }.context("poll the log of the programs")?;
-            self.program_log = Some(log);
-        }
-        self.pods.forget();
-        self.loaded = Some(constants);
-        self.pinned = pinned(&self.pins);
-        if reload {
-            info!("loaded the programs anew");
-        }
-        Ok(stale)
-    }
-
-    /// Writes what is missing or wrong; returns what should not be there.
-    fn fill_nodes(&self) -> anyhow::Result<Vec<Addr>> {
-        let desired: HashMap<Addr, Node> = nodes::desired(&self.config.nodes);
-        let mut map = Nodes::open(&self.pins)?;
-        let Difference { set, remove } = Difference::read(&map, &desired)?;
-        for (key, node) in set {
-            map.set(key, node)?;
-        }
-        names::fill(&self.pins, &self.config.nodes)?;
-        Ok(remove)
-    }
-
-    fn remove_nodes(&self, keys: &[Addr]) -> anyhow::Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let mut map = Nodes::open(&self.pins)?;
-        for key in keys {
-            map.remove(*key)?;
-        }
-        Ok(names::remove_stale(&self.pins, &self.config.nodes)?)
-    }
-
-    fn constants(&self, anchor: &Link) -> anyhow::Result<Constants> {
-        let network = &self.config.network;
-        let own = self.config.nodes.own();
-        let (IpNet::V4(cluster), IpNet::V4(subnet), IpAddr::V4(vtep)) =
-            (network.cidr, own.subnet, own.address)
-        else {
-            bail!("node {}: this version carries IPv4 only", own.name);
-        };
-        Ok(Constants {
-            vni: network.vni,
-            port: network.port,
-            cluster: ByFamily { v4: Some(cluster.into()), v6: None },
-            subnet: ByFamily { v4: Some(subnet.into()), v6: None },
-            node_prefix: ByFamily { v4: Some(self.config.nodes.node_prefix()), v6: None },
-            vtep: ByFamily { v4: Some(vtep.into()), v6: None },
-            anchor_ifindex: anchor.index,
-            anchor_mac: own.mac(),
-            plain_pods: !network.masquerade,
-            stack_flows: network.stack_flows != Some(0),
-            flow_entries: flows::wanted(network.stack_flows, self.flow_capacity()?),
-            nodes_masqueraded: network.masquerade_to_nodes,
-            main_table_only: false,
-            xdp_wire: self.xdp.planned(),
-            log_level: self.program_log_level,
-        })
-    }
-
-    fn flow_capacity(&self) -> anyhow::Result<Option<u32>> {
-        match (pinned_capacity(&self.pins)?, &self.migration) {
-            (None, Some(migration)) => migration.flow_capacity(),
-            (found, _) => Ok(found),
-        }
-    }
-
-    /// Attaches the programs of `role` to its device; a device of before loses them.
-    fn attach(&self, programs: &Programs, role: Role, link: &Link) -> anyhow::Result<()> {
-        let device = Device { name: &link.name, ifindex: link.index };
-        if programs.attach_all(role, device)? == Attached::New {
-            info!("attached the programs of {} (index {})", link.name, link.index);
-        }
-        // That of XDP is the business of `xdp`.
-        let hooks = role.hooks().iter().chain((role == Role::Wire).then_some(&Hook::XdpWire));
-        let keep: Vec<_> = hooks.map(|hook| role.link_name(device, *hook)).collect();
-        // The first part of a link's name is the same for all devices of a role.
-        let of_role = |name: &str| keep.iter().any(|kept| kept.split('_').next() == name.split('_').next());
-        for name in self.pins.links()?.iter().filter(|name| of_role(name) && !keep.contains(*name)) {
-            self.pins.remove_link(name)?;
-        }
-        Ok(())
-    }
-
-    fn reconcile_pods(
-        &mut self,
-        netlink: &mut Netlink,
-        programs: &Programs,
-        scope: Scope,
-    ) -> anyhow::Result<Vec<anyhow::Error>> {
-        if scope == Scope::Everything {
-            self.pods.forget();
-            for name in programs.remove_severed()? {
-                info!("removed the link {name}, whose device is gone");
-            }
-        }
-        let endpoints = Endpoints::open(&self.pins)?.entries()?;
-        let links = netlink.links()?;
-        self.pods.reconcile(netlink, programs, &endpoints, &links, self.config.nodes.own().subnet)
-    }
-
-    /// Notes what a setting of the node was, for who takes overlay off it. Those of our own devices go with them.
-    fn remember(&self, path: &str, before: &str) {
-        let device = path.rsplit('/').nth(1).unwrap_or_default();
-        if is_pod_device(device) || device == self.anchor_name() {
-            return;
-        }
-        if let Err(error) = settings::remember(&self.pins, path, before) {
-            log::warn!("{error}: it will not be put back");
-        }
-    }
-
-    fn reconcile_host_ports(&self, netlink: &mut Netlink) -> anyhow::Result<()> {
-        let endpoints = Endpoints::open(&self.pins)?.entries()?;
-        host_ports::reconcile(&self.pins, &endpoints, &netlink.links()?)
-    }
-
     /// The name of the anchor device.
     pub(super) fn anchor_name(&self) -> String {
         Anchor::name_of(self.config.network.vni)
@@ -508,13 +300,4 @@ impl Reconciler {
     pub(super) fn take_back_filter(&mut self) {
         self.filter.take_back();
     }
-}
-
-/// The pins of all maps and programs.
-fn pinned(pins: &Pins) -> Vec<PathBuf> {
-    ["maps", "programs"]
-        .into_iter()
-        .filter_map(|directory| fs::read_dir(pins.root().join(directory)).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .collect()
 }

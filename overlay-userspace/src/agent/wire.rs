@@ -1,8 +1,33 @@
-//! The underlay device as the last pass saw it: what has become of it is worth a line in the log.
+//! The underlay: the devices that hold this node's tunnel addresses, and what has become of them since the last pass, which
+//! is worth a line in the log.
 
 use log::Level;
 
-use crate::host::netlink::Link;
+use crate::{
+    config::Config,
+    host::{
+        netlink::{Link, Netlink},
+        underlay::{Underlay, UnderlayError},
+    },
+};
+
+/// Where the tunnel addresses are that are in use.
+pub(super) struct Found {
+    /// The one that decides about the pods' MTU, and without which there is no tunnel.
+    pub(super) tunnel: Result<Underlay, UnderlayError>,
+    /// That of the other family, where some peer needs it.
+    pub(super) others: Vec<Result<Underlay, UnderlayError>>,
+}
+
+/// Looks for them.
+pub(super) fn find(netlink: &mut Netlink, config: &Config) -> Found {
+    let mut find = |address| Underlay::find(netlink, address, config.network.interface.as_deref());
+    let vtep = config.vtep();
+    Found {
+        tunnel: find(vtep),
+        others: config.vteps().into_iter().filter(|address| *address != vtep).map(find).collect(),
+    }
+}
 
 /// The device that carries the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! `overlay ports`: the ports of this node that lead to pods, and who holds them, as `HOST_PORTS` has it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use overlay_common::maps::PortProtocol;
 use serde::Serialize;
@@ -31,7 +31,7 @@ impl Row for PortRow {
     const COLUMNS: &'static [&'static str] = &["PORT", "POD", "CONTAINER", "INTERFACE"];
 
     fn cells(&self) -> Vec<Cell> {
-        let pod = format!("{}:{}", self.pod, self.pod_port);
+        let pod = SocketAddr::new(self.pod, self.pod_port).to_string();
         vec![(&self.text).into(), pod.into(), Cell::id(&self.container), (&self.ifname).into()]
     }
 }

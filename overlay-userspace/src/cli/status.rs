@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use clap::Args;
 use overlay_common::{
     counter::Counter,
-    maps::{AttachMode, FAMILY_V4, Local, NODE_HOST, NODE_SELF, Subnet},
+    maps::{AttachMode, FAMILY_V4, FAMILY_V6, Local, NODE_HOST, NODE_SELF, Subnet},
     reason::Reason,
 };
 use serde::{Serialize, Serializer};
@@ -57,9 +57,14 @@ pub(super) struct Status {
     vni: u32,
     port: u32,
     mtu: u32,
+    /// Those of the primary family.
     subnet: String,
     cluster: String,
     gateway: IpAddr,
+    /// Of each family that there is, the primary one first.
+    subnets: Vec<String>,
+    clusters: Vec<String>,
+    gateways: Vec<IpAddr>,
     attach: &'static str,
     nodes: usize,
     peers: usize,
@@ -134,6 +139,12 @@ fn name(local: &Local) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Families in their order.
+fn order(local: &Local) -> [usize; 2] {
+    let primary = usize::from(local.primary);
+    if primary == FAMILY_V6 { [FAMILY_V6, FAMILY_V4] } else { [FAMILY_V4, FAMILY_V6] }
+}
+
 fn range(subnet: Subnet) -> String {
     format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len)
 }
@@ -143,9 +154,24 @@ impl Status {
     pub(super) fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
         let local = LocalTable::open(pins)?.get()?;
         let nodes = Nodes::open(pins)?.entries()?;
-        let hosts: Vec<_> = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0).collect();
-        let peers = hosts.iter().filter(|(_, node)| node.flags & NODE_SELF == 0).count();
+        // A node may have an address of each family, and both lead to the one that its tunnel goes to.
+        let count = |own: bool| {
+            let hosts = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0);
+            let meant = hosts.filter(|(_, node)| own || node.flags & NODE_SELF == 0);
+            meant.map(|(_, node)| node.vtep).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        let (hosts, peers) = (count(true), count(false));
         let Problems { node: node_problems, pods } = Problems::look(pins, &local);
+        let ranges = |of: &[Subnet; 2]| -> Vec<String> {
+            let there = order(&local).into_iter().map(|family| of[family]).filter(|net| net.prefix_len != 0);
+            there.map(range).collect()
+        };
+        let (subnets, clusters) = (ranges(&local.subnet), ranges(&local.cluster));
+        let with_subnet = order(&local).into_iter().filter(|family| local.subnet[*family].prefix_len != 0);
+        let gateways: Vec<_> = with_subnet.map(|family| local.gateway[family].to_ip()).collect();
+        // Before the first start there is none.
+        let gateway = gateways.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let first = |all: &[String]| all.first().cloned().unwrap_or_default();
         let paths = tables::paths(pins)?;
         let path = |(path, counter): (overlay_common::counter::Path, _)| Counted {
             name: path.name(),
@@ -168,23 +194,26 @@ impl Status {
             vni: local.vni,
             port: local.port,
             mtu: local.mtu,
-            subnet: range(local.subnet[FAMILY_V4]),
-            cluster: range(local.cluster[FAMILY_V4]),
-            gateway: local.gateway[FAMILY_V4].to_ip(),
+            subnet: first(&subnets),
+            cluster: first(&clusters),
+            gateway,
+            subnets,
+            clusters,
+            gateways,
             attach: match AttachMode::from_index(local.attach_mode) {
                 Some(AttachMode::Tcx) => "tcx",
                 Some(AttachMode::Clsact) => "clsact",
                 Some(AttachMode::Auto) => "auto",
                 None => "unknown",
             },
-            nodes: hosts.len(),
+            nodes: hosts,
             peers,
             endpoints: Endpoints::open(pins)?.entries()?.len(),
             pins: pins.root().display().to_string(),
             stack_flows: Pressure::read(pins)?,
             paths: Counters(paths.into_iter().map(path).collect()),
             drops: Counters(drops.into_iter().map(drop).collect()),
-            mesh: Mesh::read(local.gateway[FAMILY_V4].to_ip(), mesh_port),
+            mesh: Mesh::read(gateway, mesh_port),
         })
     }
 
@@ -206,15 +235,16 @@ impl Status {
             (_, Some(pid)) => format!("running, process {pid}").into(),
             (_, None) => Cell::bad("not running: what is pinned works on, nothing follows changes"),
         };
-        let pods =
-            format!("{} in {}, gateway {}, MTU {}", self.endpoints, self.subnet, self.gateway, self.mtu);
+        let gateways: Vec<_> = self.gateways.iter().map(ToString::to_string).collect();
+        let (subnets, gateways) = (self.subnets.join(" and "), gateways.join(" and "));
+        let pods = format!("{} in {subnets}, gateway {gateways}, MTU {}", self.endpoints, self.mtu);
         let mut facts = vec![("node", node)];
         facts.extend(self.problems.iter().map(|problem| ("problem", Cell::bad(problem))));
         facts.extend([
             ("agent", agent),
             ("tunnel", format!("{} port {} VNI {}", self.vtep, self.port, self.vni).into()),
             ("pods", pods.into()),
-            ("cluster", format!("{} nodes in {}", self.nodes, self.cluster).into()),
+            ("cluster", format!("{} nodes in {}", self.nodes, self.clusters.join(" and ")).into()),
             ("peers", self.peers.into()),
             ("mesh", Mesh::summary(self.mesh.as_ref())),
             ("flows", self.stack_flows.text().into()),

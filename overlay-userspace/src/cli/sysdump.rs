@@ -72,16 +72,18 @@ const PROC: [(&str, &str); 10] = [
 ];
 
 /// Programs of iproute2, nftables and iptables: the image has the last two alone.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip-link.json", "ip -j -d -s link show"),
     ("ip-address.json", "ip -j address show"),
     ("ip-route.json", "ip -j route show table all"),
     ("ip-rule.json", "ip -j rule show"),
+    ("ip6-rule.json", "ip -j -6 rule show"),
     ("ip-neighbour.json", "ip -j neighbour show"),
     ("ip6-route.json", "ip -j -6 route show table all"),
     ("tc-qdisc.json", "tc -j -s qdisc show"),
     ("nft-ruleset.txt", "nft list ruleset"),
     ("iptables-legacy.txt", "iptables-legacy-save -c"),
+    ("ip6tables-legacy.txt", "ip6tables-legacy-save -c"),
     ("bpftool-net.json", "bpftool -j net show"),
     ("bpftool-link.json", "bpftool -j link show"),
     ("bpftool-prog.json", "bpftool -j prog show"),
@@ -133,7 +135,9 @@ impl<'a> Node<'a> {
             Source::File(nodes) => json!({
                 "kind": "file",
                 "nodes": nodes.nodes().iter().map(|node| json!({
-                    "name": node.name, "address": node.address, "subnet": node.subnet,
+                    "name": node.name,
+                    "address": node.addresses.values().collect::<Vec<_>>(),
+                    "subnet": node.subnets.values().collect::<Vec<_>>(),
                 })).collect::<Vec<_>>(),
             }),
             // A kubeconfig is named, never read.
@@ -149,7 +153,8 @@ impl<'a> Node<'a> {
             "source": source,
             "health": settings.health,
             "network": {
-                "cidr": network.cidr, "vni": network.vni, "port": network.port, "mtu": network.mtu,
+                "cidr": network.cidrs.iter().collect::<Vec<_>>(), "underlay": network.underlay.to_string(),
+                "vni": network.vni, "port": network.port, "mtu": network.mtu,
                 "interface": network.interface, "masquerade": network.masquerade,
                 "no_masquerade": network.no_masquerade, "masquerade_to_nodes": network.masquerade_to_nodes,
                 "attach": network.attach.to_string(), "stack_flows": network.stack_flows,
@@ -277,6 +282,9 @@ fn sysctls() -> Value {
         let device = device.file_name().to_string_lossy().into_owned();
         for setting in ["forwarding", "rp_filter", "send_redirects"] {
             names.push(format!("net/ipv4/conf/{device}/{setting}"));
+        }
+        for setting in ["forwarding", "accept_ra", "disable_ipv6"] {
+            names.push(format!("net/ipv6/conf/{device}/{setting}"));
         }
     }
     names.sort();

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use anyhow::Context as _;
@@ -28,7 +28,7 @@ pub(super) struct Trace {
     pod: Option<String>,
     /// Where it sends to: a pod, a node, a Service, the world
     #[arg(required_unless_present = "received")]
-    destination: Option<Ipv4Addr>,
+    destination: Option<IpAddr>,
     /// Kind of packet: a SYN, a datagram or an echo request [default: tcp where there is a port, else icmp]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
     protocol: Option<Protocol>,
@@ -46,7 +46,7 @@ pub(super) struct Trace {
     ttl: u8,
     /// Send from another address than the pod's
     #[arg(long, value_name = "ADDRESS")]
-    from_address: Option<Ipv4Addr>,
+    from_address: Option<IpAddr>,
     /// The other half: a packet that came in by the wire, in hexadecimal, or the JSON that this command printed on the node
     /// that sends it; - reads it from standard input
     #[arg(long, value_name = "PACKET", conflicts_with_all = ["pod", "destination"])]

@@ -4,7 +4,7 @@ use overlay_common::maps::SCHEMA;
 use serde::Serialize;
 
 use super::output::{OutputArgs, print_object};
-use crate::datapath::kernel;
+use crate::datapath::kernel::{self, Feature};
 
 /// The build, and the kernel that it runs on.
 #[derive(Debug, Serialize)]
@@ -18,6 +18,10 @@ pub(super) struct Version {
     /// The running one.
     kernel: String,
     architecture: &'static str,
+    /// The programs run on this kernel.
+    supported: bool,
+    /// What distinguishes kernels.
+    features: Vec<Feature>,
 }
 
 impl Version {
@@ -29,6 +33,8 @@ impl Version {
             kernel_minimum: format!("{major}.{minor}"),
             kernel: kernel::release(),
             architecture: std::env::consts::ARCH,
+            supported: kernel::check_version().is_ok(),
+            features: kernel::features(),
         }
     }
 }
@@ -37,10 +43,16 @@ impl Version {
 pub(super) fn run(args: OutputArgs) -> anyhow::Result<()> {
     let version = Version::own();
     print_object(args, &version, |text| {
-        let Version { version, schema, kernel_minimum, kernel, architecture } = &version;
+        let Version { version, schema, kernel_minimum, kernel, architecture, features, .. } = &version;
         text.line(format_args!("overlay {version}, schema {schema}"))?;
         let needed =
             format_args!("it needs Linux {kernel_minimum} or newer, here is {kernel} on {architecture}");
-        text.line(needed)
+        text.line(needed)?;
+        for Feature { name, present, since, without } in features {
+            let here = if *present { "here".to_owned() } else { format!("not here: {without}") };
+            let since = since.as_ref().map_or_else(String::new, |since| format!(" (Linux {since})"));
+            text.line(format_args!("  {name}{since}: {here}"))?;
+        }
+        Ok(())
     })
 }

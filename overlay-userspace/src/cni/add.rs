@@ -1,26 +1,30 @@
 //! ADD: connects a pod.
 //!
-//! The order makes every moment safe. An address is leased before anything carries it; the programs are attached before
-//! the device is up; host ports are led to a pod that can answer; the endpoint entry becomes complete, and packets are delivered, when everything else is. A step
+//! The order makes every moment safe. Addresses are leased, one of each family that the node carries, before anything carries them; the programs are attached before
+//! the device is up; host ports are led to a pod that can answer; the endpoint entries become complete, and packets are delivered, when everything else is. A step
 //! that fails is reported with its cause, and what the steps before it made is removed. A call that is killed leaves a
 //! lease that DEL, or the next ADD of the same attachment, finds and clears.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::path::Path;
 
-use overlay_common::maps::{AttachMode, Endpoint, PodName};
+use ipnet::IpNet;
+use overlay_common::maps::{AttachMode, PodName};
 
 use super::{
     del,
     env::Attachment,
     failure::{Code, Failure},
     interface,
-    lease::{self, Applicant},
+    lease::{self, Applicant, Leased},
     local::Node,
     names,
     owner::{device_name, owner},
     ports,
     sandbox::Sandbox,
-    types::{Conf, result::Added},
+    types::{
+        Conf,
+        result::{Added, AddedIp},
+    },
     wanted::Wanted,
 };
 use crate::{
@@ -29,6 +33,7 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, LeaseCursor},
     },
+    family::ByFamily,
     host::netlink::Netlink,
     ports::Entry,
 };
@@ -60,26 +65,31 @@ pub(super) fn add(
     clear_leftovers(attachment, pins, &endpoints, &mut netlink)?;
     pod.ensure_free(&attachment.ifname)?;
 
-    let (address, endpoint) = lease::take(&mut endpoints, &mut cursor, &node, &applicant)?;
-    names::keep(pins, address, name);
+    let leased = lease::take(&mut endpoints, pins, &mut cursor, &node, &applicant)?;
+    leased.addresses.values().for_each(|address| names::keep(pins, *address, name));
     let device = device_name(&applicant.owner);
     let mut attempt =
         Attempt { attachment, node, pod, programs, endpoints, netlink, pins, device, made_device: false };
-    let connected = ports::entries(&wanted_ports, address, applicant.owner, &node)
-        .and_then(|ports| attempt.connect(address, endpoint, &ports));
+    let connected = ports::entries(&wanted_ports, &leased.addresses, applicant.owner, &node)
+        .and_then(|ports| attempt.connect(&leased, &ports));
     match connected {
-        Ok(routes) => Ok(Added {
+        Ok(mut routes) => Ok(Added {
             device: attempt.device,
             gateway_mac: node.gateway_mac,
             ifname: attachment.ifname.clone(),
-            mac: endpoint.mac,
+            mac: leased.endpoint.mac,
             mtu: node.mtu,
             sandbox: netns.to_owned(),
-            address,
-            gateway: node.gateway,
-            routes,
+            ips: node
+                .in_order()
+                .filter_map(|(family, net)| {
+                    let address = leased.addresses.get(family).copied()?;
+                    let routes = routes.set(family, Vec::new()).unwrap_or_default();
+                    Some(AddedIp { address, gateway: net.gateway, routes })
+                })
+                .collect(),
         }),
-        Err(failure) => Err(attempt.undo(address, failure)),
+        Err(failure) => Err(attempt.undo(&leased, failure)),
     }
 }
 
@@ -117,12 +127,15 @@ fn clear_leftovers(
                 ),
             ));
         }
-        if let Some((address, _)) = leases.iter().find(|(_, endpoint)| endpoint.ifindex == link.index) {
+        let complete = leases.iter().filter(|(_, endpoint)| endpoint.ifindex == link.index);
+        let addresses: Vec<_> = complete.map(|(address, _)| address.to_ip().to_string()).collect();
+        // Of a call that was killed between two entries one is incomplete.
+        if !addresses.is_empty() && leases.iter().all(|(_, endpoint)| endpoint.ifindex != 0) {
             return Err(Failure::new(
                 Code::AlreadyAdded,
                 format!(
-                    "{attachment} has been added already, with address {}: it needs DEL first",
-                    address.to_ip()
+                    "{attachment} has been added already, with {}: it needs DEL first",
+                    addresses.join(" and ")
                 ),
             ));
         }
@@ -133,7 +146,7 @@ fn clear_leftovers(
     del::del(attachment, pins)
 }
 
-/// An ADD from the moment it holds an address.
+/// An ADD from the moment it holds addresses.
 struct Attempt<'a> {
     attachment: &'a Attachment,
     node: Node,
@@ -147,31 +160,26 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn connect(
-        &mut self,
-        address: Ipv4Addr,
-        endpoint: Endpoint,
-        ports: &[Entry],
-    ) -> Result<Vec<ipnet::Ipv4Net>, Failure> {
+    fn connect(&mut self, leased: &Leased, ports: &[Entry]) -> Result<ByFamily<Vec<IpNet>>, Failure> {
         let Self { attachment, node, pod, programs, netlink, .. } = self;
         let ifname = &attachment.ifname;
-        let link = interface::create(netlink, &self.device, pod, ifname, endpoint.mac, node)?;
+        let link = interface::create(netlink, &self.device, pod, ifname, leased.endpoint.mac, node)?;
         self.made_device = true;
-        interface::prepare(netlink, programs, &link)?;
-        let routes = pod.set_up(ifname, address, node)?;
-        interface::connect(netlink, pod, ifname, &link, address, &endpoint, node.gateway)
+        interface::prepare(netlink, programs, &link, node)?;
+        let routes = pod.set_up(ifname, &link, leased, node)?;
+        interface::connect(netlink, pod, ifname, &link, leased, node)
             .map_err(|e| Failure::step("connect the host side", e))?;
-        if ports::take(self.pins, ports)? {
+        if ports::take(self.pins, ports)? && ports.iter().any(|(_, target)| target.pod.to_ip().is_ipv4()) {
             // After the rules, which keep the pod from what this would open to it.
             interface::answer_to_loopback(&link.name)
                 .map_err(|e| Failure::step("configure the host side", e))?;
         }
-        lease::complete(&mut self.endpoints, address, Endpoint { ifindex: link.index, ..endpoint })?;
+        lease::complete(&mut self.endpoints, leased, link.index)?;
         Ok(routes)
     }
 
     /// Removes what was made, in reverse; `failure` gets details about what could not be removed.
-    fn undo(mut self, address: Ipv4Addr, failure: Failure) -> Failure {
+    fn undo(mut self, leased: &Leased, failure: Failure) -> Failure {
         let mut errors = Vec::new();
         let mut gone = true;
         if self.made_device {
@@ -184,9 +192,11 @@ impl Attempt<'_> {
             let gone = returned.is_ok();
             errors.extend(returned.err().map(|error| error.to_string()));
             if gone {
-                names::forget(self.pins, address.into());
-                if let Err(error) = lease::release(&mut self.endpoints, self.pins, address.into()) {
-                    errors.push(error.to_string());
+                for address in leased.addresses.values() {
+                    names::forget(self.pins, (*address).into());
+                    if let Err(error) = lease::release(&mut self.endpoints, self.pins, (*address).into()) {
+                        errors.push(error.to_string());
+                    }
                 }
             }
         }
@@ -197,5 +207,7 @@ impl Attempt<'_> {
     }
 }
 
+#[cfg(test)]
+mod families;
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,7 @@
 //! own network policy, may rightly have changed is no finding: more addresses and routes, routes in another table or by
 //! another way, queueing disciplines, a smaller MTU. Changes nothing.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+use std::{net::IpAddr, path::Path};
 
 use overlay_common::maps::Endpoint;
 
@@ -15,13 +12,14 @@ use super::{
     env::Attachment,
     failure::{Code, Failure},
     lease,
-    local::Node,
+    local::{Net, Node},
     owner::{device_name, owner},
     sandbox::Sandbox,
     types::{Conf, Version},
 };
 use crate::{
     datapath::{attach::Device, tables::Endpoints},
+    family::OfFamily as _,
     host::netlink::{Link, Netlink},
 };
 
@@ -53,9 +51,27 @@ struct Subject<'a> {
     node: &'a Node,
     /// The node's end of the pair.
     device: &'a Link,
-    address: Ipv4Addr,
-    endpoint: &'a Endpoint,
+    /// What is known of it at each of its addresses.
+    leases: Vec<Lease>,
     expected: &'a Expected,
+}
+
+/// An address of the pod with its entry.
+struct Lease {
+    address: IpAddr,
+    endpoint: Endpoint,
+}
+
+impl Subject<'_> {
+    /// The entry of the first address: MACs and owner are the same at each.
+    fn endpoint(&self) -> Option<&Endpoint> {
+        self.leases.first().map(|lease| &lease.endpoint)
+    }
+
+    /// The addresses, each with what this node has of its family.
+    fn connected(&self) -> impl Iterator<Item = (&Lease, &Net)> {
+        self.leases.iter().filter_map(|lease| Some((lease, self.node.nets.get(lease.address.family())?)))
+    }
 }
 
 /// What the configuration alone can be refused for.
@@ -92,21 +108,34 @@ pub(super) fn check(attachment: &Attachment, netns: &Path, conf: &Conf) -> Resul
     }
 
     let mut findings = Findings::default();
-    let complete = leases.iter().find(|(_, endpoint)| endpoint.ifindex != 0);
-    if complete.is_none() {
-        findings.add(match leases.first() {
-            Some((address, _)) => format!("the endpoint entry of {} is incomplete", address.to_ip()),
-            None => format!("the endpoint entry of {} is missing", expected.addresses_text()),
-        });
+    for (address, _) in leases.iter().filter(|(_, endpoint)| endpoint.ifindex == 0) {
+        findings.add(format!("the endpoint entry of {} is incomplete", address.to_ip()));
+    }
+    // An address outside of the node's subnets has been given by somebody else.
+    let is_ours =
+        |address: &IpAddr| node.nets.get(address.family()).is_some_and(|net| net.subnet.contains(address));
+    let lost = |address: &&IpAddr| {
+        let held = leases.iter().any(|(held, _)| held.to_ip() == **address);
+        !held && (leases.is_empty() || is_ours(address))
+    };
+    for address in expected.addresses.iter().filter(lost) {
+        findings.add(format!("the endpoint entry of {address} is missing"));
     }
     findings.unless(link.is_some(), || format!("the node's device {name} is missing"));
-    if let (Some(device), Some((address, endpoint))) = (&link, complete)
-        && let IpAddr::V4(address) = address.to_ip()
-    {
-        findings.unless(expected.addresses.contains(&address), || {
+    let complete = leases.iter().filter(|(_, endpoint)| endpoint.ifindex != 0);
+    let complete: Vec<_> =
+        complete.map(|(address, endpoint)| Lease { address: address.to_ip(), endpoint: *endpoint }).collect();
+    for Lease { address, .. } in &complete {
+        findings.unless(expected.addresses.contains(address), || {
             format!("its address is {address}, prevResult says {}", expected.addresses_text())
         });
-        let subject = Subject { node: &node, device, address, endpoint, expected: &expected };
+        let family = address.family();
+        findings.unless(node.nets.get(family).is_some(), || {
+            format!("its address {address} reaches nobody: this node carries no {family} any more")
+        });
+    }
+    if let (Some(device), false) = (&link, complete.is_empty()) {
+        let subject = Subject { node: &node, device, leases: complete, expected: &expected };
         outside::check(&subject, &mut netlink, &conf.pins, &mut findings)?;
         published::check(&subject, &wanted, &conf.pins, &mut findings)?;
         inside::check(&subject, &mut Sandbox::open(netns)?, &attachment.ifname, &mut findings)?;

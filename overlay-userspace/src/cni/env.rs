@@ -220,7 +220,7 @@ mod tests {
         else {
             panic!("ADD with CNI_ARGS");
         };
-        assert_eq!(wanted.address, Some([10, 244, 1, 5].into()));
+        assert_eq!(wanted.addresses.v4, Some([10, 244, 1, 5].into()));
         refused("CNI_ARGS", Some("X=1"));
     }
 

@@ -49,7 +49,7 @@ pub(super) fn gc(conf: &Conf) -> Result<(), Failure> {
             kept.insert(device);
             continue;
         }
-        // Twice only where a call was killed and repeated.
+        // Again for its address of the other family, and where a call was killed and repeated.
         let gone = if removed.contains(&device) {
             true
         } else {

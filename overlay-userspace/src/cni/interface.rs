@@ -5,17 +5,18 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
     os::fd::AsFd as _,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
-use overlay_common::maps::{AttachMode, Endpoint};
+use ipnet::IpNet;
+use overlay_common::maps::AttachMode;
 
 use super::{
     failure::{Code, Failure},
+    lease::Leased,
     local::Node,
     sandbox::Sandbox,
 };
@@ -25,9 +26,10 @@ use crate::{
         attach::{Device, Programs, Role},
         pins::Pins,
     },
+    family::Family,
     host::{
-        netlink::{Link, MacAddress, Netlink, NetlinkError, Route, VethSpec},
-        sysctl::{self, Family, SysctlError},
+        netlink::{Changes, Link, MacAddress, Netlink, NetlinkError, Route, VethSpec},
+        sysctl::{self, SysctlError},
     },
 };
 
@@ -36,6 +38,9 @@ mod unlink;
 /// The link watch of kernels before 6.8 handles what is not urgent once a second (net/core/link_watch.c); several times
 /// that.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A device with less has no IPv6 (RFC 8200, 5; `IPV6_MIN_MTU` of linux/ipv6.h).
+const IPV6_MIN_MTU: u32 = 1280;
 
 /// Creates the pair, both ends down, the pod's end under `ifname` in its namespace.
 pub(super) fn create(
@@ -46,6 +51,13 @@ pub(super) fn create(
     mac: MacAddress,
     node: &Node,
 ) -> Result<Link, Failure> {
+    if node.nets.v6.is_some() && node.mtu < IPV6_MIN_MTU {
+        let what = format!(
+            "{} bytes are less than the {IPV6_MIN_MTU} that IPv6 needs: raise the MTU of the underlay or network.mtu, or leave IPv6 out of network.cidr",
+            node.mtu
+        );
+        return Err(Failure::step("set the MTU of the pod", what));
+    }
     netlink
         .create_veth(&VethSpec {
             host_name: device,
@@ -59,8 +71,13 @@ pub(super) fn create(
 }
 
 /// Settings and programs of the device that [`create`] has made.
-pub(super) fn prepare(netlink: &mut Netlink, programs: &Programs, link: &Link) -> Result<(), Failure> {
-    configure(&link.name).map_err(|e| Failure::step("configure the host side", e))?;
+pub(super) fn prepare(
+    netlink: &mut Netlink,
+    programs: &Programs,
+    link: &Link,
+    node: &Node,
+) -> Result<(), Failure> {
+    configure(&link.name, node).map_err(|e| Failure::step("configure the host side", e))?;
     let device = Device { name: &link.name, ifindex: link.index };
     programs.attach_first(netlink, Role::Pod, device).map_err(|error| {
         let failure = Failure::step("attach the programs", &error);
@@ -71,23 +88,28 @@ pub(super) fn prepare(netlink: &mut Netlink, programs: &Programs, link: &Link) -
     })
 }
 
-/// Brings the prepared device up, which gives the pod's the carrier, and leads packets for `address` to it. Returns when both
-/// ends can send.
+/// Brings the prepared device up, which gives the pod's the carrier, and leads packets for its addresses to it. Returns
+/// when both ends can send.
 pub(super) fn connect(
     netlink: &mut Netlink,
     pod: &mut Sandbox,
     ifname: &str,
     link: &Link,
-    address: Ipv4Addr,
-    endpoint: &Endpoint,
-    gateway: Ipv4Addr,
+    leased: &Leased,
+    node: &Node,
 ) -> anyhow::Result<()> {
-    netlink.set_up(link.index)?;
-    netlink.replace_neighbour(link.index, address.into(), endpoint.mac)?;
-    netlink.replace_route(&Route {
-        prefsrc: Some(gateway.into()),
-        ..Route::unicast(ipnet::Ipv4Net::from(address).into(), link.index)
-    })?;
+    let mut changes = Changes::new();
+    changes.set_up(link.index);
+    for (family, address) in leased.addresses.iter() {
+        let gateway = node.nets.get(family).map(|net| net.gateway);
+        changes.neighbour(link.index, *address, leased.endpoint.mac);
+        let route = Route { prefsrc: gateway, ..Route::unicast(IpNet::from(*address), link.index) };
+        changes.route(link.index, &route);
+        if let (Family::Ipv6, Some(gateway)) = (family, gateway) {
+            changes.proxy(link.index, gateway);
+        }
+    }
+    netlink.apply(changes)?;
     await_carrier(&mut pod.netlink, ifname)?;
     await_carrier(netlink, &link.name)
 }
@@ -112,14 +134,54 @@ fn await_carrier(netlink: &mut Netlink, device: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Settings of the host side device. `rp_filter` stays as the node has it: the kernel takes the larger of `all` and
-/// the device's, and the route to the pod satisfies either.
-fn configure(device: &str) -> Result<(), SysctlError> {
-    for (setting, value) in [("forwarding", "1"), ("proxy_arp", "0"), ("send_redirects", "0")] {
-        sysctl::ensure(&sysctl::interface(Family::Ipv4, device, setting), value)?;
+/// Writes the settings of the host side device.
+fn configure(device: &str, node: &Node) -> Result<(), SysctlError> {
+    for (family, path, value) in settings(device, |family| node.nets.get(family).is_some()) {
+        let written = sysctl::ensure(&path, value).map(drop);
+        match family {
+            Family::Ipv6 if node.nets.v6.is_none() => optional(written)?,
+            _ => written?,
+        }
     }
-    without_ipv6(device)?;
-    optional(sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "accept_ra"), "0"))
+    Ok(())
+}
+
+/// Settings of the host side device, in the order in which they are written, for a pod that has addresses of these families.
+///
+/// `rp_filter` stays as the node has it: the kernel takes the larger of `all` and the device's, and the route to the pod
+/// satisfies either. Without IPv6 the device has none at all: a link-local address alone would be a way round the programs'
+/// checks of what a pod may send. With it, it still needs no link-local address; it answers for the gateway's address,
+/// which the anchor device holds, to those who do not keep the neighbour entry that they were given, and does so at once
+/// (the kernel would let up to 0.8 s go by first).
+pub(crate) fn settings(
+    device: &str,
+    has: impl Fn(Family) -> bool,
+) -> impl Iterator<Item = (Family, String, &'static str)> {
+    const V4: &[(&str, &str)] = &[("forwarding", "1"), ("proxy_arp", "0"), ("send_redirects", "0")];
+    const V6: &[(&str, &str)] = &[
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("addr_gen_mode", NO_ADDRESS),
+        ("forwarding", "1"),
+        ("proxy_ndp", "1"),
+        ("disable_ipv6", "0"),
+    ];
+    const WITHOUT_V6: &[(&str, &str)] = &[("disable_ipv6", "1"), ("accept_ra", "0")];
+    let v4 = if has(Family::Ipv4) { V4 } else { &[] };
+    let v6 = if has(Family::Ipv6) { V6 } else { WITHOUT_V6 };
+    let delay = has(Family::Ipv6).then(|| (Family::Ipv6, proxy_delay(device), "0"));
+    let of = |family, list: &'static [(&str, &'static str)], device: String| {
+        list.iter().map(move |(name, value)| (family, sysctl::interface(family, &device, name), *value))
+    };
+    of(Family::Ipv4, v4, device.to_owned()).chain(of(Family::Ipv6, v6, device.to_owned())).chain(delay)
+}
+
+/// `addr_gen_mode`: the kernel makes no link-local address (`IN6_ADDR_GEN_MODE_NONE`, linux/if_link.h).
+pub(super) const NO_ADDRESS: &str = "1";
+
+/// How long, in 1/100 s at most, the kernel waits before it answers for another's address.
+fn proxy_delay(device: &str) -> String {
+    format!("net/ipv6/neigh/{device}/proxy_delay")
 }
 
 /// Lets the answers of a pod to a process of the node that called 127.0.0.1 pass: a host port is there, too.
@@ -127,14 +189,13 @@ pub(super) fn answer_to_loopback(device: &str) -> Result<(), SysctlError> {
     sysctl::ensure(&sysctl::interface(Family::Ipv4, device, "route_localnet"), "1").map(drop)
 }
 
-/// Turns IPv6 off on a device: this version carries IPv4 only, and a link-local address alone would be a way round the
-/// programs' checks of what a pod may send.
+/// Turns IPv6 off on a device of a node that does not carry it.
 pub(super) fn without_ipv6(device: &str) -> Result<(), SysctlError> {
-    optional(sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1"))
+    optional(sysctl::ensure(&sysctl::interface(Family::Ipv6, device, "disable_ipv6"), "1").map(drop))
 }
 
 /// A kernel without IPv6 lacks the setting, which is as good.
-fn optional(result: Result<bool, SysctlError>) -> Result<(), SysctlError> {
+fn optional(result: Result<(), SysctlError>) -> Result<(), SysctlError> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -2,26 +2,36 @@
 //!
 //! The plugin asks nobody else: with the agent gone, pods are added by what is pinned.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
-use overlay_common::maps::{Addr, AttachMode, FAMILY_V4, Local, Subnet};
+use ipnet::IpNet;
+use overlay_common::maps::{AttachMode, FAMILY_V6, Local, Subnet};
 
 use super::failure::{Code, Failure};
 use crate::{
     datapath::{pins::Pins, tables::LocalTable},
+    family::{ByFamily, Family, OfFamily as _},
     host::netlink::MacAddress,
 };
+
+/// What pods of this node have of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Net {
+    /// Where their addresses come from.
+    pub(super) subnet: IpNet,
+    /// Their gateway: an address of this node in that subnet.
+    pub(super) gateway: IpAddr,
+    /// The range of all pods.
+    pub(super) cluster: IpNet,
+}
 
 /// This node, as far as a pod's network needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Node {
-    /// Where pods' addresses come from.
-    pub(super) subnet: Ipv4Net,
-    /// The pods' gateway: an address of this node in its subnet.
-    pub(super) gateway: Ipv4Addr,
-    /// The range of all pods.
-    pub(super) cluster: Ipv4Net,
+    /// By family, those that this node carries: one at least.
+    pub(super) nets: ByFamily<Net>,
+    /// The family that comes first in results; one of those.
+    pub(super) primary: Family,
     /// MTU of pods' devices, bytes.
     pub(super) mtu: u32,
     /// How programs are attached.
@@ -43,6 +53,13 @@ impl Node {
     pub(super) fn read(pins: &Pins) -> Result<Self, Failure> {
         Self::try_from(&LocalTable::open(pins)?.get()?)
     }
+
+    /// The node's families, the primary one first.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = (Family, &Net)> {
+        let (first, rest): (Vec<_>, Vec<_>) =
+            self.nets.iter().partition(|(family, _)| *family == self.primary);
+        first.into_iter().chain(rest)
+    }
 }
 
 impl TryFrom<&Local> for Node {
@@ -56,12 +73,23 @@ impl TryFrom<&Local> for Node {
             ));
         }
         let node = || {
-            let gateway = v4(local.gateway.get(FAMILY_V4)?)?;
-            let subnet = net(local.subnet.get(FAMILY_V4)?)?;
+            let mut nets = ByFamily::default();
+            for family in Family::ALL {
+                let (subnet, cluster) =
+                    (local.subnet.get(family.index())?, local.cluster.get(family.index())?);
+                if *subnet == Subnet::default() {
+                    continue;
+                }
+                let subnet = net(subnet, family)?;
+                let gateway = local.gateway.get(family.index())?.to_ip();
+                let gateway = Some(gateway).filter(|gateway| subnet.contains(gateway))?;
+                nets.set(family, Net { subnet, gateway, cluster: net(cluster, family)? });
+            }
+            let asked = if usize::from(local.primary) == FAMILY_V6 { Family::Ipv6 } else { Family::Ipv4 };
+            let (first, _) = nets.iter().next()?;
             Some(Self {
-                subnet,
-                gateway: Some(gateway).filter(|gateway| subnet.contains(gateway))?,
-                cluster: net(local.cluster.get(FAMILY_V4)?)?,
+                nets,
+                primary: if nets.get(asked).is_some() { asked } else { first },
                 mtu: local.mtu,
                 attach: AttachMode::from_index(local.attach_mode)?,
                 gateway_mac: local.gateway_mac,
@@ -78,20 +106,14 @@ impl TryFrom<&Local> for Node {
     }
 }
 
-fn v4(addr: &Addr) -> Option<Ipv4Addr> {
-    match addr.to_ip() {
-        IpAddr::V4(ip) => Some(ip),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn net(subnet: &Subnet) -> Option<Ipv4Net> {
-    Ipv4Net::new(v4(&subnet.addr)?, u8::try_from(subnet.prefix_len).ok()?).ok()
+fn net(subnet: &Subnet, family: Family) -> Option<IpNet> {
+    let net = IpNet::new(subnet.addr.to_ip(), u8::try_from(subnet.prefix_len).ok()?).ok()?;
+    Some(net).filter(|net| net.family() == family)
 }
 
 #[cfg(test)]
 mod tests {
-    use overlay_common::maps::FAMILY_V6;
+    use overlay_common::maps::{Addr, FAMILY_V4};
 
     use super::*;
 
@@ -107,14 +129,48 @@ mod tests {
         local
     }
 
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn dual() -> Local {
+        let mut local = good();
+        local.subnet[FAMILY_V6] = Subnet { addr: addr("fd00:244:0:1::"), prefix_len: 64 };
+        local.gateway[FAMILY_V6] = addr("fd00:244:0:1::1");
+        local.cluster[FAMILY_V6] = Subnet { addr: addr("fd00:244::"), prefix_len: 48 };
+        local
+    }
+
+    fn families(local: &Local) -> Vec<(Family, String)> {
+        let node = Node::try_from(local).unwrap();
+        node.in_order().map(|(family, net)| (family, format!("{} {}", net.subnet, net.gateway))).collect()
+    }
+
     #[test]
     fn a_ready_node_is_read() {
         let node = Node::try_from(&good()).unwrap();
+        let net = node.nets.v4.unwrap();
         assert_eq!(
-            (node.subnet.to_string(), node.gateway.to_string()),
-            ("10.244.1.0/24".into(), "10.244.1.1".into())
+            (net.subnet.to_string(), net.gateway.to_string(), net.cluster.to_string()),
+            ("10.244.1.0/24".into(), "10.244.1.1".into(), "10.244.0.0/16".into())
         );
+        assert_eq!((node.nets.v6, node.primary), (None, Family::Ipv4));
         assert_eq!((node.mtu, node.attach), (1450, AttachMode::Tcx));
+    }
+
+    #[test]
+    fn each_family_is_there_or_not_and_the_primary_one_comes_first() {
+        let v4 = (Family::Ipv4, "10.244.1.0/24 10.244.1.1".to_owned());
+        let v6 = (Family::Ipv6, "fd00:244:0:1::/64 fd00:244:0:1::1".to_owned());
+        for (primary, expected) in [(0, [&v4, &v6]), (1, [&v6, &v4]), (b'x', [&v4, &v6])] {
+            let found = families(&Local { primary, ..dual() });
+            assert_eq!(found.iter().collect::<Vec<_>>(), expected);
+            // What a node does not carry comes not at all.
+            assert_eq!(families(&Local { primary, ..good() }), [v4.clone()]);
+            let mut six = Local { primary, ..dual() };
+            (six.subnet[FAMILY_V4], six.gateway[FAMILY_V4]) = (Subnet::default(), Addr::UNSPECIFIED);
+            assert_eq!(families(&six), [v6.clone()]);
+        }
     }
 
     #[test]
@@ -126,17 +182,22 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_an_error_each() {
-        let spoil: [fn(&mut Local); 5] = [
+        let spoil: [fn(&mut Local); 10] = [
             |l| l.attach_mode = 7,
             |l| l.subnet[FAMILY_V4].prefix_len = 33,
-            |l| l.subnet[FAMILY_V4] = l.subnet[FAMILY_V6],
+            |l| l.subnet[FAMILY_V6].prefix_len = 129,
+            |l| l.subnet = [Subnet::default(); 2],
+            |l| l.subnet.swap(FAMILY_V4, FAMILY_V6),
             |l| l.gateway[FAMILY_V4] = Addr::v4([10, 244, 2, 1]),
+            |l| l.gateway[FAMILY_V6] = Addr::UNSPECIFIED,
+            |l| l.gateway[FAMILY_V6] = l.gateway[FAMILY_V4],
             |l| l.cluster[FAMILY_V4].prefix_len = u32::MAX,
+            |l| l.cluster[FAMILY_V6] = l.cluster[FAMILY_V4],
         ];
-        for spoil in spoil {
-            let mut local = good();
+        for (number, spoil) in spoil.into_iter().enumerate() {
+            let mut local = dual();
             spoil(&mut local);
-            assert_eq!(Node::try_from(&local).unwrap_err().code, Code::Io);
+            assert_eq!(Node::try_from(&local).map_err(|failure| failure.code), Err(Code::Io), "{number}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A pod has its network whether or not its name can be kept; what fails is logged. Invariant: written after the address is
 //! leased, removed before it is released, so that an address never carries the name of its holder of before.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_common::maps::{Addr, PodName};
 
@@ -19,7 +19,7 @@ pub(super) fn from_args(text: &str) -> Option<PodName> {
 }
 
 /// Keeps the name of the pod that has leased `address`; without one, removes what is there.
-pub(super) fn keep(pins: &Pins, address: Ipv4Addr, name: Option<&PodName>) {
+pub(super) fn keep(pins: &Pins, address: IpAddr, name: Option<&PodName>) {
     let kept = PodNames::open(pins).and_then(|mut names| match name {
         Some(name) => names.set(address.into(), *name),
         None => names.remove(address.into()),

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use overlay_common::maps::{Addr, HostPort, HostPortTarget, Owner, PortProtocol};
@@ -17,27 +17,41 @@ use super::{
 };
 use crate::{
     datapath::{DatapathError, pins::Pins},
+    family::{ByFamily, Family, OfFamily as _},
     ports::{self, Entry, HostPorts, PortsError},
 };
 
 /// Where a runtime puts them.
 const PLACE: &str = "runtimeConfig.portMappings";
 
-/// The ports that are asked for, each with the pod's own port.
-pub(super) type Wanted = BTreeMap<HostPort, u16>;
+/// The ports that are asked for, each with where it is to lead.
+pub(super) type Wanted = BTreeMap<HostPort, PodPort>;
 
-/// What a mapping says, before it is known whether it is for us.
+/// Where a port is to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PodPort {
+    /// The pod's own port.
+    number: u16,
+    /// Whether it may be left out for a pod that has no address of its family.
+    optional: bool,
+}
+
+/// What a mapping says.
 struct Item {
-    address: IpAddr,
+    /// None for all.
+    address: Option<IpAddr>,
     protocol: PortProtocol,
     port: u16,
     pod_port: u16,
 }
 
+/// The addresses that stand for all of a family.
+const ALL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
 /// Reads the list.
 ///
-/// A host port of 0 asks for none. A mapping to an IPv6 address is ignored where the list has the same port for IPv4 as
-/// well: runtimes that know no better write both.
+/// A host port of 0 asks for none. One without an address is asked for in each family that the pod will have. One that is
+/// asked for in both families explicitly is had in those that the pod will have: runtimes that know no better write both.
 ///
 /// # Errors
 ///
@@ -49,29 +63,52 @@ pub(super) fn read(runtime_config: Option<&Value>) -> Result<Wanted, Failure> {
         Some(Value::Array(items)) => items,
         Some(_) => return Err(invalid("is not an array".to_owned())),
     };
-    let (mut wanted, mut sixes) = (Wanted::new(), Vec::new());
+    let (mut wanted, mut inward) = (Wanted::new(), Vec::new());
     for value in items {
         let Some(item) = item(value).map_err(|what| invalid(format!("{value}: {what}")))? else { continue };
         let Item { address, protocol, port, pod_port } = item;
-        let IpAddr::V4(address) = address else {
-            sixes.push((value, protocol, port));
-            continue;
-        };
-        let key = HostPort { addr: address.into(), port, protocol: protocol as u8, reserved: 0 };
-        if let Some(other) = wanted.insert(key, pod_port)
-            && other != pod_port
+        if let Some(IpAddr::V6(address)) = address
+            && is_inward(address)
         {
-            return Err(invalid(format!("{key} cannot lead to both {other} and {pod_port}: leave one out")));
+            inward.push((value, protocol, port));
+            continue;
+        }
+        let target = PodPort { number: pod_port, optional: address.is_none() };
+        for address in ALL.into_iter().filter(|_| address.is_none()).chain(address) {
+            let key = HostPort { addr: address.into(), port, protocol: protocol as u8, reserved: 0 };
+            let Some(other) = wanted.insert(key, target) else { continue };
+            if other.number != pod_port {
+                let number = other.number;
+                return Err(invalid(format!(
+                    "{key} cannot lead to both {number} and {pod_port}: leave one out"
+                )));
+            }
+            wanted.insert(key, PodPort { optional: other.optional || target.optional, ..target });
         }
     }
-    for (value, protocol, port) in sixes {
-        if !wanted.keys().any(|key| key.port == port && key.protocol == protocol as u8) {
+    let keys: Vec<HostPort> = wanted.keys().copied().collect();
+    let has = |port: u16, protocol: u8, family: Family| {
+        let same = |key: &&HostPort| key.port == port && key.protocol == protocol;
+        keys.iter().filter(same).any(|key| key.addr.to_ip().family() == family)
+    };
+    for (key, target) in &mut wanted {
+        let other = if key.addr.to_ip().is_ipv4() { Family::Ipv6 } else { Family::Ipv4 };
+        target.optional |= has(key.port, key.protocol, other);
+    }
+    for (value, protocol, port) in inward {
+        if !has(port, protocol as u8, Family::Ipv4) {
             return Err(invalid(format!(
-                "{value}: this version of overlay carries IPv4 only: give an IPv4 address as hostIP, or none"
+                "{value}: the kernel leads nothing from there to a pod: give another address of the node as hostIP, or none"
             )));
         }
     }
     Ok(wanted)
+}
+
+/// Addresses of the node that a pod cannot be reached by: the loopback address, which IPv6 has no `route_localnet` for,
+/// and link-local ones, which are never forwarded.
+fn is_inward(address: Ipv6Addr) -> bool {
+    address.is_loopback() || address.is_unicast_link_local()
 }
 
 /// One mapping; none where it asks for nothing.
@@ -103,36 +140,52 @@ fn item(value: &Value) -> Result<Option<Item>, String> {
             .ok_or_else(|| format!("protocol {name:?} has no host ports: use tcp, udp or sctp"))?,
     };
     let address = match text("hostIP")? {
-        "" => Ipv4Addr::UNSPECIFIED.into(),
-        text => text
-            .parse::<IpAddr>()
-            .map_err(|_| format!("hostIP {text:?} is no address: give one of the node, or none for all"))?
-            .to_canonical(),
+        "" => None,
+        text => Some(
+            text.parse::<IpAddr>()
+                .map_err(|_| format!("hostIP {text:?} is no address: give one of the node, or none for all"))?
+                .to_canonical(),
+        ),
     };
     Ok(Some(Item { address, protocol, port: host_port, pod_port }))
 }
 
-/// The entries for a pod.
+/// The entries for a pod that has these addresses.
 ///
 /// # Errors
 ///
-/// [`Code::InvalidConfig`] for the port of the tunnel: its packets would go to the pod.
+/// [`Code::InvalidConfig`] for the port of the tunnel, because its packets would go to the pod, and for one of a family that
+/// the pod has no address of.
 pub(super) fn entries(
     wanted: &Wanted,
-    pod: Ipv4Addr,
+    pod: &ByFamily<IpAddr>,
     owner: Owner,
     node: &Node,
 ) -> Result<Vec<Entry>, Failure> {
-    let entry = |(port, pod_port): (&HostPort, &u16)| {
-        if port.protocol == PortProtocol::Udp as u8 && port.port == node.tunnel_port {
-            return Err(Failure::new(
-                Code::InvalidConfig,
-                format!("{PLACE}: host port {port} is the tunnel's: choose another one"),
-            ));
-        }
-        Ok((*port, HostPortTarget { pod: Addr::from(pod), port: *pod_port, reserved: 0, owner }))
+    let refused = |port: &HostPort, what: &str| {
+        Failure::new(Code::InvalidConfig, format!("{PLACE}: host port {port} {what}"))
     };
-    wanted.iter().map(entry).collect()
+    let mut entries = Vec::new();
+    for (port, target) in wanted {
+        if port.protocol == PortProtocol::Udp as u8 && port.port == node.tunnel_port {
+            return Err(refused(port, "is the tunnel's: choose another one"));
+        }
+        let family = port.addr.to_ip().family();
+        let Some(address) = pod.get(family).copied() else {
+            if target.optional {
+                continue;
+            }
+            let what = format!(
+                "is asked for in {family}, which pods of this node do not have: give a hostIP of the other family, or none"
+            );
+            return Err(refused(port, &what));
+        };
+        entries.push((
+            *port,
+            HostPortTarget { pod: Addr::from(address), port: target.number, reserved: 0, owner },
+        ));
+    }
+    Ok(entries)
 }
 
 /// Takes them all, or none; tells whether there is one, which another interface of the container may have already.

@@ -1,19 +1,26 @@
 //! Properties of the parts that read foreign input: total, and consistent with each other.
 
-use std::{collections::HashSet, ffi::OsString, net::Ipv4Addr, os::unix::ffi::OsStringExt as _};
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::ffi::OsStringExt as _,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{
     env::{Attachment, Request, is_identifier},
-    lease::candidates,
+    local::Net,
     owner::{device_name, owner, owner_text},
     parse,
+    pool::{candidates, is_candidate, size},
     types::{Conf, Version, versions},
     wanted::Wanted,
 };
+use crate::family::ByFamily;
 
 /// JSON of any shape, with the keys that are read among those of its objects.
 fn any_json() -> impl Strategy<Value = Value> {
@@ -59,8 +66,25 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_subnet() -> impl Strategy<Value = Ipv4Net> {
-    (any::<u32>(), 20_u8..=32).prop_map(|(bits, prefix)| Ipv4Net::new(bits.into(), prefix).unwrap().trunc())
+/// A subnet of either family that is small enough to be gone through, and the addresses of these bits in it.
+fn any_subnet() -> impl Strategy<Value = IpNet> {
+    let v4 = (any::<u32>(), 20_u8..=32)
+        .prop_map(|(bits, prefix)| (IpAddr::from(Ipv4Addr::from_bits(bits)), prefix));
+    let v6 =
+        (any::<u128>(), 116_u8..=128).prop_map(|(bits, prefix)| (Ipv6Addr::from_bits(bits).into(), prefix));
+    prop_oneof![v4, v6].prop_map(|(address, prefix)| IpNet::new(address, prefix).unwrap().trunc())
+}
+
+fn within(subnet: IpNet, bits: u128) -> IpAddr {
+    match (subnet.network(), subnet.hostmask()) {
+        (IpAddr::V4(net), IpAddr::V4(host)) => {
+            Ipv4Addr::from_bits(net.to_bits() | (bits as u32 & host.to_bits())).into()
+        }
+        (IpAddr::V6(net), IpAddr::V6(host)) => {
+            Ipv6Addr::from_bits(net.to_bits() | (bits & host.to_bits())).into()
+        }
+        mixed => panic!("{mixed:?}"),
+    }
 }
 
 proptest! {
@@ -107,7 +131,7 @@ proptest! {
         verb in prop_oneof![
             Just("ADD"), Just("CHECK"), Just("DEL"), Just("GC"), Just("STATUS"), Just("VERSION"), Just("X")
         ],
-        args in prop_oneof![Just(String::new()), "[A-Z]{0,4}=?[0-9a-f:.;]{0,12}", ".*"],
+        args in prop_oneof![Just(String::new()), "[A-Z]{0,4}=?[0-9a-f:.;]{0,12}", "IP=[0-9a-f:.,/]{0,40}", ".*"],
     ) {
         let mut conf = value;
         if let Value::Object(conf) = &mut conf {
@@ -129,14 +153,26 @@ proptest! {
     }
 
     #[test]
-    fn an_address_is_asked_for_by_either_way_alike(bits in any::<u32>(), mac in any::<[u8; 6]>()) {
-        let address = Ipv4Addr::from_bits(bits);
+    fn addresses_are_asked_for_by_either_way_alike(
+        v4 in prop::option::of(any::<u32>()),
+        v6 in prop::option::of(any::<u128>()),
+        turned in any::<bool>(),
+        mac in any::<[u8; 6]>(),
+    ) {
+        let v6 = v6.map(Ipv6Addr::from_bits).filter(|v6| v6.to_ipv4_mapped().is_none());
+        let addresses = ByFamily { v4: v4.map(|bits| Ipv4Addr::from_bits(bits).into()), v6: v6.map(IpAddr::V6) };
+        let mut list: Vec<IpAddr> = addresses.values().copied().collect();
+        if turned {
+            list.reverse();
+        }
         let mac = [mac[0] & 0xfe | 2, mac[1], mac[2], mac[3], mac[4], mac[5]];
         let text = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let object = json!({"ips": [address], "mac": text});
-        let wanted = Wanted { address: Some(address), mac: Some(mac) };
+        let object = json!({"ips": list, "mac": text});
+        let wanted = Wanted { addresses, mac: Some(mac) };
         prop_assert_eq!(Wanted::from_object(Some(&object), "x"), Ok(wanted));
-        prop_assert_eq!(Wanted::from_args(&format!("IP={address};MAC={text}")), Ok(wanted));
+        let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+        let ips = if list.is_empty() { String::new() } else { format!("IP={};", list.join(",")) };
+        prop_assert_eq!(Wanted::from_args(&format!("{ips}MAC={text}")), Ok(wanted));
     }
 
     #[test]
@@ -188,22 +224,38 @@ proptest! {
     #[test]
     fn each_address_of_a_pod_subnet_is_proposed_once_and_the_last_one_last(
         subnet in any_subnet(),
-        gateway in any::<u32>(),
-        last in any::<u32>(),
+        gateway in any::<u128>(),
+        last in any::<u128>(),
         inside in any::<bool>(),
     ) {
-        let within = |bits: u32| Ipv4Addr::from_bits(subnet.network().to_bits() | (bits & subnet.hostmask().to_bits()));
-        let gateway = within(gateway);
-        let last = if inside { within(last) } else { Ipv4Addr::from_bits(last) };
-        let all: Vec<_> = candidates(subnet, gateway, last).collect();
+        let gateway = within(subnet, gateway);
+        let net = Net { subnet, gateway, cluster: subnet };
+        let last = if inside { within(subnet, last) } else { Ipv6Addr::from_bits(last).into() };
+        let all: Vec<_> = candidates(&net, last).collect();
         let distinct: HashSet<_> = all.iter().copied().collect();
         prop_assert_eq!(distinct.len(), all.len());
-        let (network, broadcast) = (subnet.network(), subnet.broadcast());
-        prop_assert!(all.iter().all(|a| subnet.contains(a) && ![network, broadcast, gateway].contains(a)));
-        let special: HashSet<_> = [network, broadcast, gateway].into();
-        prop_assert_eq!(all.len(), (1_usize << (32 - subnet.prefix_len())) - special.len());
+        let mut special: HashSet<_> = [subnet.network(), gateway].into();
+        if subnet.addr().is_ipv4() {
+            special.insert(subnet.broadcast());
+        }
+        prop_assert!(all.iter().all(|a| subnet.contains(a) && !special.contains(a)));
+        let hosts = 1_usize << (subnet.max_prefix_len() - subnet.prefix_len());
+        prop_assert_eq!(all.len(), hosts - special.len());
+        prop_assert_eq!(size(&net), all.len() as u128);
+        prop_assert!(all.iter().all(|address| is_candidate(&net, *address)));
+        prop_assert!(special.iter().all(|address| !is_candidate(&net, *address)));
         if distinct.contains(&last) {
             prop_assert_eq!(all.last(), Some(&last));
         }
+    }
+
+    #[test]
+    fn a_large_subnet_goes_on_after_the_last_address(bits in any::<u128>(), prefix in 0_u8..=64, last in any::<u128>()) {
+        let subnet = IpNet::new(Ipv6Addr::from_bits(bits).into(), prefix).unwrap().trunc();
+        let net = Net { subnet, gateway: within(subnet, 1), cluster: subnet };
+        let last = within(subnet, last);
+        let next: Vec<_> = candidates(&net, last).take(3).collect();
+        prop_assert!(next.iter().all(|address| subnet.contains(address) && is_candidate(&net, *address)));
+        prop_assert!(next.len() == 3 && !next.contains(&last));
     }
 }

@@ -1,22 +1,31 @@
-//! The pod's side: its network namespace, and address, neighbour and routes of its device.
+//! The pod's side: its network namespace, and addresses, neighbours and routes of its device.
 //!
-//! Everything here goes with the pod's device, but for the rule of an address that is not the pod's first on this network:
-//! it leads to an empty table then, and goes with the namespace. `lo` is the runtime's business. Called by ADD and CHECK.
+//! Everything here goes with the pod's device, but for the rules of addresses that are not the pod's first on this network:
+//! they lead to an empty table then, and go with the namespace. `lo` is the runtime's business, except that IPv6 is switched
+//! on there where it was off, because a pod talks to itself by it. Called by ADD and CHECK.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use anyhow::Context as _;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     failure::{Code, Failure},
-    interface::without_ipv6,
-    local::Node,
+    interface::{NO_ADDRESS, without_ipv6},
+    lease::Leased,
+    local::{Net, Node},
 };
-use crate::host::{
-    netlink::{MacAddress, Netlink, NetlinkError, Route},
-    netns::NetNs,
-    sysctl::SysctlError,
+use crate::{
+    family::{ByFamily, Family},
+    host::{
+        netlink::{Changes, Link, MacAddress, Netlink, NetlinkError, Route},
+        netns::NetNs,
+        sysctl::{self, SysctlError},
+    },
 };
 
 /// The routing table of an attachment that is not a pod's first to this network: this and the index of its device.
@@ -63,75 +72,160 @@ impl Sandbox {
         }
     }
 
-    /// Brings the pod's device up, without a carrier yet, and gives the pod its address and its routes; returns what it
-    /// reaches by the gateway now.
+    /// Brings the pod's device up, without a carrier yet, and gives the pod its addresses and its routes; returns what it
+    /// reaches by the gateways now. `device` is the other end.
     pub(super) fn set_up(
         &mut self,
         ifname: &str,
-        address: Ipv4Addr,
+        device: &Link,
+        leased: &Leased,
         node: &Node,
-    ) -> Result<Vec<Ipv4Net>, Failure> {
-        let inside = self.netns.run(|| without_ipv6(ifname).map(drop));
-        inside
-            .map_err(Failure::from)?
-            .map_err(|e: SysctlError| Failure::step("configure the pod's side", e))?;
-        self.connect(ifname, address, node).map_err(|e| Failure::step("connect the pod's side", e))
+    ) -> Result<ByFamily<Vec<IpNet>>, Failure> {
+        let configure = || if node.nets.v6.is_some() { with_ipv6(ifname) } else { without_ipv6(ifname) };
+        let configured = self.netns.run(configure).map_err(Failure::from)?;
+        configured.map_err(|e| Failure::step("configure the pod's side", e))?;
+        self.connect(ifname, device, leased, node).map_err(|e| Failure::step("connect the pod's side", e))
     }
 
-    fn connect(&mut self, ifname: &str, address: Ipv4Addr, node: &Node) -> anyhow::Result<Vec<Ipv4Net>> {
-        let netlink = &mut self.netlink;
-        let link = netlink.link(ifname)?.with_context(|| format!("the pod has no {ifname}"))?;
-        netlink.replace_address(link.index, Ipv4Net::from(address).into())?;
-        netlink.set_up(link.index)?;
-        netlink.replace_neighbour(link.index, node.gateway.into(), node.gateway_mac)?;
-
+    fn connect(
+        &mut self,
+        ifname: &str,
+        device: &Link,
+        leased: &Leased,
+        node: &Node,
+    ) -> anyhow::Result<ByFamily<Vec<IpNet>>> {
+        // Of a pair, each end names the other's index.
+        let index = match device.link {
+            Some(index) => index,
+            None => self.netlink.link(ifname)?.with_context(|| format!("the pod has no {ifname}"))?.index,
+        };
         // A pod's second network must not take over what its first has; a fresh namespace has no routes, so the list is short.
-        let existing = netlink.routes(None)?;
-        let default = Route {
-            gateway: Some(node.gateway.into()),
-            onlink: true,
-            ..Route::unicast(Ipv4Net::default().into(), link.index)
-        };
-        // On this network already, by another device: what the pod sends from this address must leave by this one, or the
-        // node drops it as another's.
-        if existing.iter().any(|route| route.dst == default.dst && route.gateway == default.gateway) {
-            let table = SOURCE_TABLES + link.index;
-            netlink
-                .replace_route_in(table, &Route::unicast(Ipv4Net::from(node.gateway).into(), link.index))?;
-            netlink.replace_route_in(table, &default)?;
-            netlink.delete_source_rules(address)?;
-            netlink.add_source_rule(address, table)?;
-            return Ok(Vec::new());
+        let existing = self.netlink.routes(None)?;
+        let mut changes = Changes::new();
+        for address in leased.addresses.values() {
+            changes.address(index, IpNet::from(*address));
         }
-        let is_free = |dst: Ipv4Net| existing.iter().all(|route| route.dst != IpNet::from(dst));
-        let gateway = Ipv4Net::from(node.gateway);
-        if is_free(gateway) {
-            netlink.replace_route(&Route::unicast(gateway.into(), link.index))?;
+        if node.nets.v6.is_some() {
+            changes.address(index, link_local(leased.endpoint.mac)?.into());
         }
-        let Some(dst) = [Ipv4Net::default(), node.cluster].into_iter().find(|dst| is_free(*dst)) else {
-            return Ok(Vec::new());
-        };
-        netlink.replace_route(&Route { dst: dst.into(), ..default })?;
-        Ok(vec![dst])
+        changes.set_up(index);
+        let mut routes = ByFamily::default();
+        let mut elsewhere = ByFamily::default();
+        for (family, net) in node.nets.iter() {
+            changes.neighbour(index, net.gateway, node.gateway_mac);
+            let ways = Ways::new(net, index, &existing);
+            ways.main.iter().for_each(|route| changes.route(index, route));
+            routes.set(family, ways.reached);
+            elsewhere.set(family, ways.of_source);
+        }
+        self.netlink.apply(changes)?;
+        for (family, ways) in elsewhere.iter() {
+            if let (Some(address), false) = (leased.addresses.get(family).copied(), ways.is_empty()) {
+                let table = SOURCE_TABLES + index;
+                for route in ways {
+                    self.netlink.replace_route_in(table, route)?;
+                }
+                self.netlink.delete_source_rules(address)?;
+                self.netlink.add_source_rule(address, table)?;
+            }
+        }
+        Ok(routes)
     }
 
     /// The MAC that a neighbour of a device has for good.
     pub(super) fn permanent_neighbour(
         &mut self,
         index: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
     ) -> Result<Option<MacAddress>, NetlinkError> {
         permanent_neighbour(&mut self.netlink, index, address)
     }
+}
+
+/// How a pod reaches others in one family by one of its devices.
+struct Ways {
+    /// For the main table.
+    main: Vec<Route>,
+    /// What the pod reaches by the gateway with these.
+    reached: Vec<IpNet>,
+    /// For a table of the pod's address, where the main one leads to the gateway by another device.
+    of_source: Vec<Route>,
+}
+
+impl Ways {
+    fn new(net: &Net, index: u32, existing: &[Route]) -> Self {
+        let everything = match net.gateway {
+            IpAddr::V4(_) => IpNet::from(Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::from(Ipv6Net::default()),
+        };
+        let gateway = Route::unicast(IpNet::from(net.gateway), index);
+        let default = Route {
+            gateway: Some(net.gateway),
+            // IPv6 asks the main table about a next hop that is declared on-link, and the table of the route about one that
+            // is not: there it is.
+            onlink: net.gateway.is_ipv4(),
+            ..Route::unicast(everything, index)
+        };
+        // On this network already, by another device: what the pod sends from this address must leave by this one, or the
+        // node drops it as another's.
+        if existing.iter().any(|route| route.dst == default.dst && route.gateway == default.gateway) {
+            return Self { main: Vec::new(), reached: Vec::new(), of_source: vec![gateway, default] };
+        }
+        let is_free = |dst: IpNet| existing.iter().all(|route| route.dst != dst);
+        let mut ways = Self { main: Vec::new(), reached: Vec::new(), of_source: Vec::new() };
+        if is_free(gateway.dst) {
+            ways.main.push(gateway);
+        }
+        if let Some(dst) = [everything, net.cluster].into_iter().find(|dst| is_free(*dst)) {
+            ways.main.push(Route { dst, ..default });
+            ways.reached.push(dst);
+        }
+        ways
+    }
+}
+
+/// Settings for IPv6 inside of a pod, which a runtime may have switched off: no address but those that it is given, and
+/// all of these usable at once.
+fn with_ipv6(ifname: &str) -> Result<(), SysctlError> {
+    let of = |device: &str, setting: &str| sysctl::interface(Family::Ipv6, device, setting);
+    for (setting, value) in
+        [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", NO_ADDRESS), ("disable_ipv6", "0")]
+    {
+        sysctl::ensure(&of(ifname, setting), value)?;
+    }
+    match sysctl::ensure(&of("lo", "disable_ipv6"), "0") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The link-local address that the kernel would make of this MAC (RFC 4291, appendix A), but without duplicate address
+/// detection: of the two ends of a pair no other has it.
+fn link_local(mac: MacAddress) -> anyhow::Result<Ipv6Net> {
+    let [a, b, c, d, e, f] = mac.map(u16::from);
+    let halves = [((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f];
+    let [g, h, i, j] = halves;
+    Ok(Ipv6Net::new(Ipv6Addr::new(0xfe80, 0, 0, 0, g, h, i, j), 64)?)
 }
 
 /// The MAC of a permanent neighbour entry.
 pub(super) fn permanent_neighbour(
     netlink: &mut Netlink,
     index: u32,
-    address: Ipv4Addr,
+    address: IpAddr,
 ) -> Result<Option<MacAddress>, NetlinkError> {
     let neighbours = netlink.neighbours(Some(index))?;
     let entry = neighbours.iter().find(|entry| entry.permanent && entry.address == address);
     Ok(entry.and_then(|entry| entry.mac))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_local_addresses_are_those_that_the_kernel_makes() {
+        let net = link_local([0x0a, 0x58, 10, 244, 1, 5]).unwrap();
+        assert_eq!(net.to_string(), "fe80::858:aff:fef4:105/64");
+    }
 }

@@ -48,10 +48,10 @@ pub(super) fn status(conf: &Conf) -> Result<(), Failure> {
 
     let room = || {
         let (endpoints, cursor) = (Endpoints::open(&conf.pins)?, LeaseCursor::open(&conf.pins)?);
-        if lease::has_room(&endpoints, &cursor, &node)? {
-            return Ok(());
+        match lease::full(&endpoints, &cursor, &node)? {
+            None => Ok(()),
+            Some(net) => Err(lease::exhausted(&endpoints, net)),
         }
-        Err(lease::exhausted(&endpoints, &node))
     };
     room().map_err(unavailable)
 }

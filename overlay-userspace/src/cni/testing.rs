@@ -2,17 +2,17 @@
 //! says ready, and the gateway address. All of it is gone when the test ends, however it ends.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use overlay_common::maps::{Addr, AttachMode, Endpoint, FAMILY_V4, Local, Subnet};
+use overlay_common::maps::{Addr, AttachMode, Endpoint, Local, Subnet};
 use serde_json::{Value, json};
 
 use super::{
@@ -30,7 +30,7 @@ use crate::{
         pins::Pins,
         tables::{Endpoints, LocalTable},
     },
-    family::ByFamily,
+    family::{ByFamily, OfFamily as _},
     host::netns::{
         NetNs,
         testing::{fresh_netns, in_fresh_netns, ip, ip_json, run},
@@ -39,6 +39,10 @@ use crate::{
 
 pub(super) const CLUSTER: &str = "10.244.0.0/16";
 pub(super) const GATEWAY: &str = "10.244.1.1";
+/// A subnet of the IPv6 range of the cluster, and its gateway.
+pub(super) const SUBNET6: &str = "fd00:244:0:1::/64";
+pub(super) const GATEWAY6: &str = "fd00:244:0:1::1";
+const CLUSTER6: &str = "fd00:244::/48";
 pub(super) const GATEWAY_MAC: [u8; 6] = [0x0a, 0x6f, 192, 0, 2, 1];
 const MTU: u32 = 1450;
 
@@ -48,23 +52,47 @@ pub(super) struct TestNode {
 
 /// Runs a test on a node whose pods live in `subnet`, which begins at 10.244.1.0.
 pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
+    on_a_node_of(&[subnet], test);
+}
+
+/// The address, the range, and the first host of a pod subnet, as the tests have it.
+fn ranges(subnet: IpNet) -> (IpNet, IpAddr) {
+    let (cluster, gateway) = match subnet {
+        IpNet::V4(_) => (CLUSTER, GATEWAY),
+        IpNet::V6(_) => (CLUSTER6, GATEWAY6),
+    };
+    (cluster.parse().unwrap(), gateway.parse().unwrap())
+}
+
+/// Runs a test on a node whose pods live in these subnets, which begin at 10.244.1.0 and at fd00:244:0:1::; that of the
+/// primary family first.
+pub(super) fn on_a_node_of(subnets: &[&str], test: impl FnOnce(&TestNode) + Send) {
+    let subnets: Vec<IpNet> = subnets.iter().map(|subnet| subnet.parse().unwrap()).collect();
     in_fresh_netns(|| {
         let node = TestNode { pins: private_pins() };
-        // Stands for the anchor device: something that holds the gateway address.
+        // Stands for the anchor device: something that holds the gateway addresses.
         ip("link add gw0 type veth peer name gw0p");
-        run(
-            "sysctl -qw net.ipv6.conf.gw0.disable_ipv6=1 net.ipv6.conf.gw0p.disable_ipv6=1 net.ipv4.ip_forward=1",
-        );
-        ip(&format!("address add {GATEWAY}/32 dev gw0"));
+        let by_family = ByFamily::from_values(subnets.iter().copied()).unwrap();
+        run("sysctl -qw net.ipv6.conf.gw0p.disable_ipv6=1");
+        if by_family.v4.is_some() {
+            run("sysctl -qw net.ipv4.ip_forward=1");
+        }
+        if by_family.v6.is_some() {
+            run("sysctl -qw net.ipv6.conf.gw0.addr_gen_mode=1 net.ipv6.conf.all.forwarding=1");
+        } else {
+            run("sysctl -qw net.ipv6.conf.gw0.disable_ipv6=1");
+        }
+        for subnet in &subnets {
+            add_gateway(ranges(*subnet).1);
+        }
         ip("link set gw0 up");
-        let (subnet, cluster): (Ipv4Net, Ipv4Net) = (subnet.parse().unwrap(), CLUSTER.parse().unwrap());
         let vtep = Ipv4Addr::new(192, 0, 2, 1);
         let constants = Constants {
             vni: 1,
             port: 8472,
-            cluster: ByFamily { v4: Some(cluster.into()), v6: None },
-            subnet: ByFamily { v4: Some(subnet.into()), v6: None },
-            node_prefix: ByFamily { v4: Some(subnet.prefix_len()), v6: None },
+            cluster: by_family.map(|_, subnet| ranges(*subnet).0),
+            subnet: by_family,
+            node_prefix: by_family.map(|_, subnet| subnet.prefix_len()),
             vtep: ByFamily { v4: Some(vtep.into()), v6: None },
             anchor_ifindex: 1,
             anchor_mac: GATEWAY_MAC,
@@ -81,21 +109,22 @@ pub(super) fn on_a_node(subnet: &str, test: impl FnOnce(&TestNode) + Send) {
         let anchor = ip_json("link show dev gw0")[0]["ifindex"].as_u64().unwrap() as u32;
         let programs = Programs::new(&node.pins, AttachMode::Clsact);
         programs.attach_all(Role::Anchor, Device { name: "gw0", ifindex: anchor }).unwrap();
-        let prefix =
-            |net: Ipv4Net| Subnet { addr: net.network().into(), prefix_len: net.prefix_len().into() };
         node.change_local(|local| {
             local.ready = 1;
             local.anchor_ifindex = anchor;
             local.attach_mode = AttachMode::Auto as u32;
             local.mtu = MTU;
-            local.subnet[FAMILY_V4] = prefix(subnet);
-            local.gateway[FAMILY_V4] = GATEWAY.parse::<Ipv4Addr>().unwrap().into();
-            local.cluster[FAMILY_V4] = prefix(cluster);
             local.vtep = vtep.into();
             local.gateway_mac = GATEWAY_MAC;
         });
+        node.carry(&subnets);
         test(&node);
     });
+}
+
+fn add_gateway(gateway: IpAddr) {
+    let nodad = if gateway.is_ipv6() { "nodad" } else { "" };
+    ip(&format!("address replace {}/{} dev gw0 {nodad}", gateway, IpNet::from(gateway).prefix_len()));
 }
 
 /// A pin root on a bpffs that only the calling thread and its children see; empty.
@@ -108,6 +137,24 @@ pub(super) fn private_pins() -> Pins {
 }
 
 impl TestNode {
+    /// From now on the node carries the families of these subnets, the primary one first.
+    pub(super) fn carry(&self, subnets: &[IpNet]) {
+        self.change_local(|local| {
+            (local.subnet, local.cluster) = ([Subnet::default(); 2], [Subnet::default(); 2]);
+            local.gateway = [Addr::UNSPECIFIED; 2];
+            for subnet in subnets {
+                let family = subnet.family().index();
+                let (cluster, gateway) = ranges(*subnet);
+                add_gateway(gateway);
+                let prefix =
+                    |net: IpNet| Subnet { addr: net.network().into(), prefix_len: net.prefix_len().into() };
+                (local.subnet[family], local.cluster[family]) = (prefix(*subnet), prefix(cluster));
+                local.gateway[family] = gateway.into();
+            }
+            local.primary = subnets[0].family().index() as u8;
+        });
+    }
+
     pub(super) fn change_local(&self, change: impl FnOnce(&mut Local)) {
         let mut table = LocalTable::open(&self.pins).unwrap();
         let mut local = table.get().unwrap();
@@ -158,12 +205,25 @@ impl TestNode {
         devices.sort_by_key(ToString::to_string);
         json!({
             "devices": devices,
-            "routes": ip_json("route show"),
+            "routes": [ip_json("route show"), ip_json("-6 route show")],
             "neighbours": ip_json("neighbour show"),
             "rules": ip_json("rule show"),
+            "proxies": run("ip -6 neighbour show proxy"),
             "links": links,
             "endpoints": self.entries().iter().map(|(addr, _)| addr.to_ip().to_string()).collect::<Vec<_>>(),
         })
+    }
+}
+
+impl Added {
+    /// The first address.
+    pub(super) fn address(&self) -> String {
+        self.ips[0].address.to_string()
+    }
+
+    /// What the pod reaches by the gateways.
+    pub(super) fn routes(&self) -> Vec<String> {
+        self.ips.iter().flat_map(|ip| &ip.routes).map(ToString::to_string).collect()
     }
 }
 

@@ -1,20 +1,23 @@
-//! Address and MAC that a call asks for: `runtimeConfig` (capabilities `ips` and `mac`), `args.cni` and `CNI_ARGS`.
+//! Addresses and MAC that a call asks for: `runtimeConfig` (capabilities `ips` and `mac`), `args.cni` and `CNI_ARGS`.
 //!
-//! Pure, and total. Whether the address can be had is for `lease` to say.
+//! Pure, and total. Whether an address can be had is for `lease` to say.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::failure::{Code, Failure};
-use crate::host::netlink::MacAddress;
+use crate::{
+    family::{ByFamily, OfFamily as _},
+    host::netlink::MacAddress,
+};
 
 /// What is asked for; nothing is the rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wanted {
-    /// The pod's address.
-    pub(super) address: Option<Ipv4Addr>,
+    /// The pod's addresses; in a family without one it gets any.
+    pub(super) addresses: ByFamily<IpAddr>,
     /// The MAC of the pod's device.
     pub(super) mac: Option<MacAddress>,
 }
@@ -22,7 +25,11 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Takes from `other` what is not asked for here.
     pub(super) fn or(self, other: Self) -> Self {
-        Self { address: self.address.or(other.address), mac: self.mac.or(other.mac) }
+        let (own, others) = (self.addresses, other.addresses);
+        Self {
+            addresses: ByFamily { v4: own.v4.or(others.v4), v6: own.v6.or(others.v6) },
+            mac: self.mac.or(other.mac),
+        }
     }
 
     /// Reads `CNI_ARGS`: pairs `KEY=VALUE` with semicolons between.
@@ -44,7 +51,7 @@ impl Wanted {
                     "0" | "false" => ignore = false,
                     _ => return Err(refused("is neither true nor false".to_owned())),
                 },
-                "IP" => wanted.address = one_address(value.split(',')).map_err(refused)?,
+                "IP" => wanted.addresses = one_of_each(value.split(',')).map_err(refused)?,
                 "MAC" => wanted.mac = Some(mac(value).map_err(refused)?),
                 _ => unknown.push(key),
             }
@@ -65,9 +72,9 @@ impl Wanted {
         let invalid =
             |key: &str, what: String| Failure::new(Code::InvalidConfig, format!("{place}.{key}: {what}"));
         let field = |key: &str| object.and_then(|object| object.get(key)).filter(|value| !value.is_null());
-        let address = match field("ips") {
-            None => None,
-            Some(Value::Array(ips)) => one_address(ips.iter().map(|ip| ip.as_str().unwrap_or_default()))
+        let addresses = match field("ips") {
+            None => ByFamily::default(),
+            Some(Value::Array(ips)) => one_of_each(ips.iter().map(|ip| ip.as_str().unwrap_or_default()))
                 .map_err(|what| invalid("ips", what))?,
             Some(_) => return Err(invalid("ips", "is not an array of addresses".to_owned())),
         };
@@ -77,25 +84,28 @@ impl Wanted {
                 Some(mac(value.as_str().unwrap_or_default()).map_err(|what| invalid("mac", what))?)
             }
         };
-        Ok(Self { address, mac })
+        Ok(Self { addresses, mac })
     }
 }
 
-/// The address among those asked for, each with or without a prefix length.
-fn one_address<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Option<Ipv4Addr>, String> {
-    let mut found = None;
+/// The addresses that are asked for, each with or without a prefix length: one of each family at most.
+fn one_of_each<'a>(texts: impl Iterator<Item = &'a str>) -> Result<ByFamily<IpAddr>, String> {
+    let mut found = ByFamily::default();
     for text in texts.map(str::trim) {
-        let address =
-            text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr())).map_err(
-                |_| format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none"),
-            )?;
-        let IpAddr::V4(address) = address else {
-            return Err(format!("{address} cannot be given: this version of overlay carries IPv4 only"));
-        };
-        if let Some(first) = found.replace(address)
+        let address = text
+            .parse::<IpAddr>()
+            .or_else(|_| text.parse::<IpNet>().map(|net| net.addr()))
+            .map_err(|_| {
+                format!("{text:?} is not an IP address: ask for one such as 10.244.1.5, or for none")
+            })?
+            .to_canonical();
+        let family = address.family();
+        if let Some(first) = found.set(family, address)
             && first != address
         {
-            return Err(format!("{first} and {address} cannot both be given: a pod has one address"));
+            return Err(format!(
+                "{first} and {address} cannot both be given: a pod has one {family} address"
+            ));
         }
     }
     Ok(found)
@@ -121,8 +131,8 @@ mod tests {
 
     const MAC: MacAddress = [0x02, 0, 0x0a, 0xf4, 1, 5];
 
-    fn ip(text: &str) -> Ipv4Addr {
-        text.parse().unwrap()
+    fn ips(list: &[&str]) -> ByFamily<IpAddr> {
+        ByFamily::from_values(list.iter().map(|text| text.parse::<IpAddr>().unwrap())).unwrap()
     }
 
     #[test]
@@ -135,7 +145,7 @@ mod tests {
 
     #[test]
     fn address_and_mac_can_be_asked_for_by_each_way() {
-        let both = Wanted { address: Some(ip("10.244.1.5")), mac: Some(MAC) };
+        let both = Wanted { addresses: ips(&["10.244.1.5"]), mac: Some(MAC) };
         assert_eq!(Wanted::from_args("IP=10.244.1.5;MAC=02:00:0a:f4:01:05"), Ok(both));
         assert_eq!(Wanted::from_args("IP=10.244.1.5/24,10.244.1.5;MAC=02-00-0A-F4-01-05"), Ok(both));
         let object = json!({"ips": ["10.244.1.5/32"], "mac": "02:00:0a:f4:01:05", "other": 1});
@@ -144,6 +154,22 @@ mod tests {
             assert_eq!(Wanted::from_object(Some(&nothing), "args.cni"), Ok(Wanted::default()));
         }
         assert_eq!(Wanted::from_object(None, "args.cni"), Ok(Wanted::default()));
+    }
+
+    #[test]
+    fn an_address_of_each_family_can_be_asked_for() {
+        let both = Wanted { addresses: ips(&["10.244.1.5", "fd00::5"]), mac: None };
+        for text in [
+            "IP=10.244.1.5,fd00::5",
+            "IP=fd00::5/64, ::ffff:10.244.1.5",
+            "IP=fd00:0::5,10.244.1.5,fd00::5/128",
+        ] {
+            assert_eq!(Wanted::from_args(text), Ok(both), "{text}");
+        }
+        let object = json!({"ips": ["fd00::5/64", "10.244.1.5"]});
+        assert_eq!(Wanted::from_object(Some(&object), "runtimeConfig"), Ok(both));
+        let alone = Wanted { addresses: ips(&["fd00::5"]), mac: None };
+        assert_eq!(Wanted::from_args("IP=fd00::5"), Ok(alone));
     }
 
     #[test]
@@ -163,7 +189,8 @@ mod tests {
         let object = |value: Value| Wanted::from_object(Some(&value), "runtimeConfig").unwrap_err();
         for (failure, code, wanted) in [
             (Wanted::from_args("IP=many").unwrap_err(), Code::Environment, "many"),
-            (Wanted::from_args("IP=fd00::5").unwrap_err(), Code::Environment, "IPv4 only"),
+            (Wanted::from_args("IP=fd00::5,fd00::6").unwrap_err(), Code::Environment, "one IPv6 address"),
+            (Wanted::from_args("IP=fe80::5%eth0").unwrap_err(), Code::Environment, "fe80::5%eth0"),
             (Wanted::from_args("IgnoreUnknown=maybe").unwrap_err(), Code::Environment, "maybe"),
             (object(json!({"ips": ["10.244.1.5", "10.244.1.6"]})), Code::InvalidConfig, "10.244.1.6"),
             (object(json!({"ips": "10.244.1.5"})), Code::InvalidConfig, "array"),
@@ -187,8 +214,8 @@ mod tests {
 
     #[test]
     fn the_first_that_asks_wins() {
-        let one = Wanted { address: Some(ip("10.244.1.5")), mac: None };
-        let two = Wanted { address: Some(ip("10.244.1.6")), mac: Some(MAC) };
-        assert_eq!(one.or(two), Wanted { address: one.address, mac: two.mac });
+        let one = Wanted { addresses: ips(&["10.244.1.5"]), mac: None };
+        let two = Wanted { addresses: ips(&["10.244.1.6", "fd00::6"]), mac: Some(MAC) };
+        assert_eq!(one.or(two), Wanted { addresses: ips(&["10.244.1.5", "fd00::6"]), mac: two.mac });
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::family::Family;
 
 const GOOD: &str = r#"
     node = "n1"
@@ -32,7 +33,8 @@ fn a_small_file_gets_the_documented_defaults() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.node, "n1");
     let Network {
-        cidr,
+        cidrs,
+        underlay,
         vni,
         port,
         mtu,
@@ -45,12 +47,13 @@ fn a_small_file_gets_the_documented_defaults() {
         xdp,
     } = config.network;
     assert_eq!(
-        (cidr.to_string().as_str(), vni, port, mtu, interface),
+        (cidrs.to_string().as_str(), vni, port, mtu, interface),
         ("10.244.0.0/16", 1, 8472, None, None)
     );
+    assert_eq!((underlay, underlay.preferred()), (Outer::Auto, Family::Ipv4));
     assert!(masquerade && no_masquerade.is_empty() && !masquerade_to_nodes);
     assert_eq!((attach, stack_flows, xdp), (Attach::Auto, None, Xdp::Off));
-    assert_eq!(config.nodes.peers().next().unwrap().vtep_mac, Some([2, 0xaa, 0, 0, 0, 1]));
+    assert_eq!(config.nodes.peers().next().unwrap().vtep_macs.v4, Some([2, 0xaa, 0, 0, 0, 1]));
 }
 
 #[test]
@@ -66,7 +69,18 @@ fn mistakes_are_named_with_their_place() {
     refused(&GOOD.replace("vtep_mac", "vtep-mac"), "unknown field `vtep-mac`");
     refused(&GOOD.replace("[network]", "[network]\nmtu = \"x\""), "mtu");
     refused(&GOOD.replace("10.244.0.0/16", "10.244.1.0/16"), "write 10.244.0.0/16");
-    refused(&GOOD.replace("10.244.0.0/16", "fd00::/48"), "IPv4 only");
+    refused(
+        &GOOD.replace("10.244.0.0/16", "fd00::/48"),
+        "subnet 10.244.1.0/24 is IPv4, the pod network is not",
+    );
+    refused("[network]\ncidr = []\n", "line 2, column 8: network.cidr is an empty list");
+    refused("[network]\ncidr = [\"10.244.0.0/16\", 7]\n", "line 2, column ");
+    refused(
+        &GOOD.replace("\"10.244.0.0/16\"", "[\"10.244.0.0/16\", \"10.245.0.0/16\"]"),
+        "network.cidr has two IPv4 ranges",
+    );
+    refused(&GOOD.replace("10.244.0.0/16", "fe80::/64"), "network.cidr fe80::/64 cannot be a pod network");
+    refused(&GOOD.replace("[network]", "[network]\nunderlay = \"v6\""), "unknown variant `v6`");
     refused(&GOOD.replace("[network]", "[network]\nvni = 16777216"), "16777215");
     refused(&GOOD.replace("[network]", "[network]\nvni = 0"), "network.vni 0");
     refused(&GOOD.replace("[network]", "[network]\nport = 0"), "network.port 0");
@@ -78,7 +92,7 @@ fn mistakes_are_named_with_their_place() {
         &never("192.168.1.0/16"),
         "network.no_masquerade 192.168.1.0/16 has host bits set: write 192.168.0.0/16",
     );
-    refused(&never("fd00::/48"), "network.no_masquerade fd00::/48: this version carries IPv4 only");
+    refused(&never("fd00::/48"), "no_masquerade fd00::/48 is IPv6, network.cidr has no range of IPv6");
     refused(&never("0.0.0.0/0"), "write masquerade = false instead");
     refused(&never("192.168.0.0"), "no_masquerade");
     let nodes_only = GOOD.replace("[network]", "[network]\nmasquerade = false\nmasquerade_to_nodes = true");
@@ -86,6 +100,65 @@ fn mistakes_are_named_with_their_place() {
     refused(&GOOD.replace("02:aa", "03:aa"), "n2: vtep_mac");
     refused(&GOOD.replace("02:aa", "2:aa"), "n2: vtep_mac");
     refused(&GOOD.replace("\"n1\"\n    [network]", "\"nx\"\n    [network]"), "nx");
+}
+
+const DUAL: &str = r#"
+    node = "n1"
+    [network]
+    cidr = ["fd00:10:244::/48", "10.244.0.0/16"]
+    underlay = "ipv6"
+    no_masquerade = ["192.168.0.0/16", "fd00:99::/32"]
+    [[nodes]]
+    name = "n1"
+    address = ["192.0.2.1", "2001:db8::1"]
+    subnet = ["fd00:10:244:1::/64", "10.244.1.0/24"]
+    [[nodes]]
+    name = "n2"
+    address = "2001:db8::2"
+    subnet = ["10.244.2.0/24"]
+    [[nodes]]
+    name = "n3"
+    address = ["2001:db8::3", "192.0.2.3"]
+    subnet = "10.244.3.0/24"
+    vtep_mac = ["02:00:00:00:00:06", "02:00:00:00:00:04"]
+"#;
+
+#[test]
+fn lists_have_one_of_each_family_in_any_order() {
+    let config = parse(DUAL).unwrap();
+    assert_eq!(config.network.cidrs.primary(), Family::Ipv6);
+    assert_eq!(config.network.underlay.preferred(), Family::Ipv6);
+    let [n1, n2, n3] = config.nodes.nodes() else { panic!("{:?}", config.nodes) };
+    assert_eq!(n1.addresses.to_string(), "192.0.2.1, 2001:db8::1");
+    assert_eq!(n1.subnets.to_string(), "10.244.1.0/24, fd00:10:244:1::/64");
+    assert_eq!((n2.addresses.is_dual(), n2.subnets.is_dual()), (false, false));
+    assert_eq!(n3.vtep_macs, ByFamily { v4: Some([2, 0, 0, 0, 0, 4]), v6: Some([2, 0, 0, 0, 0, 6]) });
+    let one = parse(&DUAL.replace("[\"02:00:00:00:00:06\", \"02:00:00:00:00:04\"]", "\"02:00:00:00:00:07\""))
+        .unwrap();
+    let mac = Some([2, 0, 0, 0, 0, 7]);
+    assert_eq!(one.nodes.nodes()[2].vtep_macs, ByFamily { v4: mac, v6: mac });
+}
+
+#[test]
+fn mistakes_in_lists_are_named() {
+    let with = |from: &str, to: &str, wanted: &str| refused(&DUAL.replace(from, to), wanted);
+    with(
+        "\"192.0.2.1\", \"2001:db8::1\"",
+        "\"192.0.2.1\", \"192.0.2.9\"",
+        "n1: address 192.0.2.9 is the second of IPv4",
+    );
+    with("\"fd00:10:244:1::/64\", ", "\"10.244.9.0/24\", ", "n1: subnet 10.244.1.0/24 is the second of IPv4");
+    with("[\"10.244.2.0/24\"]", "[]", "node n2 has no subnet");
+    with("\"2001:db8::2\"", "[]", "node n2 has no tunnel address");
+    with(", \"02:00:00:00:00:04\"]", ", \"02\"]", "n3: vtep_mac \"02\" is no unicast MAC");
+    with(
+        "[\"02:00:00:00:00:06\", ",
+        "[\"02:00:00:00:00:06\", \"02:00:00:00:00:05\", ",
+        "n3: 3 of vtep_mac for 2 of address",
+    );
+    with("\"192.0.2.1\",", "\"here\",", "in `address = [");
+    with("underlay", "mtu = 1279\n    underlay", "network.mtu 1279 is too small for IPv6, which needs 1280");
+    assert!(parse(&DUAL.replace("underlay", "mtu = 1280\n    underlay")).is_ok());
 }
 
 #[test]
@@ -161,6 +234,20 @@ fn what_the_command_line_says_wins() {
     assert_eq!(settings.health, overrides.health);
     assert_eq!(settings.mesh, Mesh { enabled: false, port: 9, ..Mesh::default() });
     assert!(settings.cni.install);
+}
+
+#[test]
+fn a_socket_address_may_lack_its_brackets() {
+    for (text, expected) in [
+        ("192.0.2.1:9879", "192.0.2.1:9879"),
+        ("[2001:db8::1]:9879", "[2001:db8::1]:9879"),
+        ("2001:db8::1:9879", "[2001:db8::1]:9879"),
+    ] {
+        assert_eq!(socket_address(text), Ok(expected.parse().unwrap()));
+    }
+    for bad in ["9879", "192.0.2.1", "here:9879", "2001:db8::1:99999", ""] {
+        assert!(socket_address(bad).unwrap_err().contains("write it as"), "{bad}");
+    }
 }
 
 #[test]

@@ -1,36 +1,145 @@
 //! What this kernel can do, found by asking it where that is possible and by its version where it is not.
+//!
+//! Kernels of distributions carry parts of newer ones; so what counts is what the running kernel says that it knows
+//! ([`btf`]). A kernel that lacks a [`Feature`] runs without it, as the feature says; one that lacks what the programs cannot do
+//! without is refused ([`check_version`]).
 
-use std::{fs, io};
+use std::{fs, io, sync::OnceLock};
 
 use aya::util::KernelVersion;
 use overlay_common::maps::AttachMode;
+use serde::Serialize;
 
 use super::DatapathError;
+
+mod btf;
+
+use btf::Btf;
 
 /// The oldest kernel with everything that the programs need: `BPF_F_ADJ_ROOM_ENCAP_L2_ETH` (5.13, d01b59c9ae94).
 pub const MINIMUM: (u8, u8) = (5, 13);
 
-/// The first kernel with tcx links (6.6, e420bed02507).
-const TCX: (u8, u8) = (6, 6);
+/// Something that not every kernel has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    /// What it is called.
+    pub name: &'static str,
+    /// Whether this kernel has it.
+    pub present: bool,
+    /// The first kernel with it, where one has been released.
+    pub since: Option<String>,
+    /// What happens without it.
+    pub without: &'static str,
+}
 
-/// The first kernel that runs XDP programs on packets in several parts, and has the helpers for them (5.18, f45d5b6ce2e8).
-const XDP_FRAGS: (u8, u8) = (5, 18);
+/// The features, as indexes of [`KNOWN`].
+#[derive(Clone, Copy)]
+enum Id {
+    Encap,
+    XdpFrags,
+    Tcx = 3,
+}
 
-/// Why this kernel cannot run `xdp_wire`, if it cannot.
-pub fn lacks_xdp() -> Option<String> {
-    let (major, minor) = XDP_FRAGS;
-    (!at_least(XDP_FRAGS))
-        .then(|| format!("this kernel has no XDP for packets in parts (Linux {major}.{minor})"))
+/// How a feature is recognised.
+struct Known {
+    name: &'static str,
+    /// Part of the kernel's BTF exactly where the feature is.
+    enumerator: &'static str,
+    /// The first version with it, by which a kernel is judged that shows no BTF.
+    since: Option<(u8, u8)>,
+    without: &'static str,
+}
+
+/// By their age.
+const KNOWN: [Known; 5] = [
+    // d01b59c9ae94. What the programs cannot do without.
+    Known {
+        name: "tc programs that build VXLAN headers",
+        enumerator: "BPF_F_ADJ_ROOM_ENCAP_L2_ETH",
+        since: Some(MINIMUM),
+        without: "overlay does not run",
+    },
+    // f45d5b6ce2e8: running on packets in several parts, and the helpers for them.
+    Known {
+        name: "XDP for packets in parts",
+        enumerator: "BPF_FUNC_xdp_load_bytes",
+        since: Some((5, 18)),
+        without: "network.xdp has no effect",
+    },
+    // d219df60a70e: `bpf_skb_adjust_room` changes the protocol of what it takes a header off.
+    Known {
+        name: "native decapsulation of one address family out of the other",
+        enumerator: "BPF_F_ADJ_ROOM_DECAP_L3_IPV4",
+        since: Some((6, 3)),
+        without: "the anchor device decapsulates it",
+    },
+    // e420bed02507.
+    Known {
+        name: "tcx links",
+        enumerator: "BPF_TCX_INGRESS",
+        since: Some((6, 6)),
+        without: "programs are attached as filters on a clsact qdisc",
+    },
+    // `bpf_skb_adjust_room` clears the tunnel state of a super-packet.
+    Known {
+        name: "native decapsulation of GSO that is not TCP",
+        enumerator: DECAP_GSO,
+        since: None,
+        without: "the anchor device decapsulates it",
+    },
+];
+
+const DECAP_GSO: &str = "BPF_F_ADJ_ROOM_DECAP_L4_UDP";
+
+/// What the running kernel has said.
+struct Kernel {
+    present: [bool; KNOWN.len()],
+    decap_gso: Option<u64>,
+}
+
+impl Kernel {
+    /// Asked once for each process: a kernel does not learn.
+    fn running() -> &'static Self {
+        static RUNNING: OnceLock<Kernel> = OnceLock::new();
+        RUNNING.get_or_init(|| {
+            let btf = Btf::read();
+            let present = KNOWN.map(|known| match &btf {
+                Some(btf) => btf.enumerator(known.enumerator).is_some(),
+                None => known.since.is_some_and(at_least),
+            });
+            let decap_gso = btf.and_then(|btf| btf.enumerator(DECAP_GSO));
+            Self { present, decap_gso: decap_gso.and_then(|value| u64::try_from(value).ok()) }
+        })
+    }
+
+    const fn has(&self, id: Id) -> bool {
+        self.present[id as usize]
+    }
 }
 
 fn at_least((major, minor): (u8, u8)) -> bool {
     KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(major, minor, 0))
 }
 
+/// What distinguishes kernels, and which of it the running one has.
+pub fn features() -> Vec<Feature> {
+    let feature = |(known, present): (Known, bool)| {
+        let since = known.since.map(|(major, minor)| format!("{major}.{minor}"));
+        Feature { name: known.name, present, since, without: known.without }
+    };
+    KNOWN.into_iter().zip(Kernel::running().present).map(feature).collect()
+}
+
+/// Why this kernel cannot run `xdp_wire`, if it cannot.
+pub fn lacks_xdp() -> Option<String> {
+    (!Kernel::running().has(Id::XdpFrags))
+        .then(|| "this kernel has no XDP for packets in parts (Linux 5.18)".to_owned())
+}
+
 /// Refuses kernels that cannot run the programs.
 pub fn check_version() -> Result<(), DatapathError> {
     let (major, minor) = MINIMUM;
-    if at_least(MINIMUM) {
+    if Kernel::running().has(Id::Encap) {
         return Ok(());
     }
     Err(DatapathError::Unsupported(format!(
@@ -47,12 +156,11 @@ pub fn release() -> String {
 
 /// How to attach programs: what is asked for, or the best that the kernel has for each kind of device.
 pub fn attach_mode(wanted: Option<AttachMode>) -> Result<AttachMode, DatapathError> {
-    let (major, minor) = TCX;
-    let tcx = at_least(TCX);
+    let tcx = Kernel::running().has(Id::Tcx);
     match wanted {
-        Some(AttachMode::Tcx) if !tcx => Err(DatapathError::Unsupported(format!(
-            "attach = \"tcx\" needs Linux {major}.{minor}: use \"clsact\" or \"auto\""
-        ))),
+        Some(AttachMode::Tcx) if !tcx => Err(DatapathError::Unsupported(
+            "attach = \"tcx\" needs Linux 6.6: use \"clsact\" or \"auto\"".into(),
+        )),
         Some(mode) => Ok(mode),
         None if tcx => Ok(AttachMode::Auto),
         None => Ok(AttachMode::Clsact),
@@ -61,67 +169,8 @@ pub fn attach_mode(wanted: Option<AttachMode>) -> Result<AttachMode, DatapathErr
 
 /// `BPF_F_ADJ_ROOM_DECAP_L4_UDP` as this kernel defines it: `bpf_skb_adjust_room` then clears the tunnel state of a
 /// super-packet, and every kind of GSO can be decapsulated natively. `None` before the kernel that has it.
-///
-/// The value is read from the kernel's own BTF, because that is where a running kernel says what it knows.
 pub fn decap_l4_udp_flag() -> Option<u64> {
-    let btf = fs::read("/sys/kernel/btf/vmlinux").ok()?;
-    enumerator(&btf, b"BPF_F_ADJ_ROOM_DECAP_L4_UDP").and_then(|value| u64::try_from(value).ok())
-}
-
-/// The value of an enumerator in raw BTF (Documentation/bpf/btf.rst), native byte order.
-fn enumerator(btf: &[u8], name: &[u8]) -> Option<i64> {
-    const ENUM: u32 = 6;
-    const ENUM64: u32 = 19;
-    let word = |offset: usize| -> Option<u32> {
-        Some(u32::from_ne_bytes(btf.get(offset..offset.checked_add(4)?)?.try_into().ok()?))
-    };
-    if btf.get(..2)? != 0xeb9f_u16.to_ne_bytes() {
-        return None;
-    }
-    let header_len = word(4)? as usize;
-    let types = header_len + word(8)? as usize;
-    let types_end = types + word(12)? as usize;
-    let strings = header_len + word(16)? as usize;
-    let has_name = |offset: u32| {
-        let start = strings + offset as usize;
-        btf.get(start..).is_some_and(|s| s.starts_with(name) && s.get(name.len()) == Some(&0))
-    };
-
-    let mut at = types;
-    while at < types_end {
-        let info = word(at + 4)?;
-        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
-        at += 12;
-        match kind {
-            ENUM => {
-                for i in 0..count {
-                    if has_name(word(at + i * 8)?) {
-                        return Some(i64::from(word(at + i * 8 + 4)?));
-                    }
-                }
-                at += count * 8;
-            }
-            ENUM64 => {
-                for i in 0..count {
-                    if has_name(word(at + i * 12)?) {
-                        let (low, high) = (word(at + i * 12 + 4)?, word(at + i * 12 + 8)?);
-                        return Some((u64::from(high) << 32 | u64::from(low)).cast_signed());
-                    }
-                }
-                at += count * 12;
-            }
-            // INT, VAR and DECL_TAG carry one word more.
-            1 | 14 | 17 => at += 4,
-            // ARRAY
-            3 => at += 12,
-            // STRUCT, UNION, DATASEC
-            4 | 5 | 15 => at += count * 12,
-            // FUNC_PROTO
-            13 => at += count * 8,
-            _ => {}
-        }
-    }
-    None
+    Kernel::running().decap_gso
 }
 
 /// Checks that the process may do what the agent does: BPF and network administration.
@@ -158,25 +207,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn enumerators_are_found_in_the_running_kernel() {
-        let btf = fs::read("/sys/kernel/btf/vmlinux").unwrap();
-        // Stable API since 4.1: include/uapi/linux/bpf.h and pkt_cls.h.
-        assert_eq!(enumerator(&btf, b"BPF_PROG_TYPE_SCHED_CLS"), Some(3));
-        assert_eq!(enumerator(&btf, b"BPF_F_ADJ_ROOM_ENCAP_L2_ETH"), Some(64));
-        assert_eq!(enumerator(&btf, b"BPF_PROG_TYPE_SCHED"), None, "a prefix is not a name");
-    }
-
-    #[test]
-    fn damaged_btf_is_no_answer_and_no_panic() {
-        let btf = fs::read("/sys/kernel/btf/vmlinux").unwrap();
-        for len in [0, 1, 23, 24, 100, 5000] {
-            assert_eq!(enumerator(&btf[..len], b"BPF_PROG_TYPE_SCHED_CLS"), None);
-        }
-    }
-
-    #[test]
     fn the_kernel_in_use_is_new_enough() {
         check_version().unwrap();
         check_privileges().unwrap();
+    }
+
+    #[test]
+    fn what_a_kernel_says_of_itself_agrees_with_its_version() {
+        // Of a kernel of kernel.org; distributions may add to theirs, but take nothing away.
+        for (feature, known) in features().iter().zip(KNOWN) {
+            let since = known.since.unwrap_or((u8::MAX, 0));
+            assert!(feature.present || !at_least(since), "{feature:?}");
+        }
     }
 }

@@ -11,12 +11,12 @@
 //!
 //! Invariant: nothing that is pinned is written. Called by the command line (`overlay trace`).
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, TestRunOptions,
     maps::{HashMap, Map, MapData, PerCpuArray},
-    programs::{ProgramInfo, SchedClassifier},
+    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use overlay_common::{
@@ -34,6 +34,7 @@ use super::{
     run::Verdict,
     tables::{LocalTable, Nodes},
 };
+use crate::family::{Family, OfFamily as _};
 
 mod asked;
 mod syscall;
@@ -57,23 +58,34 @@ impl Frozen {
     /// Constants of programs of another build, from what the agent has left about this node. What is no part of that
     /// has its default.
     fn of_local(local: &Local, nodes: &Nodes) -> Result<Self, DatapathError> {
-        let mask = |prefix: u32| u32::MAX.checked_shl(32 - prefix.min(32)).unwrap_or(0).to_be_bytes();
-        let subnet = |subnet: &Subnet| (subnet.addr.v4_bytes(), mask(subnet.prefix_len));
-        let (cluster, own) = (subnet(&local.cluster[FAMILY_V4]), subnet(&local.subnet[FAMILY_V4]));
-        let of_pods = nodes.entries()?.into_iter().filter(|(_, node)| node.flags & NODE_HOST == 0);
-        let longest = of_pods.map(|(_, node)| u32::from(node.prefix_len)).max().unwrap_or(32);
-        let values = [
-            ("VNI", local.vni.to_ne_bytes()),
-            ("ANCHOR_IFINDEX", local.anchor_ifindex.to_ne_bytes()),
-            ("CLUSTER_NET4", cluster.0),
-            ("CLUSTER_MASK4", cluster.1),
-            ("SUBNET_NET4", own.0),
-            ("SUBNET_MASK4", own.1),
-            ("NODE_MASK4", mask(longest)),
-            ("VTEP4", local.vtep.v4_bytes()),
-        ];
-        let mut values: BTreeMap<_, _> =
-            values.into_iter().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
+        let mut values = BTreeMap::from([
+            ("VNI".to_owned(), local.vni.to_ne_bytes().to_vec()),
+            ("ANCHOR_IFINDEX".to_owned(), local.anchor_ifindex.to_ne_bytes().to_vec()),
+        ]);
+        let nodes = nodes.entries()?;
+        for family in Family::ALL {
+            let index = family.index();
+            // Nothing is in a range that there is none of.
+            let range = |range: &Subnet| match range.prefix_len {
+                0 => (vec![0xff; bytes_of(family)], vec![0; bytes_of(family)]),
+                prefix => (octets(range.addr.to_ip()), mask(family, prefix)),
+            };
+            let (cluster, own) = (range(&local.cluster[index]), range(&local.subnet[index]));
+            let of_pods = nodes
+                .iter()
+                .filter(|(key, node)| node.flags & NODE_HOST == 0 && key.to_ip().family() == family);
+            let longest = of_pods.map(|(_, node)| u32::from(node.prefix_len)).max();
+            let all = u32::try_from(bytes_of(family) * 8).unwrap_or(u32::MAX);
+            let mut set = |name: &str, bytes: Vec<u8>| values.insert(constant(name, family), bytes);
+            set("CLUSTER_NET", cluster.0);
+            set("CLUSTER_MASK", cluster.1);
+            set("SUBNET_NET", own.0);
+            set("SUBNET_MASK", own.1);
+            set("NODE_MASK", mask(family, longest.unwrap_or(all)));
+            if local.vtep.to_ip().family() == family {
+                set("VTEP", octets(local.vtep.to_ip()));
+            }
+        }
         values.insert("TUNNEL_PORT".into(), (local.port as u16).to_ne_bytes().to_vec());
         values.insert("ANCHOR_MAC".into(), local.gateway_mac.to_vec());
         values.insert("STACK_FLOWS_ON".into(), vec![1]);
@@ -90,17 +102,31 @@ impl Frozen {
         bytes
     }
 
-    fn address(&self, name: &str) -> Ipv4Addr {
-        self.bytes::<4>(name).into()
+    /// The constant of this family; nothing but zeroes where this build has no such one.
+    fn address(&self, name: &str, family: Family) -> IpAddr {
+        let name = constant(name, family);
+        match family {
+            Family::Ipv4 => self.bytes::<4>(&name).into(),
+            Family::Ipv6 => self.bytes::<16>(&name).into(),
+        }
     }
 
-    fn contains(&self, net: &str, mask: &str, addr: Ipv4Addr) -> bool {
-        addr & self.address(mask) == self.address(net)
+    fn masked(&self, addr: IpAddr, mask: &str) -> IpAddr {
+        match (addr, self.address(mask, addr.family())) {
+            (IpAddr::V4(addr), IpAddr::V4(mask)) => (addr & mask).into(),
+            (IpAddr::V6(addr), IpAddr::V6(mask)) => (addr & mask).into(),
+            (addr, _) => addr,
+        }
     }
 
-    /// Own tunnel address.
-    pub fn vtep(&self) -> Ipv4Addr {
-        self.address("VTEP4")
+    fn contains(&self, net: &str, mask: &str, addr: IpAddr) -> bool {
+        let family = addr.family();
+        self.0.contains_key(&constant(net, family)) && self.masked(addr, mask) == self.address(net, family)
+    }
+
+    /// Own tunnel address of a family; unspecified where there is none.
+    pub fn vtep(&self, family: Family) -> IpAddr {
+        self.address("VTEP", family)
     }
 
     /// UDP port of the tunnel, host order.
@@ -123,29 +149,19 @@ impl Frozen {
         self.bytes("ANCHOR_MAC")
     }
 
-    /// The cluster's range: network and mask.
-    pub fn cluster(&self) -> (Ipv4Addr, Ipv4Addr) {
-        (self.address("CLUSTER_NET4"), self.address("CLUSTER_MASK4"))
-    }
-
-    /// This node's pod subnet: network and mask.
-    pub fn subnet(&self) -> (Ipv4Addr, Ipv4Addr) {
-        (self.address("SUBNET_NET4"), self.address("SUBNET_MASK4"))
-    }
-
     /// Is this address of a pod or a gateway, of whatever node?
-    pub fn in_cluster(&self, addr: Ipv4Addr) -> bool {
-        self.contains("CLUSTER_NET4", "CLUSTER_MASK4", addr)
+    pub fn in_cluster(&self, addr: IpAddr) -> bool {
+        self.contains("CLUSTER_NET", "CLUSTER_MASK", addr)
     }
 
     /// Is this address of this node's own pod subnet?
-    pub fn in_own_subnet(&self, addr: Ipv4Addr) -> bool {
-        self.contains("SUBNET_NET4", "SUBNET_MASK4", addr)
+    pub fn in_own_subnet(&self, addr: IpAddr) -> bool {
+        self.contains("SUBNET_NET", "SUBNET_MASK", addr)
     }
 
     /// The key by which the programs look for the node behind an address.
-    pub fn node_key(&self, addr: Ipv4Addr) -> Ipv4Addr {
-        if self.in_cluster(addr) { addr & self.address("NODE_MASK4") } else { addr }
+    pub fn node_key(&self, addr: IpAddr) -> IpAddr {
+        if self.in_cluster(addr) { self.masked(addr, "NODE_MASK") } else { addr }
     }
 
     /// Flags of the programs' FIB lookups.
@@ -184,6 +200,35 @@ fn families(local: &Local) -> u8 {
     used.iter().rev().fold(0, |bits, used| bits << 1 | u8::from(*used))
 }
 
+/// The name of a constant of a family: `VTEP4`, `VTEP6`.
+fn constant(name: &str, family: Family) -> String {
+    let number = match family {
+        Family::Ipv4 => 4,
+        Family::Ipv6 => 6,
+    };
+    format!("{name}{number}")
+}
+
+const fn bytes_of(family: Family) -> usize {
+    match family {
+        Family::Ipv4 => 4,
+        Family::Ipv6 => 16,
+    }
+}
+
+fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
+
+/// A mask of so many bits, as it lies in a packet.
+fn mask(family: Family, bits: u32) -> Vec<u8> {
+    let left = |at: usize| bits.saturating_sub(u32::try_from(at * 8).unwrap_or(u32::MAX)).min(8);
+    (0..bytes_of(family)).map(|at| u8::MAX.checked_shl(8 - left(at)).unwrap_or(0)).collect()
+}
+
 /// The circumstances of a packet that are not in its bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Circumstances {
@@ -192,7 +237,7 @@ pub struct Circumstances {
     /// `skb->mark`.
     pub mark: u32,
     /// The packet came out of a tunnel: outer source, and the VNI.
-    pub tunnel: Option<(Ipv4Addr, u32)>,
+    pub tunnel: Option<(IpAddr, u32)>,
 }
 
 /// What the programs did with a packet.
@@ -329,12 +374,47 @@ impl Replica {
         let tested = match how.tunnel {
             None => syscall::test_run(program, name, packet, how)?,
             Some((outer_src, vni)) => {
-                let decapsulated = asked::Decapsulated::new(program, outer_src, self.frozen.vtep(), vni)?;
+                let decapsulated =
+                    asked::Decapsulated::new(program, outer_src, self.frozen.vtep(outer_src.family()), vni)?;
                 syscall::test_run(&decapsulated, name, packet, how)?
             }
         };
         let after = self.counters()?;
         Ok(after.since(&before, tested))
+    }
+
+    /// Runs `xdp_wire` on a packet; nothing where `attached` is not of the same instructions.
+    pub fn run_guard(&mut self, attached: &Running, packet: &[u8]) -> Result<Option<Run>, DatapathError> {
+        let name = Hook::XdpWire.name();
+        let before = self.counters()?;
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| DatapathError::Unsupported(format!("the eBPF object has no program {name}")))?
+            .try_into()
+            .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .map_err(|e| DatapathError::new(format!("load a private instance of {name}"), e))?;
+        }
+        let info =
+            program.info().map_err(|e| DatapathError::new(format!("inspect the private {name}"), e))?;
+        if !self.same_build || info.tag() != attached.tag {
+            return Ok(None);
+        }
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
+        let result = program
+            .test_run(options)
+            .map_err(|e| DatapathError::new(format!("run the private {name}"), e))?;
+        // XDP's numbers as those of tc: `XDP_DROP`, `XDP_PASS`.
+        let returned = match result.return_value {
+            1 => 2,
+            2 => -1,
+            other => other.cast_signed(),
+        };
+        let tested = syscall::Tested { returned, packet: packet.to_vec(), mark: 0 };
+        Ok(Some(self.counters()?.since(&before, tested)))
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {
@@ -361,7 +441,7 @@ pub fn run_attached(
     let tested = match how.tunnel {
         None => syscall::test_run(&program, &running.name, packet, how)?,
         Some((outer_src, vni)) => {
-            let own = frozen(&info)?.0.vtep();
+            let own = frozen(&info)?.0.vtep(outer_src.family());
             let decapsulated = asked::Decapsulated::new(&program, outer_src, own, vni)?;
             syscall::test_run(&decapsulated, &running.name, packet, how)?
         }

@@ -3,7 +3,7 @@
 
 use aya::{
     TestRunOptions,
-    programs::{SchedClassifier, TestRun as _},
+    programs::{SchedClassifier, TestRun as _, Xdp},
 };
 use overlay_common::reason::Hook;
 
@@ -48,12 +48,44 @@ pub fn run(
     packet: &[u8],
     context: Context,
 ) -> Result<(Verdict, Vec<u8>), DatapathError> {
-    if hook == Hook::XdpWire {
-        return run_xdp(pins, packet);
+    Runner::open(pins, hook)?.run(packet, context)
+}
+
+/// A pinned program that is opened once for any number of packets.
+pub struct Runner(Opened);
+
+enum Opened {
+    Tc(Hook, SchedClassifier),
+    Xdp(Xdp),
+}
+
+impl Runner {
+    /// Opens the program that is pinned now.
+    pub fn open(pins: &Pins, hook: Hook) -> Result<Self, DatapathError> {
+        if hook == Hook::XdpWire {
+            return Ok(Self(Opened::Xdp(xdp::open(pins)?)));
+        }
+        let path = pins.program(hook.name());
+        let program = SchedClassifier::from_pin(&path)
+            .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
+        Ok(Self(Opened::Tc(hook, program)))
     }
-    let path = pins.program(hook.name());
-    let program = SchedClassifier::from_pin(&path)
-        .map_err(|e| DatapathError::new(format!("open {}", path.display()), e))?;
+
+    /// As [`run`].
+    pub fn run(&self, packet: &[u8], context: Context) -> Result<(Verdict, Vec<u8>), DatapathError> {
+        match &self.0 {
+            Opened::Tc(hook, program) => run_tc(program, *hook, packet, context),
+            Opened::Xdp(program) => run_xdp(program, packet),
+        }
+    }
+}
+
+fn run_tc(
+    program: &SchedClassifier,
+    hook: Hook,
+    packet: &[u8],
+    context: Context,
+) -> Result<(Verdict, Vec<u8>), DatapathError> {
     let mut skb = [0_u8; SK_BUFF];
     let mut put = |offset: usize, value: u32| {
         if let Some(field) = skb.get_mut(offset..offset + 4) {
@@ -90,9 +122,9 @@ impl Verdict {
     }
 }
 
-fn run_xdp(pins: &Pins, packet: &[u8]) -> Result<(Verdict, Vec<u8>), DatapathError> {
+fn run_xdp(program: &Xdp, packet: &[u8]) -> Result<(Verdict, Vec<u8>), DatapathError> {
     let mut out = vec![0; packet.len() + HEADROOM];
-    let result = xdp::open(pins)?
+    let result = program
         .test_run(TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),

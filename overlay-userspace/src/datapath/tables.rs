@@ -78,15 +78,7 @@ impl<K: Key, V: Record> Table<K, V> {
 
     /// All entries. An entry that is inserted or removed meanwhile may be missing; others are not.
     fn entries(&self) -> Result<Vec<(K, V)>, DatapathError> {
-        // Keys first: an iteration that also reads values restarts when a value's entry is gone.
-        let mut entries = Vec::new();
-        for key in self.map.keys() {
-            let key = key.map_err(|e| DatapathError::new(format!("list {}", self.name), e))?;
-            if let Some(value) = self.get(key)? {
-                entries.push((key, value));
-            }
-        }
-        Ok(entries)
+        self.map.entries(self.name)
     }
 
     fn get(&self, key: K) -> Result<Option<V>, DatapathError> {

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use aya::{maps::MapInfo, programs::ProgramInfo};
+use aya::{
+    maps::{MapData, MapInfo},
+    programs::ProgramInfo,
+};
 use bytemuck::{Pod, Zeroable};
 use overlay_common::reason::Hook;
 
@@ -44,9 +47,17 @@ pub fn capacity(pins: &Pins, name: &str) -> Result<u32, DatapathError> {
 
 /// Walks through a pinned hash map, giving key and value as they lie there. Entries that come or go meanwhile may be missed,
 /// others are not. Returns how many there are.
-pub fn scan(pins: &Pins, name: &str, mut entry: impl FnMut(&[u8], &[u8])) -> Result<usize, DatapathError> {
+pub fn scan(pins: &Pins, name: &str, entry: impl FnMut(&[u8], &[u8])) -> Result<usize, DatapathError> {
+    scan_map(&tables::open(&pins.map(name))?, name, entry)
+}
+
+/// As [`scan`], of a map that is open.
+pub(super) fn scan_map(
+    map: &MapData,
+    name: &str,
+    mut entry: impl FnMut(&[u8], &[u8]),
+) -> Result<usize, DatapathError> {
     let failed = |error: io::Error| DatapathError::new(format!("list {name}"), error);
-    let map = tables::open(&pins.map(name))?;
     let info = map.info().map_err(|e| DatapathError::new(format!("inspect {name}"), e))?;
     let (key, value) = (info.key_size() as usize, info.value_size() as usize);
     let mut keys = vec![0_u8; key * BATCH as usize];

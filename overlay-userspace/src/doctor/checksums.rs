@@ -37,7 +37,7 @@ impl Check for Checksums {
         let device = site.config().and_then(|config| {
             let mut netlink = Netlink::open().ok()?;
             let interface = config.network.interface.as_deref();
-            Some(Underlay::find(&mut netlink, config.nodes.own().address, interface).ok()?.link.name)
+            Some(Underlay::find(&mut netlink, config.vtep(), interface).ok()?.link.name)
         });
         let device = device.unwrap_or_else(|| "eth0".into());
         for ((place, protocol), now) in &after {
@@ -91,6 +91,9 @@ fn read(places: &[(String, NetNs)]) -> anyhow::Result<Counts> {
         let text = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp"));
         let text = text?.context("read /proc/net/snmp")?;
         counts.extend(wrong(&text).map(|(protocol, count)| ((name.clone(), protocol.to_owned()), count)));
+        // A kernel without IPv6 has none.
+        let text = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp6"))?.unwrap_or_default();
+        counts.extend(wrong6(&text).map(|(protocol, count)| ((name.clone(), protocol.to_owned()), count)));
     }
     Ok(counts)
 }
@@ -110,8 +113,22 @@ fn wrong(text: &str) -> impl Iterator<Item = (&str, u64)> {
         .into_iter()
 }
 
+/// The same of IPv6: a line for each counter. TCP has one for both families.
+fn wrong6(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (name, value) = line.split_once(char::is_whitespace)?;
+        Some((name.strip_suffix("InCsumErrors")?, value.trim().parse().ok()?))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn wrong_checksums_of_ipv6_are_found_by_protocol() {
+        let text = "Ip6InReceives   \t12\nIcmp6InCsumErrors   \t1\nUdp6InCsumErrors                \t4\nUdp6NoPorts\t9\n";
+        assert_eq!(super::wrong6(text).collect::<Vec<_>>(), [("Icmp6", 1), ("Udp6", 4)]);
+    }
+
     #[test]
     fn wrong_checksums_are_found_by_protocol() {
         let text = "Tcp: InSegs InCsumErrors\nTcp: 70 3\nUdp: InCsumErrors NoPorts\nUdp: 4 9\nIp: Forwarding\nIp: 1\n";

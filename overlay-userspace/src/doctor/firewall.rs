@@ -11,12 +11,14 @@ impl Check for Firewall {
     }
 
     fn run(&self, site: &Site, report: &mut Report) -> anyhow::Result<()> {
-        let Some((cluster, port)) = site.network() else {
+        let Some(carried) = site.carried() else {
             report.skip("the cluster's range is not known without a configuration");
             return Ok(());
         };
-        let found = foreign::look(cluster, port)?;
+        let found = foreign::look(&carried)?;
         for chain in &found.chains {
+            let nets: Vec<_> = chain.of(&carried.clusters).map(|net| net.to_string()).collect();
+            let cluster = nets.join(" and ");
             if !chain.changed {
                 report
                     .saw(format!("chain {chain} drops by default, and accepts what is from or to {cluster}"));
@@ -27,7 +29,7 @@ impl Check for Firewall {
                         "drops what the stack forwards for pods: Services, host ports, the world",
                     )
                     .evidence(format!("it drops by default, and does not begin with accepts for {cluster}"))
-                    .remedy(chain.commands(cluster).join(" && "))
+                    .remedy(chain.commands(&carried.clusters).join(" && "))
                     .fix(Fix::Pass);
             } else {
                 report.saw(format!(

@@ -23,8 +23,8 @@ const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6
 /// Its chains, where it uses iptables: table, chain that leads there, chain.
 const CHAINS: [(&str, &str, &str); 2] =
     [("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD", "FLANNEL-FWD")];
-/// Both kinds of iptables.
-const PROGRAMS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
+/// Both kinds of iptables, of both families.
+const PROGRAMS: [&str; 4] = ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"];
 
 /// One thing that is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,7 +200,9 @@ fn ports(links: &[Link], bridge: &str) -> usize {
 fn list(program: &str, table: &str) -> anyhow::Result<String> {
     // Asking legacy iptables loads its tables, which is not to be done to a node that does without.
     if program.ends_with("legacy") {
-        let loaded = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        let family = if program.starts_with("ip6") { "ip6" } else { "ip" };
+        let names = format!("/proc/thread-self/net/{family}_tables_names");
+        let loaded = fs::read_to_string(names).unwrap_or_default();
         ensure!(loaded.lines().any(|line| line == table), "not in use");
     }
     let output = Command::new(program).args(["-w", "-t", table, "-S"]).output()?;

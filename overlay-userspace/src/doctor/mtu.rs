@@ -1,9 +1,6 @@
 //! MTU: the underlay's, the pods', and what the paths between nodes really carry.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::HashMap, net::IpAddr};
 
 use super::{
     Check, Report, Site,
@@ -11,7 +8,11 @@ use super::{
 };
 use crate::{
     datapath::tables::Endpoints,
-    host::{netlink::Netlink, underlay::Underlay},
+    family::{Family, OfFamily as _},
+    host::{
+        netlink::Netlink,
+        underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay},
+    },
 };
 
 pub(super) struct Mtu;
@@ -26,9 +27,9 @@ impl Check for Mtu {
             report.skip("neither the underlay nor the peers are known: see the check nodes");
             return Ok(());
         };
-        let own = config.nodes.own();
         let mut netlink = Netlink::open()?;
-        let underlay = match Underlay::find(&mut netlink, own.address, config.network.interface.as_deref()) {
+        let underlay = match Underlay::find(&mut netlink, config.vtep(), config.network.interface.as_deref())
+        {
             Ok(underlay) => underlay,
             Err(error) => {
                 report
@@ -51,16 +52,29 @@ impl Check for Mtu {
         };
         report.saw(format!("pods' MTU is {mtu}, that of {device} {}", underlay.link.mtu));
         pods(site, &mut netlink, underlay.link.mtu - underlay.overhead(), report)?;
-        let needed = mtu + underlay.overhead();
-        let peers: HashMap<Ipv4Addr, &str> = config
-            .nodes
-            .peers()
-            .filter_map(|peer| match peer.address {
-                IpAddr::V4(address) => Some((address, peer.name.as_str())),
-                IpAddr::V6(_) => None,
-            })
-            .collect();
-        paths(&peers, u16::try_from(needed).unwrap_or(u16::MAX), underlay.overhead(), report)
+        // A peer's tunnel goes over one family, or, of a peer that is not overlay, over that of each packet.
+        let (own, preferred) = (config.nodes.own(), config.network.underlay.preferred());
+        for outer in Family::ALL {
+            let mut peers: HashMap<IpAddr, &str> = HashMap::new();
+            for (peer, inner) in
+                config.nodes.peers().flat_map(|peer| own.subnets.iter().map(move |(inner, _)| (peer, inner)))
+            {
+                let tunnel = peer.tunnel(inner, own, preferred);
+                if let Some(vtep) = tunnel.map(|tunnel| tunnel.vtep).filter(|vtep| vtep.family() == outer) {
+                    peers.insert(vtep, &peer.name);
+                }
+            }
+            paths(outer, &peers, mtu, report)?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that the tunnel adds to a pod's packet.
+const fn overhead(outer: Family) -> u32 {
+    match outer {
+        Family::Ipv4 => OVERHEAD_IPV4,
+        Family::Ipv6 => OVERHEAD_IPV6,
     }
 }
 
@@ -88,16 +102,14 @@ fn pods(site: &Site, netlink: &mut Netlink, largest: u32, report: &mut Report) -
     Ok(())
 }
 
-fn paths(
-    peers: &HashMap<Ipv4Addr, &str>,
-    needed: u16,
-    overhead: u32,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+/// What paths of tunnels over this family carry, with pods that send packets of up to `mtu` bytes.
+fn paths(outer: Family, peers: &HashMap<IpAddr, &str>, mtu: u32, report: &mut Report) -> anyhow::Result<()> {
     if peers.is_empty() {
         return Ok(());
     }
-    let mut prober = match Prober::open() {
+    let overhead = overhead(outer);
+    let needed = u16::try_from(mtu + overhead).unwrap_or(u16::MAX);
+    let mut prober = match Prober::open(outer) {
         Ok(prober) => prober,
         Err(error) => {
             report.saw(format!("paths were not measured, which takes CAP_NET_RAW: {error}"));

@@ -25,6 +25,15 @@ impl Check for Nodes {
                 return Ok(());
             }
         }
+        for peer in site.config().iter().flat_map(|config| config.nodes.unreachable()) {
+            report
+                .warning(
+                    format!("node {}", peer.name),
+                    "has no tunnel address of a family that this node has: their pods do not reach each other",
+                )
+                .evidence(format!("its addresses: {}", peer.addresses))
+                .remedy("give one of the two an address of the other's family, in the list of nodes and on a device");
+        }
         match &site.listed {
             Listed::File(nodes) => report.saw(format!("{file} lists {} nodes", nodes.nodes().len())),
             Listed::Pinned { outage, nodes } => {

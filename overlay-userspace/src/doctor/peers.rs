@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     datapath::tables::Nodes,
+    family::{Family, OfFamily as _},
     mesh::{
         self,
         ask::{ProbeError, SMALLEST, probe},
@@ -61,13 +62,15 @@ impl Check for Peers {
             return Ok(());
         }
         let port = mesh.map_or(mesh::PORT, |mesh| mesh.port);
-        let IpAddr::V4(own) = local.gateway[FAMILY_V4].to_ip() else { return Ok(()) };
+        let own = |peer: IpAddr| local.gateway[peer.family().index()].to_ip();
+        let primary = if usize::from(local.primary) == FAMILY_V4 { Family::Ipv4 } else { Family::Ipv6 };
+        let order = [primary, primary.other()];
         let full = usize::try_from(local.mtu)?;
-        let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?).into_iter().collect();
-        let outcomes = ask_all(&peers, |gateway| ask(own, SocketAddrV4::new(gateway, port), full));
-        let reached = |vtep: &Ipv4Addr| {
+        let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?, order).into_iter().collect();
+        let outcomes = ask_all(&peers, |gateway| ask(own(gateway), SocketAddr::new(gateway, port), full));
+        let reached = |vtep: &IpAddr| {
             // Without the right to ask, nothing is known.
-            Some(Prober::open().ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
+            Some(Prober::open(vtep.family()).ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
         };
         for (vtep, outcome) in &outcomes {
             let name = name(site, *vtep);
@@ -113,18 +116,18 @@ impl Check for Peers {
     }
 }
 
-fn name(site: &Site, vtep: Ipv4Addr) -> String {
+fn name(site: &Site, vtep: IpAddr) -> String {
     let config = site.config();
     let nodes = config.as_ref().map(|config| config.nodes.nodes()).unwrap_or_default();
-    let name = nodes.iter().find(|node| node.address == IpAddr::V4(vtep)).map(|node| node.name.clone());
+    let name = nodes
+        .iter()
+        .find(|node| node.addresses.values().any(|address| *address == vtep))
+        .map(|node| node.name.clone());
     format!("peer {}", name.unwrap_or_else(|| vtep.to_string()))
 }
 
 /// All peers, some at a time.
-fn ask_all(
-    peers: &[(Ipv4Addr, Ipv4Addr)],
-    ask: impl Fn(Ipv4Addr) -> Outcome + Sync,
-) -> BTreeMap<Ipv4Addr, Outcome> {
+fn ask_all(peers: &[(IpAddr, IpAddr)], ask: impl Fn(IpAddr) -> Outcome + Sync) -> BTreeMap<IpAddr, Outcome> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(BTreeMap::new());
     let work = || {
@@ -141,7 +144,7 @@ fn ask_all(
     outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(own: Ipv4Addr, peer: SocketAddrV4, size: usize) -> Outcome {
+fn ask(own: IpAddr, peer: SocketAddr, size: usize) -> Outcome {
     let attempt = |size: usize| {
         let mut result = probe(own, peer, size, LIMIT);
         for _ in 1..TRIES {

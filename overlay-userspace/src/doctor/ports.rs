@@ -3,7 +3,10 @@
 use super::{Check, Report, Site, sockets};
 use crate::{
     agent::is_anchor,
-    host::netlink::{Link, Netlink},
+    host::{
+        netlink::{Link, Netlink},
+        nft::foreign::Carried,
+    },
 };
 
 pub(super) struct Ports;
@@ -14,7 +17,7 @@ impl Check for Ports {
     }
 
     fn run(&self, site: &Site, report: &mut Report) -> anyhow::Result<()> {
-        let Some((_, port)) = site.network() else {
+        let Some(Carried { port, .. }) = site.carried() else {
             report.skip("the tunnel's port is not known without a configuration");
             return Ok(());
         };

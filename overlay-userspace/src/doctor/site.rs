@@ -3,16 +3,18 @@
 use std::{path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
-use overlay_common::maps::{FAMILY_V4, Local};
+use overlay_common::maps::Local;
 
 use crate::{
-    agent::{local, lock, recall},
+    agent::{families::Families, local, lock, recall},
     cluster::{
         Snapshot,
         kubernetes::{self, survey::Survey},
     },
     config::{Config, ConfigError, Overrides, Settings, Source},
     datapath::pins::Pins,
+    family::ByFamily,
+    host::nft::foreign::Carried,
 };
 
 /// How long the API server may take; people wait.
@@ -79,15 +81,29 @@ impl Site {
         self.local.is_some() || self.agent.is_some()
     }
 
-    /// The cluster's range and the tunnel's UDP port, from wherever they are known.
-    pub(super) fn network(&self) -> Option<(IpNet, u16)> {
+    /// What has to pass the node's packet filter, from wherever it is known.
+    pub(super) fn carried(&self) -> Option<Carried> {
+        if let Some(config) = self.config() {
+            return Some(Families::of(&config).carried(config.network.port));
+        }
         match (&self.settings, &self.local) {
-            (Ok(settings), _) => Some((settings.network.cidr, settings.network.port)),
-            (Err(_), Some(local)) => {
-                let cluster = &local.cluster[FAMILY_V4];
-                let net = IpNet::new(cluster.addr.to_ip(), u8::try_from(cluster.prefix_len).ok()?).ok()?;
-                Some((net, u16::try_from(local.port).ok()?))
+            (_, Some(local)) => {
+                let nets = local.cluster.iter().filter_map(|net| {
+                    let prefix = u8::try_from(net.prefix_len).ok().filter(|prefix| *prefix != 0)?;
+                    IpNet::new(net.addr.to_ip(), prefix).ok()
+                });
+                Some(Carried {
+                    clusters: ByFamily::from_values(nets).unwrap_or_default(),
+                    vteps: ByFamily::from_values([local.vtep.to_ip()]).unwrap_or_default(),
+                    port: u16::try_from(local.port).ok()?,
+                })
             }
+            // Which way the tunnel will go, the list of nodes would say.
+            (Ok(settings), None) => Some(Carried {
+                clusters: settings.network.cidrs.by_family(),
+                vteps: settings.network.cidrs.by_family().map(|_, net| net.addr()),
+                port: settings.network.port,
+            }),
             (Err(_), None) => None,
         }
     }
@@ -100,10 +116,8 @@ fn listed(pins: &Pins, settings: &Settings) -> anyhow::Result<Listed> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let pinned = |outage| Listed::Pinned {
-            nodes: recall::nodes(pins, &settings.node, settings.network.cidr),
-            outage,
-        };
+        let pinned =
+            |outage| Listed::Pinned { nodes: recall::nodes(pins, &settings.node, &settings.network), outage };
         let mut source = match kubernetes::Source::open(kubernetes, &settings.node).await {
             Ok(source) => source,
             Err(error) => return Ok(pinned(format!("{error:#}"))),
@@ -113,7 +127,7 @@ fn listed(pins: &Pins, settings: &Settings) -> anyhow::Result<Listed> {
                 source.changed().await;
                 let last = recall::own(pins, &settings.node);
                 let survey = source.with_nodes(|nodes| {
-                    Survey::new(nodes, &settings.node, last.as_ref(), settings.network.cidr)
+                    Survey::new(nodes, &settings.node, last.as_ref(), &settings.network.cidrs)
                 });
                 match (survey, source.outage()) {
                     (Some(survey), _) => return Ok(survey),

@@ -4,8 +4,9 @@ use std::{fs, path::PathBuf};
 
 use super::{Check, Fix, Report, Site};
 use crate::{
-    agent::{forwarding, is_anchor},
+    agent::{families::Families, forwarding, ipv6_settings, is_anchor},
     cni::is_pod_device,
+    family::OfFamily as _,
     host::{
         netlink::Netlink,
         sysctl::{self, Family},
@@ -36,13 +37,26 @@ impl Check for Sysctls {
         };
         let underlay = site.config().and_then(|config| {
             let interface = config.network.interface.as_deref();
-            Underlay::find(&mut netlink, config.nodes.own().address, interface).ok()
+            Underlay::find(&mut netlink, config.vtep(), interface).ok()
         });
         let pods = links.iter().filter(|link| is_pod_device(&link.name)).map(|link| &*link.name);
         let underlay = underlay.as_ref().map(|underlay| &*underlay.link.name);
-        let devices = std::iter::once(&*anchor.name).chain(underlay).chain(pods);
-        let mut wanted = forwarding::wanted(devices, &anchor.name);
-        wanted.push((sysctl::interface(Family::Ipv6, &anchor.name, "disable_ipv6"), "1"));
+        let devices = || std::iter::once(&*anchor.name).chain(underlay).chain(pods.clone());
+        let (used, pods_have_ipv6) = families(site);
+        let mut wanted = Vec::new();
+        for family in used.iter().copied() {
+            wanted.extend(forwarding::wanted(family, devices(), &anchor.name));
+        }
+        if used.contains(&Family::Ipv6) {
+            wanted.extend(forwarding::advertised(&mut netlink, None)?);
+        }
+        wanted.extend(
+            ipv6_settings(pods_have_ipv6)
+                .iter()
+                .map(|(setting, value)| (sysctl::interface(Family::Ipv6, &anchor.name, setting), *value)),
+        );
+        // Switched off as a whole it is off on each device, and switched on it is on again.
+        let mut off = None;
         let count = wanted.len();
         for (path, value) in wanted {
             let found = match sysctl::get(&path) {
@@ -50,7 +64,8 @@ impl Check for Sysctls {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 found => found?,
             };
-            if found == value {
+            let family = used.iter().find(|family| path.starts_with(&sysctl::of_devices(**family)));
+            if found == value || (off.is_some() && off == family && path.ends_with("/forwarding")) {
                 continue;
             }
             let by = written_by(&path).map_or_else(String::new, |line| format!("; {line}"));
@@ -59,9 +74,8 @@ impl Check for Sysctls {
                 .evidence(format!("/proc/sys/{path} reads {found}{by}"))
                 .remedy(format!("sysctl -w {path}={value}"))
                 .fix(Fix::Setting { path: path.clone(), value });
-            // Switched off as a whole it is off on each device, and switched on it is on again.
-            if path.ends_with("ip_forward") {
-                return Ok(());
+            if forwarding::is_general(&path) {
+                off = used.iter().find(|family| forwarding::general(**family) == path);
             }
         }
         report.saw(format!("{count} settings are as the agent keeps them"));
@@ -69,15 +83,34 @@ impl Check for Sysctls {
     }
 }
 
+/// Families that the node uses, and whether pods have IPv6.
+fn families(site: &Site) -> (Vec<Family>, bool) {
+    match (site.config(), &site.local) {
+        (Some(config), _) => {
+            let families = Families::of(&config);
+            (families.used().collect(), families.subnets.get(Family::Ipv6).is_some())
+        }
+        (None, Some(local)) => {
+            let pods = Family::ALL.map(|family| local.subnet[family.index()].prefix_len != 0);
+            let tunnel = local.vtep.to_ip().family();
+            let used = Family::ALL.into_iter().filter(|family| pods[family.index()] || tunnel == *family);
+            (used.collect(), pods[Family::Ipv6.index()])
+        }
+        (None, None) => (Vec::new(), false),
+    }
+}
+
 fn meaning(path: &str) -> &'static str {
-    if path.ends_with("ip_forward") {
+    if forwarding::is_general(path) {
         "the node forwards nothing, neither Services nor what pods send to the world"
     } else if path.ends_with("forwarding") {
         "what comes in by this device is not forwarded"
     } else if path.ends_with("send_redirects") {
         "pods are told of ways that do not exist"
+    } else if path.ends_with("accept_ra") {
+        "a node that forwards takes router advertisements only so: its routes from there end with their time"
     } else {
-        "the device carries IPv4 only"
+        "of IPv6 the device has to carry what pods have"
     }
 }
 

@@ -24,6 +24,7 @@ use netlink_sys::{
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 use super::netlink::{NetlinkError, RawMessage, messages};
+use crate::family::Family;
 
 /// Room for some thousand changes that arrive while the agent is busy.
 const QUEUE: usize = 1024 * 1024;
@@ -37,7 +38,7 @@ const NETCONF_HEADER: usize = 4;
 /// `NETCONFA_FORWARDING` (linux/netconf.h).
 const NETCONFA_FORWARDING: u16 = 2;
 
-const GROUPS: [u32; 7] = [
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
@@ -45,6 +46,8 @@ const GROUPS: [u32; 7] = [
     libc::RTNLGRP_IPV6_ROUTE,
     libc::RTNLGRP_IPV4_NETCONF,
     libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_NETCONF,
+    libc::RTNLGRP_IPV6_RULE,
 ];
 
 /// Something changed in the namespace, by whomever, this process included.
@@ -69,7 +72,7 @@ pub enum Change {
     /// A route was written or deleted, in any table but the local one, which follows the addresses.
     ///
     /// Routes that vanish with their link, or with the link's state, are not reported by the kernel for
-    /// IPv4: a [`Change::Link`] has to be taken as a change of routes, too.
+    /// IPv4, and for IPv6 only one by one: a [`Change::Link`] has to be taken as a change of routes, too.
     Route {
         /// Destination.
         dst: IpNet,
@@ -78,10 +81,10 @@ pub enum Change {
         /// It was deleted.
         gone: bool,
     },
-    /// A policy rule of IPv4 was written or deleted.
-    Rule,
-    /// IPv4 forwarding was switched on or off, on a link or on all.
-    Forwarding,
+    /// A policy rule of this family was written or deleted.
+    Rule(Family),
+    /// Forwarding of this family was switched on or off, on a link or on all.
+    Forwarding(Family),
     /// nftables were changed in a way that may matter to a packet filter; what is in other chains is not told apart.
     Filter {
         /// The table.
@@ -220,12 +223,21 @@ fn read(message: &RawMessage<'_>) -> Result<Option<Change>, DecodeError> {
                 .map_err(|error| DecodeError::from(error.to_string()))?;
             Some(Change::Route { dst, protocol: header.protocol.into(), gone: kind == libc::RTM_DELROUTE })
         }
-        libc::RTM_NEWNETCONF => {
-            attribute(payload, NETCONF_HEADER, NETCONFA_FORWARDING).map(|_| Change::Forwarding)
-        }
-        libc::RTM_NEWRULE | libc::RTM_DELRULE => Some(Change::Rule),
+        libc::RTM_NEWNETCONF => attribute(payload, NETCONF_HEADER, NETCONFA_FORWARDING)
+            .and(family(payload))
+            .map(Change::Forwarding),
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => family(payload).map(Change::Rule),
         _ => None,
     })
+}
+
+/// The family of a message whose header begins with it; `None` for any other than the two (MPLS has such messages, too).
+fn family(payload: &[u8]) -> Option<Family> {
+    match i32::from(*payload.first()?) {
+        libc::AF_INET => Some(Family::Ipv4),
+        libc::AF_INET6 => Some(Family::Ipv6),
+        _ => None,
+    }
 }
 
 /// The value of the first attribute of that kind, behind a header of `offset` bytes.
@@ -268,10 +280,14 @@ mod tests {
     fn policy_rules_are_reported_as_they_come_and_go() {
         in_runtime(async || {
             let mut monitor = Monitor::open().unwrap();
-            ip("rule add from 10.0.0.0/8 table 100");
-            assert_eq!(drain(&mut monitor).await, [Change::Rule]);
-            ip("rule del from 10.0.0.0/8 table 100");
-            assert_eq!(drain(&mut monitor).await, [Change::Rule]);
+            for (family, flag, source) in
+                [(Family::Ipv4, "-4", "10.0.0.0/8"), (Family::Ipv6, "-6", "fd00::/48")]
+            {
+                for act in ["add", "del"] {
+                    ip(&format!("{flag} rule {act} from {source} table 100"));
+                    assert_eq!(drain(&mut monitor).await, [Change::Rule(family)]);
+                }
+            }
         });
     }
 
@@ -318,12 +334,18 @@ mod tests {
     #[test]
     fn forwarding_is_reported_when_it_is_switched() {
         in_runtime(async || {
-            sysctl::set("net/ipv4/ip_forward", "1").unwrap();
-            let mut monitor = Monitor::open().unwrap();
-            sysctl::set("net/ipv4/ip_forward", "0").unwrap();
-            assert!(drain(&mut monitor).await.contains(&Change::Forwarding));
-            sysctl::set("net/ipv4/ip_forward", "0").unwrap();
-            assert_eq!(drain(&mut monitor).await, []);
+            for (family, path) in
+                [(Family::Ipv4, "net/ipv4/ip_forward"), (Family::Ipv6, "net/ipv6/conf/all/forwarding")]
+            {
+                sysctl::set(path, "1").unwrap();
+                let mut monitor = Monitor::open().unwrap();
+                sysctl::set(path, "0").unwrap();
+                let changes = drain(&mut monitor).await;
+                assert!(changes.contains(&Change::Forwarding(family)), "{changes:?}");
+                assert!(!changes.contains(&Change::Forwarding(family.other())), "{changes:?}");
+                sysctl::set(path, "0").unwrap();
+                assert_eq!(drain(&mut monitor).await, []);
+            }
         });
     }
 

@@ -13,6 +13,7 @@
 //! The connection belongs to the network namespace of the thread that opened it.
 
 mod address;
+mod changes;
 mod filter;
 mod link;
 mod namespace;
@@ -38,6 +39,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 pub use address::Address;
+pub use changes::Changes;
 pub use filter::{BpfFilter, Direction, FilterKey};
 pub use link::{Link, MacAddress, VethSpec, VxlanInfo, VxlanSpec};
 pub use neighbour::Neighbour;
@@ -259,13 +261,13 @@ impl Reply {
 }
 
 /// One netlink message within a datagram.
-pub(super) struct RawMessage<'a> {
-    pub(super) header: NetlinkHeader,
-    pub(super) payload: &'a [u8],
+pub(crate) struct RawMessage<'a> {
+    pub(crate) header: NetlinkHeader,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Splits a datagram into its messages; what cannot be split is an error, once.
-pub(super) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = io::Result<RawMessage<'_>>> {
+pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = io::Result<RawMessage<'_>>> {
     std::iter::from_fn(move || {
         if datagram.is_empty() {
             return None;

@@ -1,6 +1,6 @@
 //! What the node's packet filter has to do for pods, by way of the `nft` program.
 //!
-//! * [`source_nat`] – our own table `ip overlay`: pods reach the world with the node's address, and pods' flows to a
+//! * [`source_nat`] – our own tables `ip overlay` and `ip6 overlay`: pods reach the world with the node's address, and pods' flows to a
 //!   Service have sources that keep them apart from others and that other nodes believe;
 //! * [`ports`] – our own table `ip overlay-ports`: ports of the node lead to pods;
 //! * [`translation`] – whose rules send a packet to another destination;
@@ -29,7 +29,9 @@ use std::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::Value;
 
-/// Our table, in family `ip`.
+use crate::family::Family;
+
+/// Our table, in the families `ip` and `ip6`.
 pub const TABLE: &str = "overlay";
 
 /// Why the packet filter could not be read or set.
@@ -142,10 +144,15 @@ pub fn foreign_tables() -> Result<Vec<(String, String)>, NftError> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let tables = objects.iter().filter_map(|object| object.get("chain"));
     let mut tables: Vec<_> = tables.map(|chain| (text(&chain["family"]), text(&chain["table"]))).collect();
-    tables.retain(|(family, name)| family != "ip" || name != TABLE && name != ports::TABLE);
+    tables.retain(|(family, name)| !is_own(family, name));
     tables.sort();
     tables.dedup();
     Ok(tables)
+}
+
+/// Whether a table of nft's family is ours as a whole.
+fn is_own(family: &str, name: &str) -> bool {
+    Family::ALL.iter().any(|own| own.nft() == family) && (name == TABLE || name == ports::TABLE)
 }
 
 /// What a rule of a table carries to tell which text the table was made from. Need not be the same in another build: a

@@ -43,11 +43,15 @@ impl SysctlError {
 
 /// The path of an interface's setting: `net/ipv4/conf/overlay.1/rp_filter`.
 pub fn interface(family: Family, interface: &str, setting: &str) -> String {
-    let family = match family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
-    };
-    format!("net/{family}/conf/{interface}/{setting}")
+    format!("{}{interface}/{setting}", of_devices(family))
+}
+
+/// What the settings of all interfaces begin with, of one family.
+pub const fn of_devices(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "net/ipv4/conf/",
+        Family::Ipv6 => "net/ipv6/conf/",
+    }
 }
 
 /// Reads a setting, without the line end.

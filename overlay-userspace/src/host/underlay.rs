@@ -57,6 +57,26 @@ pub enum UnderlayError {
         /// The node's address.
         address: IpAddr,
     },
+    /// Another host on the link has the node's IPv6 address.
+    #[error(
+        "another host on the link of {interface} has the node's address {address}: duplicate address detection has failed; give one of the two another address"
+    )]
+    Duplicate {
+        /// The node's address.
+        address: IpAddr,
+        /// The interface that holds it.
+        interface: String,
+    },
+    /// The node's IPv6 address does not last.
+    #[error(
+        "the node's address {address} on {interface} is a temporary one, which the kernel replaces by another; give the lasting one of that interface"
+    )]
+    Temporary {
+        /// The node's address.
+        address: IpAddr,
+        /// The interface that holds it.
+        interface: String,
+    },
     /// The configured MTU does not fit.
     #[error(
         "mtu {configured} for pods is too large: {interface} carries {underlay} bytes, the tunnel takes {overhead}; set network.mtu to {largest} or less, or leave it out"
@@ -93,7 +113,8 @@ pub enum UnderlayError {
 impl Underlay {
     /// Finds the interface called `interface`, or else the one that holds `address`.
     ///
-    /// Where several hold it, one that is up is taken before one that is down.
+    /// Where several hold it, one that is up is taken before one that is down. An IPv6 address that is still being checked
+    /// for duplicates is as good as any: by the time that peers know of it, that is over.
     pub fn find(
         netlink: &mut Netlink,
         address: IpAddr,
@@ -106,6 +127,15 @@ impl Underlay {
                 .ok_or_else(|| UnderlayError::NoInterface { name: name.to_owned(), address });
         }
         let addresses = netlink.addresses(None)?;
+        let unusable = |link: &Link| {
+            let held =
+                addresses.iter().find(|held| held.index == link.index && held.net.addr() == address)?;
+            let interface = link.name.clone();
+            if held.duplicate {
+                return Some(UnderlayError::Duplicate { address, interface });
+            }
+            held.temporary.then_some(UnderlayError::Temporary { address, interface })
+        };
         let links = netlink.links()?;
         let holders: Vec<_> = links
             .iter()
@@ -115,7 +145,10 @@ impl Underlay {
             .collect();
         let best = holders.iter().filter(|link| !link.loopback).max_by_key(|link| link.up);
         match best {
-            Some(&link) => Ok(Self { link: link.clone(), address }),
+            Some(&link) => match unusable(link) {
+                None => Ok(Self { link: link.clone(), address }),
+                Some(error) => Err(error),
+            },
             None if holders.is_empty() => {
                 Err(UnderlayError::NoAddress { address, present: describe(&addresses, &links) })
             }
@@ -199,6 +232,26 @@ mod tests {
             assert_eq!((underlay.link.name.as_str(), underlay.pod_mtu(None).unwrap()), ("eth0", 1450));
             let underlay = find("fd00:50::1", None).unwrap();
             assert_eq!((underlay.link.name.as_str(), underlay.pod_mtu(None).unwrap()), ("eth1", 8930));
+        });
+    }
+
+    #[test]
+    fn an_ipv6_address_has_to_last() {
+        in_fresh_netns(|| {
+            ip("link add eth0 mtu 1500 up type veth peer name eth0p");
+            ip("link set eth0p up");
+            // Not over for a second or two, which nobody has to wait for.
+            ip("address add 2001:db8::1/64 dev eth0");
+            let underlay = find("2001:db8::1", None).unwrap();
+            assert_eq!(underlay.pod_mtu(None).unwrap(), 1430);
+            // As the kernel does with the prefix of a router advertisement.
+            std::fs::write("/proc/sys/net/ipv6/conf/eth0/use_tempaddr", "2").unwrap();
+            ip("address add 2001:db8:2::7/64 dev eth0 nodad mngtmpaddr valid_lft 3600 preferred_lft 1800");
+            let addresses = Netlink::open().unwrap().addresses(None).unwrap();
+            let made = addresses.iter().find(|address| address.temporary).expect("a temporary address");
+            let error = find(&made.net.addr().to_string(), None).unwrap_err();
+            assert!(matches!(error, UnderlayError::Temporary { .. }), "{error}");
+            assert!(find("2001:db8:2::7", None).is_ok());
         });
     }
 

@@ -3,7 +3,7 @@
 use std::{
     hash::{BuildHasher as _, RandomState},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
@@ -17,7 +17,9 @@ use super::{
 
 /// IPv4 and UDP headers, in bytes: what a probe's packet has beside its payload.
 pub const HEADERS: usize = 20 + 8;
-/// The smallest packet that is a probe, in bytes.
+/// The same over IPv6.
+pub const HEADERS_IPV6: usize = 40 + 8;
+/// The smallest packet that is a probe, in bytes; over IPv6 20 more.
 pub const SMALLEST: usize = HEADERS + HEADER;
 
 /// What came back.
@@ -38,9 +40,9 @@ pub enum ProbeError {
     #[error("send a probe from {from} to {to}: {cause}")]
     Send {
         /// The own gateway address.
-        from: Ipv4Addr,
+        from: IpAddr,
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// The cause.
         cause: io::Error,
     },
@@ -48,7 +50,7 @@ pub enum ProbeError {
     #[error("a packet of {size} bytes is too long for the way to {to}{}", mtu.map(|mtu| format!(", which carries {mtu}")).unwrap_or_default())]
     TooLong {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Of the packet, in bytes.
         size: usize,
         /// What would fit, where somebody said so.
@@ -58,13 +60,13 @@ pub enum ProbeError {
     #[error("{to} is reached, but no agent answers there")]
     NoAgent {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
     },
     /// A router on the way, or the peer, answers that it cannot be reached.
     #[error("{to} is unreachable: {cause}")]
     Unreachable {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// What was said.
         cause: io::Error,
     },
@@ -72,7 +74,7 @@ pub enum ProbeError {
     #[error("no answer from {to} to {size} bytes within {} ms", within.as_millis())]
     Lost {
         /// The peer.
-        to: SocketAddrV4,
+        to: SocketAddr,
         /// Of the packet, in bytes.
         size: usize,
         /// How long it was waited for.
@@ -81,7 +83,7 @@ pub enum ProbeError {
 }
 
 /// Sends one probe through the tunnel and waits for the answer. `from` is this node's gateway address, `to` a peer's with the
-/// port of the mesh; `size` is the length of the whole IP packet, at least [`SMALLEST`] (a shorter one is made that long). Don't
+/// port of the mesh; `size` is the length of the whole IP packet, at least [`SMALLEST`] or what it is over IPv6 (a shorter one is made that long). Don't
 /// Fragment is set, and the answer has the same size, so that a size that comes back is one that the way carries in both
 /// directions.
 ///
@@ -91,12 +93,12 @@ pub enum ProbeError {
 ///
 /// A [`ProbeError`] for each way to fail that has another remedy.
 pub fn probe(
-    from: Ipv4Addr,
-    to: SocketAddrV4,
+    from: impl Into<IpAddr>,
+    to: impl Into<SocketAddr>,
     size: usize,
     timeout: Duration,
 ) -> Result<Answered, ProbeError> {
-    part(from, to, size, 0, timeout)
+    part(from.into(), to.into(), size, 0, timeout)
 }
 
 /// All that a node knows of its peers: asks its agent, which may be the own one, as often as it takes.
@@ -104,9 +106,14 @@ pub fn probe(
 /// # Errors
 ///
 /// As [`probe`].
-pub fn row(from: Ipv4Addr, to: SocketAddrV4, timeout: Duration) -> Result<Vec<Entry>, ProbeError> {
+pub fn row(
+    from: impl Into<IpAddr>,
+    to: impl Into<SocketAddr>,
+    timeout: Duration,
+) -> Result<Vec<Entry>, ProbeError> {
+    let (from, to) = (from.into(), to.into());
     // To the own agent it goes by the loopback device; others are asked in what every path carries.
-    let size = if from == *to.ip() { 16 * 1024 } else { 1280 };
+    let size = if from == to.ip() { 16 * 1024 } else { 1280 };
     let mut entries = Vec::new();
     loop {
         let got = part(from, to, size, entries.len() as u32, timeout)?;
@@ -119,19 +126,20 @@ pub fn row(from: Ipv4Addr, to: SocketAddrV4, timeout: Duration) -> Result<Vec<En
 }
 
 fn part(
-    from: Ipv4Addr,
-    to: SocketAddrV4,
+    from: IpAddr,
+    to: SocketAddr,
     size: usize,
     offset: u32,
     timeout: Duration,
 ) -> Result<Answered, ProbeError> {
-    let size = size.clamp(SMALLEST, LONGEST + HEADERS);
+    let headers = if to.is_ipv4() { HEADERS } else { HEADERS_IPV6 };
+    let size = size.clamp(headers + HEADER, headers + LONGEST);
     let failed = |cause| ProbeError::Send { from, to, cause };
-    let socket = Socket::bind(SocketAddrV4::new(from, 0)).map_err(failed)?;
+    let socket = Socket::bind(SocketAddr::new(from, 0)).map_err(failed)?;
     let deadline = Instant::now() + timeout;
     let sent = now().map_err(failed)?;
     let request = Request { nonce: RandomState::new().hash_one(sent), sent: sent.as_nanos() as u64, offset };
-    if let Err(cause) = socket.send(&packet::request(request, size - HEADERS), to) {
+    if let Err(cause) = socket.send(&packet::request(request, size - headers), to) {
         return Err(match cause.raw_os_error() {
             Some(libc::EMSGSIZE) => ProbeError::TooLong { to, size, mtu: None },
             _ => failed(cause),
@@ -151,7 +159,7 @@ fn part(
         }
         while let Some(returned) = socket.returned().map_err(failed)? {
             match returned.errno {
-                libc::ECONNREFUSED if returned.by == Some(*to.ip()) => {
+                libc::ECONNREFUSED if returned.by == Some(to.ip()) => {
                     return Err(ProbeError::NoAgent { to });
                 }
                 // Whoever can reach this node can say so of another.

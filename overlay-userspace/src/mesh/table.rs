@@ -6,8 +6,8 @@
 //! lost is asked again out of turn, in every second place at most, until it is known to be [`State::Lost`] or answers.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    net::{IpAddr, Ipv4Addr},
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,10 @@ use super::{
     latency::Histogram,
     packet::{Entry, State},
 };
-use crate::cluster::{Snapshot, gateway};
+use crate::{
+    cluster::{NodeSpec, Snapshot},
+    family::{ByFamily, Family},
+};
 
 /// Up to this many nodes each peer is shown by itself, and its row is kept; beyond that there are sums only.
 pub(crate) const DETAILED: usize = 64;
@@ -73,7 +76,8 @@ pub(crate) struct Peer {
     pub(crate) name: String,
     /// Its tunnel address.
     pub(crate) address: IpAddr,
-    pub(crate) gateway: Ipv4Addr,
+    /// Where it is asked.
+    pub(crate) gateway: IpAddr,
     /// Its row, by tunnel address: what it has told of its own peers. Empty beyond [`DETAILED`].
     pub(crate) row: HashMap<Addr, Cell>,
     foreign: bool,
@@ -92,7 +96,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn new(name: String, address: IpAddr, gateway: Ipv4Addr, foreign: bool, now: Instant) -> Self {
+    fn new(name: String, address: IpAddr, gateway: IpAddr, foreign: bool, now: Instant) -> Self {
         Self {
             name,
             address,
@@ -171,23 +175,26 @@ pub(crate) struct Outcomes {
 #[derive(Debug)]
 struct Flight {
     nonce: u64,
-    gateway: Ipv4Addr,
+    gateway: IpAddr,
     until: Instant,
 }
 
 /// A node and its peers.
 #[derive(Debug)]
 pub(crate) struct Table {
-    own: Ipv4Addr,
+    /// The own gateway addresses.
+    own: ByFamily<IpAddr>,
     own_bucket: Bucket,
-    /// Tunnel addresses of all nodes, where each is shown: what rows may speak of.
-    shown: HashSet<Addr>,
+    /// Tunnel addresses of all nodes, where each is shown: what rows may speak of. A node with two is one, called by the one
+    /// that this node reaches it at.
+    shown: HashMap<Addr, Addr>,
     /// By gateway address, beginning after the own one.
     peers: Vec<Peer>,
-    by_gateway: HashMap<Ipv4Addr, usize>,
+    /// Of a peer with two gateway addresses, both.
+    by_gateway: HashMap<IpAddr, usize>,
     next: usize,
     turn: bool,
-    suspects: VecDeque<Ipv4Addr>,
+    suspects: VecDeque<IpAddr>,
     flights: VecDeque<Flight>,
     pub(crate) outcomes: Outcomes,
     pub(crate) latencies: Histogram,
@@ -197,9 +204,9 @@ impl Table {
     /// Nobody yet.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            own: Ipv4Addr::UNSPECIFIED,
+            own: ByFamily::default(),
             own_bucket: Bucket::full(ANSWERS, now),
-            shown: HashSet::new(),
+            shown: HashMap::new(),
             peers: Vec::new(),
             by_gateway: HashMap::new(),
             next: 0,
@@ -211,39 +218,62 @@ impl Table {
         }
     }
 
-    /// Takes over a list of nodes. What is known of a peer that has kept its addresses stays.
-    pub(crate) fn set(&mut self, nodes: &Snapshot, now: Instant) {
-        let mut known: HashMap<(IpAddr, Ipv4Addr), Peer> =
+    /// Takes over a list of nodes, of which those that can are asked in the first family of `order`; the tunnel goes over
+    /// `preferred` where there is a choice. What is known of a peer that has kept its addresses stays.
+    pub(crate) fn set(&mut self, nodes: &Snapshot, order: [Family; 2], preferred: Family, now: Instant) {
+        let mut known: HashMap<(IpAddr, IpAddr), Peer> =
             self.peers.drain(..).map(|peer| ((peer.address, peer.gateway), peer)).collect();
-        let IpAddr::V4(own) = gateway(nodes.own().subnet) else { return };
-        let mut peers: Vec<Peer> = nodes
-            .peers()
-            .filter_map(|node| {
-                let IpAddr::V4(gateway) = gateway(node.subnet) else { return None };
-                let foreign = node.vtep_mac.is_some();
-                let fresh = || Peer::new(String::new(), node.address, gateway, foreign, now);
-                let peer = known.remove(&(node.address, gateway)).unwrap_or_else(fresh);
-                Some(Peer { name: node.name.clone(), foreign, ..peer })
-            })
-            .collect();
-        peers.sort_by_key(|peer| (peer.gateway < own, peer.gateway));
+        let own = nodes.own().gateways();
+        // The tunnel address is what the map of nodes says of the way to this gateway.
+        let vtep = |node: &NodeSpec, family| Some(node.tunnel(family, nodes.own(), preferred)?.vtep);
+        let mut gateways = Vec::new();
+        let mut peers = Vec::new();
+        for node in nodes.peers() {
+            let theirs = node.gateways();
+            let Some(family) = order.into_iter().find(|f| own.get(*f).is_some() && theirs.get(*f).is_some())
+            else {
+                continue;
+            };
+            let (Some(gateway), Some(address)) = (theirs.get(family).copied(), vtep(node, family)) else {
+                continue;
+            };
+            let foreign = !node.is_overlay();
+            let fresh = || Peer::new(String::new(), address, gateway, foreign, now);
+            let peer = known.remove(&(address, gateway)).unwrap_or_else(fresh);
+            gateways.extend(theirs.values().map(|theirs| (*theirs, gateway)));
+            peers.push(Peer { name: node.name.clone(), foreign, ..peer });
+        }
+        let before =
+            |gateway: IpAddr| own.values().any(|own| own.is_ipv4() == gateway.is_ipv4() && gateway < *own);
+        peers.sort_by_key(|peer| (before(peer.gateway), peer.gateway));
         self.own = own;
         self.by_gateway = peers.iter().enumerate().map(|(index, peer)| (peer.gateway, index)).collect();
+        for (gateway, asked) in gateways {
+            if let Some(index) = self.by_gateway.get(&asked).copied() {
+                self.by_gateway.insert(gateway, index);
+            }
+        }
         self.peers = peers;
         self.next = 0;
         self.flights.retain(|flight| self.by_gateway.contains_key(&flight.gateway));
         self.suspects.retain(|gateway| self.by_gateway.contains_key(gateway));
         self.shown.clear();
         if self.detailed() {
-            self.shown.extend(nodes.nodes().iter().map(|node| Addr::from(node.address)));
+            // Each node speaks of others by the addresses that it reaches them at.
+            for node in nodes.nodes() {
+                let reached = order.into_iter().find_map(|family| vtep(node, family));
+                let Some(shown) = reached.or_else(|| node.address(preferred)) else { continue };
+                self.shown
+                    .extend(node.addresses.values().map(|address| (Addr::from(*address), Addr::from(shown))));
+            }
         }
         for peer in &mut self.peers {
-            peer.row.retain(|address, _| self.shown.contains(address));
+            peer.row.retain(|address, _| self.shown.get(address) == Some(address));
         }
     }
 
-    /// The own gateway address, unspecified before there are nodes.
-    pub(crate) fn own(&self) -> Ipv4Addr {
+    /// The own gateway addresses; none before there are nodes.
+    pub(crate) fn own(&self) -> ByFamily<IpAddr> {
         self.own
     }
 
@@ -266,7 +296,7 @@ impl Table {
     }
 
     /// Whom to ask now: gateway address, and where its row goes on. Counted as asked under `nonce`.
-    pub(crate) fn ask(&mut self, nonce: u64, now: Instant) -> Option<(Ipv4Addr, u32)> {
+    pub(crate) fn ask(&mut self, nonce: u64, now: Instant) -> Option<(IpAddr, u32)> {
         let index = self.suspect(now).or_else(|| self.round(now))?;
         let peer = self.peers.get_mut(index)?;
         peer.asked = Some(now);
@@ -318,7 +348,7 @@ impl Table {
     /// An answer came from this gateway address; `false` when nobody waits for it.
     pub(crate) fn answered(
         &mut self,
-        from: Ipv4Addr,
+        from: IpAddr,
         nonce: u64,
         latency: Duration,
         row: (u32, u32, &[Entry]),
@@ -340,7 +370,7 @@ impl Table {
         peer.offset = if entries.is_empty() || next >= total { 0 } else { next };
         for Entry { node, state, latency, loss, .. } in entries {
             // What it may say of others is not kept: the size of the matrix is not a peer's to choose.
-            if self.shown.contains(node) {
+            if let Some(node) = self.shown.get(node) {
                 peer.row.insert(*node, Cell { state: *state, latency: *latency, loss: *loss, told: now });
             }
         }
@@ -348,7 +378,7 @@ impl Table {
     }
 
     /// The kernel of the node with this gateway address says that nobody listens there.
-    pub(crate) fn refused(&mut self, gateway: Ipv4Addr) {
+    pub(crate) fn refused(&mut self, gateway: IpAddr) {
         let Some(at) = self.flights.iter().position(|flight| flight.gateway == gateway) else { return };
         self.flights.remove(at);
         self.outcomes.refused += 1;
@@ -373,8 +403,8 @@ impl Table {
     }
 
     /// May the sender with this address have an answer? `None` where it is no gateway of the cluster.
-    pub(crate) fn may_ask(&mut self, from: Ipv4Addr, now: Instant) -> Option<bool> {
-        let bucket = if from == self.own {
+    pub(crate) fn may_ask(&mut self, from: IpAddr, now: Instant) -> Option<bool> {
+        let bucket = if self.own.values().any(|own| *own == from) {
             &mut self.own_bucket
         } else {
             &mut self.peers.get_mut(*self.by_gateway.get(&from)?)?.bucket

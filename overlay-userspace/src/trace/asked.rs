@@ -1,6 +1,6 @@
 //! What is asked for: a pod, a destination and a kind of packet.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// A transport protocol to ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,7 +30,7 @@ pub struct Asked {
     /// The pod: its address, the beginning of its container's id, or namespace/name.
     pub pod: String,
     /// Destination address.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Kind of packet.
     pub protocol: Protocol,
     /// Destination port; no meaning for ICMP.
@@ -42,7 +42,7 @@ pub struct Asked {
     /// Time to live.
     pub ttl: u8,
     /// Source address, where that is not the pod's.
-    pub from_address: Option<Ipv4Addr>,
+    pub from_address: Option<IpAddr>,
 }
 
 /// A packet that comes in by the wire.

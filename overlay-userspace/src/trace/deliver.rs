@@ -12,7 +12,7 @@ use super::{
 pub(super) fn to_address(
     site: &mut Site,
     steps: &mut Steps,
-    addr: std::net::Ipv4Addr,
+    addr: std::net::IpAddr,
     packet: &[u8],
 ) -> Result<Verdict, TraceError> {
     match site.pod_at(addr) {
@@ -50,8 +50,5 @@ fn to(site: &mut Site, steps: &mut Steps, pod: &Pod, packet: &[u8]) -> Result<Ve
         .remedy("bring the device up, in the pod as well; or restart the pod"));
     }
     let text = format!("delivered to {} by device {}", pod.text(), link.name);
-    Ok(Verdict {
-        endpoint: Some(pod.addr.into()),
-        ..Verdict::new(Outcome::Delivered, text).device(link.name)
-    })
+    Ok(Verdict { endpoint: Some(pod.addr), ..Verdict::new(Outcome::Delivered, text).device(link.name) })
 }

@@ -15,7 +15,10 @@ use super::{
     site::{Pod, Site},
     stack, tunnel,
 };
-use crate::datapath::{pins::Pins, replica::Circumstances, run::Verdict as Returned};
+use crate::{
+    datapath::{pins::Pins, replica::Circumstances, run::Verdict as Returned},
+    family::OfFamily as _,
+};
 
 /// Asks what becomes of the packet that the pod would send.
 ///
@@ -24,7 +27,7 @@ use crate::datapath::{pins::Pins, replica::Circumstances, run::Verdict as Return
 /// An unknown pod, a packet that cannot be, no pins, missing rights.
 pub fn from_pod(pins: &Pins, asked: &Asked) -> Result<Report, TraceError> {
     let mut site = Site::read(pins)?;
-    let pod = site.pod_called(&asked.pod)?;
+    let pod = site.pod_called(&asked.pod, asked.destination.family())?;
     let src = asked.from_address.unwrap_or(pod.addr);
     let frame = packet::craft(asked, (pod.endpoint.mac, pod.endpoint.gateway_mac), src)?;
     let inner =
@@ -110,7 +113,7 @@ fn decide(
 /// Is the source another's address?
 fn spoofed(site: &Site, steps: &mut Steps, pod: &Pod, inner: &Inner) -> bool {
     let claimed = site.pod_at(inner.src);
-    if claimed.is_some_and(|claimed| claimed.endpoint.ifindex == pod.endpoint.ifindex) {
+    if claimed.as_ref().is_some_and(|claimed| claimed.endpoint.ifindex == pod.endpoint.ifindex) {
         let text = "source address and MAC are those of the sender's endpoint (ENDPOINTS)";
         steps.add("source", text, json!({ "endpoint": pod.facts() }));
         return false;

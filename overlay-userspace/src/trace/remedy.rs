@@ -48,6 +48,9 @@ pub(super) const fn of(reason: Reason) -> &'static str {
         Reason::TunnelKey => {
             "what came in by the anchor device came out of no tunnel: look for routes and other programs that send packets there"
         }
+        Reason::PathMtu => {
+            "nothing, where the sender hears ICMP: `overlay doctor --only mtu` finds the narrow path; give it the nodes' MTU, or set network.mtu"
+        }
         Reason::PodAddressOnWire => {
             "a node sends pods' addresses outside of the tunnel: look at its masquerade (network.masquerade) and its routes"
         }

@@ -1,8 +1,9 @@
 //! The node that is asked: its maps, devices and names, read once, and how it speaks of them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{collections::HashMap, net::IpAddr};
 
-use overlay_common::maps::{Addr, Endpoint, FAMILY_V4, Local, NODE_SELF, Node, Subnet};
+use ipnet::IpNet;
+use overlay_common::maps::{Addr, Endpoint, Local, NODE_HOST, NODE_SELF, Node, Subnet};
 
 use super::{TraceError, mac};
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
         replica::Frozen,
         tables::{Endpoints, LocalTable, Nodes},
     },
+    family::{Family, OfFamily as _},
     host::netlink::{Link, Netlink},
     observe::names,
 };
@@ -25,38 +27,39 @@ pub(super) struct Site {
     pub(super) local: Local,
     endpoints: Vec<(Addr, Endpoint)>,
     nodes: Vec<(Addr, Node)>,
+    /// What Kubernetes calls the pods of this node, and the agent the nodes, by their tunnel addresses.
+    pod_names: HashMap<IpAddr, String>,
+    node_names: HashMap<IpAddr, String>,
 }
 
 /// A pod of this node.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Pod {
-    pub(super) addr: Ipv4Addr,
+    pub(super) addr: IpAddr,
     pub(super) endpoint: Endpoint,
+    name: Option<String>,
 }
 
 /// An entry of `NODES`.
 #[derive(Clone, Copy)]
 pub(super) struct Peer {
     /// Its key.
-    pub(super) key: Ipv4Addr,
+    pub(super) key: IpAddr,
     pub(super) node: Node,
 }
 
-fn v4(addr: IpAddr) -> Ipv4Addr {
-    match addr {
-        IpAddr::V4(addr) => addr,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    }
-}
-
-fn contains(subnet: &Subnet, addr: Ipv4Addr) -> bool {
-    let net = ipnet::Ipv4Net::new(v4(subnet.addr.to_ip()), subnet.prefix_len as u8);
-    net.is_ok_and(|net| net.contains(&addr))
+fn contains(subnets: &[Subnet; 2], addr: IpAddr) -> bool {
+    let subnet = &subnets[addr.family().index()];
+    let net = IpNet::new(subnet.addr.to_ip(), subnet.prefix_len as u8);
+    subnet.prefix_len != 0 && net.is_ok_and(|net| net.contains(&addr))
 }
 
 impl Pod {
-    /// For people: `pod 10.244.1.2 (container 3f2a…, eth0)`.
+    /// For people: `pod 10.244.1.2 (shop/web-0)`, or where Kubernetes' name is not known, `(container 3f2a…, eth0)`.
     pub(super) fn text(&self) -> String {
+        if let Some(name) = &self.name {
+            return format!("pod {} ({name})", self.addr);
+        }
         let (container, ifname) = owner_text(&self.endpoint.owner);
         format!("pod {} (container {}, {ifname})", self.addr, short(&container))
     }
@@ -64,15 +67,15 @@ impl Pod {
     pub(super) fn facts(&self) -> serde_json::Value {
         let (container, ifname) = owner_text(&self.endpoint.owner);
         serde_json::json!({
-            "address": self.addr, "container": container, "ifname": ifname,
+            "address": self.addr, "name": self.name, "container": container, "ifname": ifname,
             "ifindex": self.endpoint.ifindex, "mac": mac(self.endpoint.mac),
         })
     }
 }
 
 impl Peer {
-    pub(super) fn vtep(&self) -> Ipv4Addr {
-        v4(self.node.vtep.to_ip())
+    pub(super) fn vtep(&self) -> IpAddr {
+        self.node.vtep.to_ip()
     }
 
     pub(super) fn is_own(&self) -> bool {
@@ -94,7 +97,10 @@ fn short(container: &str) -> String {
 
 impl Site {
     pub(super) fn read(pins: &Pins) -> Result<Self, TraceError> {
+        let named = names::pods(pins)?.into_iter();
         Ok(Self {
+            pod_names: named.filter_map(|pod| Some((pod.address, pod.full_name()?))).collect(),
+            node_names: names::node_names(pins)?,
             pins: pins.clone(),
             local: LocalTable::open(pins)?.get()?,
             endpoints: Endpoints::open(pins)?.entries()?,
@@ -109,38 +115,60 @@ impl Site {
         String::from_utf8_lossy(name).into_owned()
     }
 
-    pub(super) fn vtep(&self) -> Ipv4Addr {
-        v4(self.local.vtep.to_ip())
+    /// This node's tunnel address of a family; of the one that it prefers, if it has no other.
+    pub(super) fn vtep(&self, family: Family) -> IpAddr {
+        let own = |(_, node): &&(Addr, Node)| node.flags & (NODE_HOST | NODE_SELF) == NODE_HOST | NODE_SELF;
+        let mut addresses = self.nodes.iter().filter(own).map(|(key, _)| key.to_ip());
+        addresses.find(|key| key.family() == family).unwrap_or_else(|| self.local.vtep.to_ip())
     }
 
     /// How people speak of the node with this tunnel address.
-    pub(super) fn node_text(&self, vtep: Ipv4Addr) -> String {
-        if vtep == self.vtep() { format!("node {} ({vtep})", self.name()) } else { format!("node {vtep}") }
+    pub(super) fn node_text(&self, vtep: IpAddr) -> String {
+        let own = || (vtep == self.vtep(vtep.family())).then(|| self.name());
+        match self.node_names.get(&vtep).cloned().or_else(own) {
+            Some(name) => format!("node {name} ({vtep})"),
+            None => format!("node {vtep}"),
+        }
     }
 
     fn pods(&self) -> impl Iterator<Item = Pod> {
-        self.endpoints.iter().map(|(addr, endpoint)| Pod { addr: v4(addr.to_ip()), endpoint: *endpoint })
+        self.endpoints.iter().map(|(addr, endpoint)| {
+            let addr = addr.to_ip();
+            Pod { addr, endpoint: *endpoint, name: self.pod_names.get(&addr).cloned() }
+        })
     }
 
     /// The pod that has this address, its devices complete or not.
-    pub(super) fn pod_at(&self, addr: Ipv4Addr) -> Option<Pod> {
+    pub(super) fn pod_at(&self, addr: IpAddr) -> Option<Pod> {
         self.pods().find(|pod| pod.addr == addr)
     }
 
-    /// The pod that is called so: by its address, or the beginning of its container's id.
-    pub(super) fn pod_called(&self, asked: &str) -> Result<Pod, TraceError> {
-        if let Ok(addr) = asked.parse::<Ipv4Addr>()
-            && let Some(pod) = self.pod_at(addr)
-        {
-            return Ok(pod);
+    /// The pod that is called so: by an address of it, or the beginning of its container's id. Of its addresses the one of
+    /// this family.
+    pub(super) fn pod_called(&self, asked: &str, family: Family) -> Result<Pod, TraceError> {
+        let mut found = Vec::new();
+        if let Some(pod) = asked.parse::<IpAddr>().ok().and_then(|addr| self.pod_at(addr)) {
+            // By whichever of its addresses: all have its device.
+            let same = |other: &Pod| {
+                other.endpoint.ifindex == pod.endpoint.ifindex && other.endpoint.owner == pod.endpoint.owner
+            };
+            found.extend(self.pods().filter(same));
         }
-        let named = names::pods(&self.pins)?.into_iter().filter(|pod| pod.is_called(asked));
-        let mut found: Vec<_> = named.filter_map(|pod| self.pod_at(v4(pod.address))).collect();
+        if found.is_empty() {
+            let named = names::pods(&self.pins)?.into_iter().filter(|pod| pod.is_called(asked));
+            found.extend(named.filter_map(|pod| self.pod_at(pod.address)));
+        }
         if found.is_empty() {
             found = self.pods().filter(|pod| pod.is_called(asked)).collect();
         }
+        let any = !found.is_empty();
+        found.retain(|pod| pod.addr.family() == family);
+        if any && found.is_empty() {
+            let text = format!("{asked} has no {family} address, and the destination is one");
+            return Err(TraceError::Packet(text));
+        }
         match found.as_slice() {
-            [pod] => Ok(*pod),
+            [pod] => Ok(pod.clone()),
             [] => Err(TraceError::NoPod { asked: asked.to_owned(), near: self.near(asked) }),
             several => Err(TraceError::Ambiguous {
                 asked: asked.to_owned(),
@@ -164,12 +192,12 @@ impl Site {
     }
 
     /// The entry of `NODES` that the programs find for an address.
-    pub(super) fn peer_of(&self, frozen: &Frozen, addr: Ipv4Addr) -> Option<Peer> {
+    pub(super) fn peer_of(&self, frozen: &Frozen, addr: IpAddr) -> Option<Peer> {
         self.peer_at(frozen.node_key(addr))
     }
 
     /// The entry of `NODES` with this very key.
-    pub(super) fn peer_at(&self, key: Ipv4Addr) -> Option<Peer> {
+    pub(super) fn peer_at(&self, key: IpAddr) -> Option<Peer> {
         let found = self.nodes.iter().find(|(addr, _)| addr.to_ip() == key);
         found.map(|(_, node)| Peer { key, node: *node })
     }
@@ -181,13 +209,13 @@ impl Site {
     }
 
     /// Is this address of this node's own pod subnet?
-    pub(super) fn is_of_pods(&self, addr: Ipv4Addr) -> bool {
-        contains(&self.local.subnet[FAMILY_V4], addr)
+    pub(super) fn is_of_pods(&self, addr: IpAddr) -> bool {
+        contains(&self.local.subnet, addr)
     }
 
     /// Is this address of another node's pods?
-    pub(super) fn is_remote(&self, addr: Ipv4Addr) -> bool {
-        contains(&self.local.cluster[FAMILY_V4], addr) && !self.is_of_pods(addr)
+    pub(super) fn is_remote(&self, addr: IpAddr) -> bool {
+        contains(&self.local.cluster, addr) && !self.is_of_pods(addr)
     }
 
     /// A link by its index; none where it is gone.
@@ -201,7 +229,7 @@ impl Site {
     }
 
     /// The link that holds an address of this node.
-    pub(super) fn holder(&mut self, addr: Ipv4Addr) -> Result<Option<Link>, TraceError> {
+    pub(super) fn holder(&mut self, addr: IpAddr) -> Result<Option<Link>, TraceError> {
         let addresses = self.netlink.addresses(None)?;
         match addresses.iter().find(|address| address.net.addr() == addr) {
             Some(address) => self.link(address.index),

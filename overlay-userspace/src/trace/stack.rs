@@ -1,15 +1,20 @@
 //! What the node's stack does with a packet that a program leaves to it, as far as that can be known without sending it:
 //! translation by rules of others, the route, whether it is forwarded and masqueraded.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use overlay_common::maps::{FAMILY_V4, HostPort, PortProtocol};
+use overlay_common::maps::{HostPort, PortProtocol};
 use serde_json::json;
 
-use super::{Outcome, Steps, TraceError, Verdict, packet::Inner, site::Site};
+use super::{
+    Outcome, Steps, TraceError, Verdict,
+    packet::{Inner, at},
+    site::Site,
+};
 use crate::{
     cni::owner_text,
     datapath::tables::HostPorts,
+    family::OfFamily as _,
     host::{
         conntrack::{self, Tuple},
         netlink::{Traveller, Way},
@@ -46,7 +51,11 @@ pub(super) fn goes_on(
     }
     route(site, steps, inner, device, way)?;
     if inner.ttl <= 1 && !local {
-        let text = "the stack answers with \"time exceeded\" (ICMP 11): the TTL ends here";
+        let text = if inner.dst.is_ipv4() {
+            "the stack answers with \"time exceeded\" (ICMP 11): the TTL ends here"
+        } else {
+            "the stack answers with \"time exceeded\" (ICMPv6 3): the hop limit ends here"
+        };
         return Ok(Verdict::new(Outcome::Refused, text).device(device).remedy("send with a larger TTL"));
     }
     Ok(match way {
@@ -108,8 +117,11 @@ fn connection(steps: &mut Steps, inner: &Inner, device: &str) -> Verdict {
         Ok(Some(found)) => {
             let (o, r) = (found.original, found.reply);
             let text = format!(
-                "conntrack: an answer of the connection {}:{} -> {}:{}, which goes back to {}:{} as from {}:{}",
-                o.src, o.src_port, o.dst, o.dst_port, o.src, o.src_port, o.dst, o.dst_port
+                "conntrack: an answer of the connection {} -> {}, which goes back to {} as from {}",
+                at(o.src, o.src_port),
+                at(o.dst, o.dst_port),
+                at(o.src, o.src_port),
+                at(o.dst, o.dst_port)
             );
             let facts = json!({
                 "original": { "src": o.src, "src_port": o.src_port, "dst": o.dst, "dst_port": o.dst_port },
@@ -141,16 +153,21 @@ fn host_port(
     let Some((name, port)) = inner.port().filter(|_| local) else { return Ok(None) };
     let protocol = if name == "tcp" { PortProtocol::Tcp } else { PortProtocol::Udp };
     let ports = HostPorts::open(&site.pins)?;
-    for addr in [inner.dst, Ipv4Addr::UNSPECIFIED] {
+    let all = match inner.dst {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let ip = inner.dst.family().nft();
+    for addr in [inner.dst, all] {
         let Some(target) =
             ports.get(HostPort { addr: addr.into(), port, protocol: protocol as u8, reserved: 0 })?
         else {
             continue;
         };
         let (container, _) = owner_text(&target.owner);
-        let to = format!("{}:{}", target.pod.to_ip(), target.port);
+        let to = at(target.pod.to_ip(), target.port).to_string();
         let text = format!(
-            "host port {port}/{name} belongs to container {container} (HOST_PORTS): table ip {} sends it to {to}",
+            "host port {port}/{name} belongs to container {container} (HOST_PORTS): table {ip} {} sends it to {to}",
             nft::ports::TABLE
         );
         steps.add("host port", text, json!({ "to": to, "container": container }));
@@ -191,16 +208,16 @@ fn service(site: &Site, steps: &mut Steps, inner: &Inner, local: bool) -> Option
     }
     if targets.is_empty() && first.refuses {
         let text = format!(
-            "left to the stack, which refuses it: the Service at {}:{port}/{protocol} has no endpoints",
-            inner.dst
+            "left to the stack, which refuses it: the Service at {}/{protocol} has no endpoints",
+            at(inner.dst, port)
         );
         return Some(
             Verdict::new(Outcome::Refused, text).remedy("give the Service endpoints that are ready"),
         );
     }
-    let cluster = site.local.cluster[FAMILY_V4];
+    let cluster = site.local.cluster[inner.dst.family().index()];
     let anchor =
-        targets.iter().any(|target| target.parse::<SocketAddrV4>().is_ok_and(|to| site.is_remote(*to.ip())));
+        targets.iter().any(|target| target.parse::<SocketAddr>().is_ok_and(|to| site.is_remote(to.ip())));
     let on = if anchor { "; to another node it then goes by from_host into the tunnel" } else { "" };
     let text = format!(
         "left to the stack, where {} translates the Service to one of {}{on}; ask `overlay trace` for one of these to see its way (pods are in {}/{})",
@@ -218,12 +235,14 @@ fn out(
     steps: &mut Steps,
     inner: &Inner,
     device: &str,
-    (oif, gateway, mtu): (u32, Option<std::net::IpAddr>, Option<u32>),
+    (oif, gateway, mtu): (u32, Option<IpAddr>, Option<u32>),
 ) -> Result<Verdict, TraceError> {
-    let forwards = sysctl::get(&sysctl::interface(sysctl::Family::Ipv4, device, "forwarding"));
-    if forwards.is_ok_and(|value| value == "0") {
-        let text =
-            format!("left to the stack, which does not forward: net.ipv4.conf.{device}.forwarding is 0");
+    // Of IPv6 the kernel asks `all` alone.
+    let family = inner.dst.family();
+    let whose = if family == sysctl::Family::Ipv4 { device } else { "all" };
+    let setting = sysctl::interface(family, whose, "forwarding");
+    if sysctl::get(&setting).is_ok_and(|value| value == "0") {
+        let text = format!("left to the stack, which does not forward: {setting} is 0");
         return Ok(Verdict::new(Outcome::Refused, text)
             .device(device)
             .remedy("the agent sets it within seconds: is it running?"));
@@ -236,8 +255,14 @@ fn out(
     let mtu = mtu.unwrap_or(link.mtu);
     if u32::from(inner.len) > mtu {
         let text = format!(
-            "left to the stack, which answers \"fragmentation needed\" (ICMP 3, code 4): {} bytes are more than {mtu} towards {}",
-            inner.len, inner.dst
+            "left to the stack, which answers {}: {} bytes are more than {mtu} towards {}",
+            if inner.dst.is_ipv4() {
+                "\"fragmentation needed\" (ICMP 3, code 4)"
+            } else {
+                "\"packet too big\" (ICMPv6 2)"
+            },
+            inner.len,
+            inner.dst
         );
         return Ok(Verdict::new(Outcome::Refused, text)
             .device(&link.name)
@@ -252,7 +277,7 @@ fn out(
                 let rule: String = rule.chars().take(SHOWN).collect();
                 steps.add(
                     "masquerade",
-                    format!("table ip {} masquerades it: {rule}", nft::TABLE),
+                    format!("table {} {} masquerades it: {rule}", family.nft(), nft::TABLE),
                     json!({ "rule": rule }),
                 );
                 "with the node's address".to_owned()
@@ -260,7 +285,7 @@ fn out(
             Ok(None) => {
                 steps.add(
                     "masquerade",
-                    format!("table ip {} does not masquerade it", nft::TABLE),
+                    format!("table {} {} does not masquerade it", family.nft(), nft::TABLE),
                     json!({ "rule": null }),
                 );
                 "with the pod's address".to_owned()

@@ -1,14 +1,9 @@
 //! Into the tunnel: the next hop, the outer headers, and the anchor device where a program does not encapsulate.
 
-use std::net::Ipv4Addr;
-
 use overlay_common::{
     counter::Path,
     reason::Hook,
-    wire::{
-        ETH_LEN, ETHERTYPE_IPV4, ecn,
-        vxlan::{Encap, OVERHEAD, Tunnel},
-    },
+    wire::{ETH_LEN, ecn},
 };
 use serde_json::json;
 
@@ -16,7 +11,7 @@ use super::{
     Outcome, Steps, TraceError, Verdict, Wire,
     hook::{self, Expected, Programs},
     mac,
-    packet::{Inner, hex},
+    packet::{Inner, Outward, Tunnel, at, encapsulate, hex, overhead},
     site::{Peer, Site},
 };
 use crate::{
@@ -24,11 +19,18 @@ use crate::{
         replica::{Circumstances, Fib, FibAnswer, FibQuestion, Run},
         run::Verdict as Returned,
     },
-    host::netlink::{Link, Traveller, Way},
+    family::OfFamily as _,
+    host::{
+        netlink::{Link, Traveller, Way},
+        sysctl,
+    },
 };
 
 /// The first of the outer source ports that a vxlan device may choose, here as an example.
 const SOME_PORT: u16 = 49152;
+
+/// TTL and hop limit of outer headers, the kernel's defaults.
+const OUTER_TTL: u8 = 64;
 
 /// What `from_pod` redirected: natively encapsulated, or to the anchor device.
 pub(super) fn sent(
@@ -47,8 +49,7 @@ pub(super) fn sent(
         ));
     };
     if run.paths.contains(&Path::EncapNative) {
-        let port =
-            <Tunnel>::from_bytes(&run.packet).map_or(SOME_PORT, |t| u16::from_be_bytes(t.outer.udp.src));
+        let port = Tunnel::parse(&run.packet).map_or(SOME_PORT, |tunnel| tunnel.outer.ports.0);
         let fib = next_hop(site, steps, &programs, link.index, &peer, (port, inner.len))?;
         return native(site, steps, wire, &peer, fib, &run.packet);
     }
@@ -73,8 +74,9 @@ fn next_hop(
     (port, inner_len): (u16, u16),
 ) -> Result<FibAnswer, TraceError> {
     let frozen = programs.frozen();
-    let len = inner_len.saturating_add(OVERHEAD as u16);
-    let (src, dst) = (frozen.vtep(), peer.vtep());
+    let dst = peer.vtep();
+    let src = frozen.vtep(dst.family());
+    let len = inner_len.saturating_add(overhead(dst.family()));
     let question = FibQuestion { ifindex, src, dst, ports: (port, frozen.port()), len };
     let fib = programs.replica().fib(question)?;
     let device = site.device(fib.ifindex)?;
@@ -89,7 +91,7 @@ fn next_hop(
     };
     let hop = gateway.map_or_else(|| dst.to_string(), |gateway| format!("{gateway}, the router to {dst}"));
     let neighbours = site.netlink.neighbours(Some(fib.ifindex))?;
-    let next = gateway.unwrap_or(dst.into());
+    let next = gateway.unwrap_or(dst);
     let neighbour = neighbours.iter().find(|n| n.address == next);
     let state = neighbour.map_or("none", |n| {
         if n.permanent {
@@ -107,14 +109,18 @@ fn next_hop(
             fib.mtu
         ),
         Fib::NoNeighbour => {
-            format!("next hop {hop} by {device}, whose MAC is not known yet: the packet waits for ARP")
+            let asks = if dst.is_ipv4() { "ARP" } else { "neighbour discovery" };
+            format!("next hop {hop} by {device}, whose MAC is not known yet: the packet waits for {asks}")
         }
         Fib::TooLong => {
             format!("{len} bytes with the outer headers are more than the path's MTU {} to {dst}", fib.mtu)
         }
         Fib::Refused => format!("a route refuses what goes to {dst}"),
         Fib::NotForwarded => format!("there is no route to {dst}"),
-        Fib::ForwardingOff => format!("the device #{ifindex} does not forward (net.ipv4.conf.*.forwarding)"),
+        Fib::ForwardingOff => {
+            let settings = sysctl::of_devices(dst.family());
+            format!("the device #{ifindex} does not forward ({settings}*/forwarding)")
+        }
         Fib::Encapsulating => format!("the route to {dst} encapsulates by itself"),
         Fib::Other(number) => format!("bpf_fib_lookup answers {number}"),
     };
@@ -139,7 +145,8 @@ fn native(
     describe(steps, packet, "written by the program");
     *wire = Some(Wire { hex: hex(packet), to: peer.vtep(), by_anchor: false });
     if fib.result == Fib::NoNeighbour {
-        let state = format!("it waits on {device} until ARP has an answer, and is lost if none comes");
+        let state =
+            format!("it waits on {device} until the neighbour has answered, and is lost if it does not");
         steps.add("neighbour", state, json!({ "device": device }));
     }
     leaves(site, peer, fib, device)
@@ -154,34 +161,30 @@ fn leaves(site: &mut Site, peer: &Peer, fib: FibAnswer, device: String) -> Resul
             .remedy("look at the underlay's device and cable"));
     }
     let text = format!("sent to {node} by device {device}");
-    Ok(Verdict { vtep: Some(peer.vtep().into()), ..Verdict::new(Outcome::Sent, text).device(device) })
+    Ok(Verdict { vtep: Some(peer.vtep()), ..Verdict::new(Outcome::Sent, text).device(device) })
 }
 
 /// Decodes the outer headers.
 fn describe(steps: &mut Steps, packet: &[u8], by: &str) {
-    let Some(Tunnel { eth, outer, .. }) = <Tunnel>::from_bytes(packet) else {
+    let Some(tunnel) = Tunnel::parse(packet) else {
         steps.add("encap", "what came out is too short for a tunnel packet", json!(null));
         return;
     };
-    let address = |bytes: [u8; 4]| Ipv4Addr::from(bytes);
-    let port = |bytes: [u8; 2]| u16::from_be_bytes(bytes);
-    let [v0, v1, v2] = outer.vxlan.vni;
-    let vni = u32::from_be_bytes([0, v0, v1, v2]);
-    let (src, dst) = (address(outer.ip.src_addr), address(outer.ip.dst_addr));
-    let (sport, dport) = (port(outer.udp.src), port(outer.udp.dst));
+    let Tunnel { macs, outer, vni, zero_checksum, .. } = tunnel;
+    let Inner { src, dst, ports: (sport, dport), ttl, tos, len, .. } = outer;
+    let inner = tunnel.inner_macs();
+    let (hops, class) = if src.is_ipv4() { ("TTL", "TOS") } else { ("hop limit", "traffic class") };
     let text = format!(
-        "outer headers {by}: {src}:{sport} -> {dst}:{dport}, VNI {vni}, TTL {}, TOS {:#04x}, {} bytes; inner MACs {} -> {}",
-        outer.ip.ttl,
-        outer.ip.tos,
-        u16::from_be_bytes(outer.ip.tot_len),
-        mac(outer.eth.src_addr),
-        mac(outer.eth.dst_addr)
+        "outer headers {by}: {} -> {}, VNI {vni}, {hops} {ttl}, {class} {tos:#04x}, {len} bytes; inner MACs {} -> {}",
+        at(src, sport),
+        at(dst, dport),
+        mac(inner.0),
+        mac(inner.1)
     );
     let facts = json!({
-        "outer_src": src, "outer_dst": dst, "src_port": sport, "dst_port": dport, "vni": vni, "ttl": outer.ip.ttl,
-        "tos": outer.ip.tos, "length": u16::from_be_bytes(outer.ip.tot_len),
-        "smac": mac(eth.src_addr), "dmac": mac(eth.dst_addr),
-        "inner_smac": mac(outer.eth.src_addr), "inner_dmac": mac(outer.eth.dst_addr),
+        "outer_src": src, "outer_dst": dst, "src_port": sport, "dst_port": dport, "vni": vni, "ttl": ttl,
+        "tos": tos, "length": len, "zero_checksum": zero_checksum,
+        "smac": mac(macs.1), "dmac": mac(macs.0), "inner_smac": mac(inner.0), "inner_dmac": mac(inner.1),
     });
     steps.add("encap", text, facts);
 }
@@ -220,9 +223,10 @@ fn by_anchor(
         Returned::Pass | Returned::Other(_) => {}
     }
     let Some(inner) = Inner::framed(&host.packet) else {
-        return Ok(Verdict::new(Outcome::Refused, "what came out of from_host is no IPv4 packet"));
+        return Ok(Verdict::new(Outcome::Refused, "what came out of from_host is no IP packet"));
     };
-    let outer_len = u32::from(inner.len) + OVERHEAD as u32;
+    let added = overhead(peer.vtep().family());
+    let outer_len = u32::from(inner.len) + u32::from(added);
     let text = format!(
         "from_host leaves it to {}, with the tunnel key {} VNI {}: the vxlan device encapsulates",
         link.name,
@@ -231,7 +235,8 @@ fn by_anchor(
     );
     steps.add("anchor", text, json!({ "device": link.name, "mtu": link.mtu, "length": inner.len }));
     let device = site.device(fib.ifindex)?;
-    let remedy = "set network.mtu to what the path carries less 50, and have pods made anew";
+    let remedy = format!("set network.mtu to what the path carries less {added}, and have pods made anew");
+    let remedy = remedy.as_str();
     let refused = match fib.result {
         Fib::TooLong => Some((
             format!(
@@ -249,33 +254,31 @@ fn by_anchor(
     if let Some((text, remedy)) = refused {
         return Ok(Verdict::new(Outcome::Refused, text).device(link.name).remedy(remedy));
     }
-    let packet = encapsulated(programs, peer, &inner, &host.packet, fib);
+    let packet = encapsulated(programs, peer, &inner, &host.packet, fib)?;
     describe(steps, &packet, "as the vxlan device writes them (the source port is an example)");
     *wire = Some(Wire { hex: hex(&packet), to: peer.vtep(), by_anchor: true });
     leaves(site, peer, fib, device)
 }
 
 /// The packet as the vxlan device sends it.
-fn encapsulated(programs: &Programs, peer: &Peer, inner: &Inner, frame: &[u8], fib: FibAnswer) -> Vec<u8> {
+fn encapsulated(
+    programs: &Programs,
+    peer: &Peer,
+    inner: &Inner,
+    frame: &[u8],
+    fib: FibAnswer,
+) -> Result<Vec<u8>, TraceError> {
     let frozen = programs.frozen();
-    let outer = Encap {
-        src: frozen.vtep().octets(),
-        dst: peer.vtep().octets(),
-        src_port: SOME_PORT,
-        port: frozen.port(),
+    let dst = peer.vtep();
+    let to = Outward {
+        macs: fib.macs,
+        inner_macs: (frozen.anchor_mac(), peer.node.vtep_mac),
+        src: frozen.vtep(dst.family()),
+        dst,
+        ports: (SOME_PORT, frozen.port()),
         vni: frozen.vni(),
-        inner_len: inner.len,
+        ttl: OUTER_TTL,
         tos: ecn::outer_tos(inner.tos),
-        inner_type: ETHERTYPE_IPV4,
-        inner_src: frozen.anchor_mac(),
-        inner_dst: peer.node.vtep_mac,
-    }
-    .to_bytes();
-    let mut packet = Vec::new();
-    packet.extend(fib.macs.1);
-    packet.extend(fib.macs.0);
-    packet.extend([0x08, 0x00]);
-    packet.extend(outer);
-    packet.extend(frame.get(ETH_LEN..).unwrap_or_default());
-    packet
+    };
+    encapsulate(&to, frame.get(ETH_LEN..).unwrap_or_default())
 }

@@ -1,15 +1,12 @@
 //! The second half: a packet that comes in by the wire, up to the pod or the stack that gets it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use overlay_common::{
     counter::Path,
     maps::NODE_HOST,
     reason::{Hook, Reason},
-    wire::{
-        ETH_LEN, ecn,
-        vxlan::{OVERHEAD, Tunnel, Vtep},
-    },
+    wire::ecn,
 };
 use serde_json::json;
 
@@ -17,17 +14,15 @@ use super::{
     Half, Outcome, Report, Steps, TraceError, Traced, Verdict, deliver,
     hook::{self, Expected, Programs},
     mac,
-    packet::{Inner, hex},
+    packet::{Inner, Tunnel, hex},
     site::Site,
     stack,
 };
 use crate::{
     datapath::{pins::Pins, replica::Circumstances, run::Verdict as Returned},
+    family::{Family, OfFamily as _},
     host::netlink::Link,
 };
-
-/// The inner Ethernet header in a tunnel packet.
-const INNER_ETH: usize = OVERHEAD;
 
 /// Asks what becomes of a packet that comes in by the wire as the other half left it.
 ///
@@ -40,14 +35,12 @@ pub fn received(pins: &Pins, packet: &Traced) -> Result<Report, TraceError> {
     let Traced(frame) = packet;
     let mut frame = frame.clone();
     let verdict = decide(&mut site, &mut steps, &mut frame)?;
-    let text = match Inner::framed(&frame) {
-        Some(outer) => match Inner::framed(frame.get(INNER_ETH..).unwrap_or_default())
-            .filter(|_| is_tunnel(&site, &outer))
-        {
-            Some(inner) => format!("{} in {}", inner.text(), outer.text()),
-            None => outer.text(),
-        },
-        None => format!("{} bytes that are not IPv4", frame.len()),
+    let inner = Tunnel::parse(&frame).filter(|tunnel| is_tunnel(&site, &tunnel.outer));
+    let inner = inner.and_then(|tunnel| Inner::framed(tunnel.inner));
+    let text = match (Inner::framed(&frame), inner) {
+        (Some(outer), Some(inner)) => format!("{} in {}", inner.text(), outer.text()),
+        (Some(outer), None) => outer.text(),
+        (None, _) => format!("{} bytes that are not IP", frame.len()),
     };
     Ok(Report {
         node: site.name(),
@@ -65,7 +58,8 @@ fn is_tunnel(site: &Site, outer: &Inner) -> bool {
 }
 
 fn decide(site: &mut Site, steps: &mut Steps, frame: &mut [u8]) -> Result<Verdict, TraceError> {
-    let vtep = site.vtep();
+    let family = Inner::framed(frame).map_or(Family::Ipv4, |outer| outer.dst.family());
+    let vtep = site.vtep(family);
     let Some(link) = site.holder(vtep)? else {
         let text = format!("no device of this node has its tunnel address {vtep}");
         return Ok(Verdict::new(Outcome::Refused, text).remedy("the address has moved: the agent looks for it within seconds; `overlay status` shows what it holds"));
@@ -80,29 +74,32 @@ fn decide(site: &mut Site, steps: &mut Steps, frame: &mut [u8]) -> Result<Verdic
         Ok(found) => found,
         Err(verdict) => return Ok(verdict),
     };
+    if let Some(verdict) = hook::guard(steps, &mut programs, &link, frame)? {
+        return Ok(verdict);
+    }
     let frozen = programs.frozen();
-    let own = Vtep { addr: frozen.vtep().octets(), port: frozen.port(), vni: frozen.vni() };
-    let tunnel = <Tunnel>::from_bytes(frame);
-    let plain = tunnel.filter(|tunnel| tunnel.is_plain(&own));
-    let Some(tunnel) = plain else {
-        return not_plain(site, steps, &mut programs, &attached, &link, frame, tunnel.as_ref());
+    let (own, port, vni) = (frozen.vtep(family), frozen.port(), frozen.vni());
+    let frame: &[u8] = frame;
+    let tunnel = Tunnel::parse(frame);
+    let inner = tunnel.and_then(|tunnel| Inner::framed(tunnel.inner));
+    let plain = tunnel.zip(inner).filter(|(tunnel, inner)| {
+        let outer = &tunnel.outer;
+        tunnel.plain && tunnel.vni == vni && (outer.dst, outer.ports.1) == (own, port) && !inner.options
+    });
+    let Some((tunnel, inner)) = plain else {
+        return not_plain(site, steps, &mut programs, &attached, &link, frame);
     };
-    let outer_src = Ipv4Addr::from(tunnel.outer.ip.src_addr);
-    let Some(inner) = frame.get(INNER_ETH + ETH_LEN..).and_then(Inner::parse) else {
-        return Ok(Verdict::new(Outcome::Refused, "the inner packet is no IPv4 packet"));
-    };
-    let text = format!("a tunnel packet from {outer_src} for this VTEP, VNI {}", own.vni);
-    steps.add("tunnel", text, json!({ "outer_src": outer_src, "vni": own.vni, "inner": inner.text() }));
+    let outer_src = tunnel.outer.src;
+    let text = format!("a tunnel packet from {outer_src} for this VTEP, VNI {vni}");
+    steps.add("tunnel", text, json!({ "outer_src": outer_src, "vni": vni, "inner": inner.text() }));
     let returns = hook::flows(steps, &mut programs, &inner)?;
     let run = attached.ask(site, &mut programs, frame, Circumstances::default())?;
-    let expected = native(site, steps, &programs, &tunnel, &inner, outer_src, returns);
+    let expected = native(site, steps, &programs, &tunnel, &inner, returns);
     hook::did(steps, Hook::FromWire, &run, &[expected]);
     match run.verdict {
         Returned::Drop => Ok(hook::dropped(Hook::FromWire, run.reason).device(link.name)),
         Returned::Redirect => deliver::to_address(site, steps, inner.dst, &run.packet),
-        Returned::Pass | Returned::Other(_) => {
-            by_kernel(site, steps, &mut programs, frame, &inner, outer_src, own.vni)
-        }
+        Returned::Pass | Returned::Other(_) => by_kernel(site, steps, &mut programs, &tunnel, &inner),
     }
 }
 
@@ -111,11 +108,11 @@ fn native(
     site: &Site,
     steps: &mut Steps,
     programs: &Programs,
-    tunnel: &Tunnel,
+    tunnel: &Tunnel<'_>,
     inner: &Inner,
-    outer_src: Ipv4Addr,
     returns: bool,
 ) -> Expected {
+    let outer_src = tunnel.outer.src;
     if let Some(reason) = distrusted(site, steps, programs, outer_src, inner.src) {
         return Expected::Drop(reason);
     }
@@ -139,7 +136,7 @@ fn native(
     if returns {
         return Expected::Path(Path::ReturnsToStack);
     }
-    let outer_tos = tunnel.outer.ip.tos;
+    let outer_tos = tunnel.outer.tos;
     match ecn::decap(outer_tos, inner.tos) {
         ecn::Decap::Drop => {
             let text =
@@ -156,8 +153,8 @@ fn distrusted(
     site: &Site,
     steps: &mut Steps,
     programs: &Programs,
-    outer_src: Ipv4Addr,
-    inner_src: Ipv4Addr,
+    outer_src: IpAddr,
+    inner_src: IpAddr,
 ) -> Option<Reason> {
     let owner = site.peer_of(programs.frozen(), inner_src);
     let facts =
@@ -197,14 +194,13 @@ fn not_plain(
     attached: &hook::Attached,
     link: &Link,
     frame: &[u8],
-    tunnel: Option<&Tunnel>,
 ) -> Result<Verdict, TraceError> {
     let Some(outer) = Inner::framed(frame) else {
-        return Ok(Verdict::new(Outcome::Stack, "left to the kernel: it is not IPv4").device(&link.name));
+        return Ok(Verdict::new(Outcome::Stack, "left to the kernel: it is not IP").device(&link.name));
     };
-    let for_socket = is_tunnel(site, &outer) && outer.dst == programs.frozen().vtep();
+    let for_socket = is_tunnel(site, &outer) && outer.dst == programs.frozen().vtep(outer.dst.family());
     let text = if for_socket {
-        "to the tunnel's port, but not a packet that the program takes apart (another VNI, options, a fragment, or not IPv4 inside)".to_owned()
+        "to the tunnel's port, but not a packet that the program takes apart (another VNI, options, a fragment, or not IP inside)".to_owned()
     } else {
         format!("no packet of this tunnel: {}", outer.text())
     };
@@ -219,18 +215,9 @@ fn not_plain(
         return Ok(hook::dropped(Hook::FromWire, run.reason).device(&link.name));
     }
     hook::did(steps, Hook::FromWire, &run, &[Expected::Uncounted]);
-    let inner = frame.get(INNER_ETH + ETH_LEN..).and_then(Inner::parse);
-    if let (true, Some(inner), Some(tunnel)) = (for_socket, inner, tunnel) {
-        let [v0, v1, v2] = tunnel.outer.vxlan.vni;
-        return by_kernel(
-            site,
-            steps,
-            programs,
-            frame,
-            &inner,
-            outer.src,
-            u32::from_be_bytes([0, v0, v1, v2]),
-        );
+    let tunnel = Tunnel::parse(frame).filter(|_| for_socket);
+    if let Some((tunnel, inner)) = tunnel.and_then(|tunnel| Some((tunnel, Inner::framed(tunnel.inner)?))) {
+        return by_kernel(site, steps, programs, &tunnel, &inner);
     }
     stack::goes_on(site, steps, &outer, &link.name, false)
 }
@@ -240,10 +227,8 @@ fn by_kernel(
     site: &mut Site,
     steps: &mut Steps,
     programs: &mut Programs,
-    frame: &[u8],
+    tunnel: &Tunnel<'_>,
     inner: &Inner,
-    outer_src: Ipv4Addr,
-    vni: u32,
 ) -> Result<Verdict, TraceError> {
     let index = programs.frozen().anchor();
     let Some(link) = site.link(index)?.filter(|link| link.up) else {
@@ -258,8 +243,8 @@ fn by_kernel(
         Ok(attached) => attached,
         Err(verdict) => return Ok(verdict),
     };
-    let how = programs.frozen().decapsulated(outer_src, vni);
-    let run = attached.ask(site, programs, frame.get(INNER_ETH..).unwrap_or_default(), how)?;
+    let how = programs.frozen().decapsulated(tunnel.outer.src, tunnel.vni);
+    let run = attached.ask(site, programs, tunnel.inner, how)?;
     if run.reason == Some(Reason::InnerDestination) {
         let text = format!("{} is neither a pod nor an address of this node", inner.dst);
         steps.add("destination", text, json!({ "dst": inner.dst }));

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use overlay_tests::lab::services::{
     Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
 };
@@ -14,6 +14,7 @@ use overlay_tests::lab::{
     AgentOptions, ClusterFile, Docker, FlannelNode, FlannelWire, Lab, Link, Namespace, Network, Node, Pod,
     WireMode,
 };
+use overlay_userspace::family::ByFamily;
 use serde::Serialize;
 
 /// Who is measured. The order is that of tables and plots.
@@ -24,6 +25,8 @@ pub(crate) enum Contender {
     Wire,
     /// Pods routed plainly: no tunnel, no packet filter, the full MTU.
     Routed,
+    /// The same with the MTU that a tunnel leaves: what is lost by more segments alone.
+    RoutedNarrow,
     /// Flannel's path: bridge, `br_netfilter`, vxlan device, conntrack, its rules and kube-proxy's.
     Flannel,
     /// The same without packet filter and conntrack.
@@ -34,14 +37,15 @@ pub(crate) enum Contender {
 
 impl Contender {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Wire, Self::Routed, Self::Flannel, Self::FlannelBare, Self::Overlay];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Wire, Self::Routed, Self::RoutedNarrow, Self::Flannel, Self::FlannelBare, Self::Overlay];
 
     /// For tables, plots and namespaces.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
             Self::Routed => "routed",
+            Self::RoutedNarrow => "routed-1450",
             Self::Flannel => "flannel",
             Self::FlannelBare => "flannel-bare",
             Self::Overlay => "overlay",
@@ -113,7 +117,8 @@ pub(crate) fn build(lab: &Lab, mode: WireMode, contender: Contender) -> Result<(
             let way = Way { client, server, at: UNDERLAY[1].addr() };
             (way.clone(), way)
         }
-        Contender::Routed => routed(lab, &nodes, &name),
+        Contender::Routed => routed(lab, &nodes, &name, 1500),
+        Contender::RoutedNarrow => routed(lab, &nodes, &name, 1450),
         Contender::Flannel => flannel(lab, &nodes, &name, true),
         Contender::FlannelBare => flannel(lab, &nodes, &name, false),
         Contender::Overlay => {
@@ -150,7 +155,7 @@ pub(crate) fn settle(namespace: &Namespace) {
     namespace.sysctl("net.ipv4.ip_local_port_range", "30000 64999");
 }
 
-fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
+fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str, mtu: u32) -> (Way, Way) {
     let mut pods = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let (own, other) = (SUBNETS[index], 1 - index);
@@ -169,7 +174,7 @@ fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
             let pod = lab.namespace(&format!("{name}-pod{index}{number}"));
             let veth = format!("veth{number}");
             node.ip_batch(&format!(
-                "link add name {veth} type veth peer name eth0 netns {}\n\
+                "link add name {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
                  addr add {gateway}/32 dev {veth}\n\
                  link set dev {veth} up\n\
                  route add {addr}/32 dev {veth}\n",
@@ -189,18 +194,24 @@ fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
     (way(server), way(neighbour))
 }
 
+/// A network for a node without IPv6.
+fn ipv4(net: Ipv4Net) -> ByFamily<IpNet> {
+    ByFamily { v4: Some(net.into()), v6: None }
+}
+
 fn flannel(lab: &Lab, nodes: &[Namespace; 2], name: &str, filter: bool) -> (Way, Way) {
     let mut built: Vec<FlannelNode> = (0..2)
         .map(|index| {
             let wire = FlannelWire::default();
             let node_name = format!("{name}-{index}");
-            FlannelNode::in_namespace(&nodes[index], &node_name, UNDERLAY[index], SUBNETS[index], wire)
+            let (underlay, subnet) = (ipv4(UNDERLAY[index]), ipv4(SUBNETS[index]));
+            FlannelNode::in_namespace(&nodes[index], &node_name, underlay, subnet, wire)
         })
         .collect();
     for index in 0..2 {
         let peer = built[1 - index].entry();
-        let mac = built[1 - index].vtep_mac();
-        built[index].add_peer(&peer, &mac);
+        let macs = built[1 - index].vtep_macs();
+        built[index].add_peer(&peer, &macs);
         if bridge_filter().is_some() {
             // Of a namespace its own; 1 is also what the kernel begins with.
             let value = if filter { "1" } else { "0" };
@@ -209,7 +220,7 @@ fn flannel(lab: &Lab, nodes: &[Namespace; 2], name: &str, filter: bool) -> (Way,
             }
         }
         if filter {
-            built[index].masquerade(CLUSTER);
+            built[index].masquerade(CLUSTER.into());
         }
     }
     if filter {
@@ -236,26 +247,26 @@ fn kube_proxy(lab: &Lab, nodes: &[Namespace; 2], name: &str) {
     let proxied = nodes.iter().zip(UNDERLAY).enumerate().map(|(index, (namespace, address))| ProxyNode {
         name: format!("{name}-{index}"),
         namespace: namespace.clone(),
-        address: address.addr(),
+        address: address.addr().into(),
     });
     let services: Vec<Service> = (0..SERVICES)
         .map(|number| Service {
             name: format!("service{number}"),
-            cluster_ip: Ipv4Addr::new(10, 96, 1, number),
+            cluster_ip: Ipv4Addr::new(10, 96, 1, number).into(),
             ports: vec![ServicePort { protocol: Protocol::Tcp, port: 80, target: 8080, node_port: None }],
             external: External::Cluster,
             affinity: None,
             backends: (0..2)
                 .map(|node: u8| Backend {
-                    addr: Ipv4Addr::new(10, 244, 1 + node, 100 + number % 100),
+                    addr: Ipv4Addr::new(10, 244, 1 + node, 100 + number % 100).into(),
                     node: format!("{name}-{node}"),
                 })
                 .collect(),
         })
         .collect();
-    let api = (&nodes[0], UNDERLAY[0].addr());
+    let api = (&nodes[0], UNDERLAY[0].addr().into());
     // What it writes stays when it is gone.
-    Proxy::start(lab, &ProxyMode::Iptables, proxied.collect(), CLUSTER, api).apply(&services);
+    Proxy::start(lab, &ProxyMode::Iptables, proxied.collect(), CLUSTER.into(), api).apply(&services);
 }
 
 /// Two overlay nodes with three pods. The agents have done their work and are stopped.

@@ -207,8 +207,8 @@ fn kinds(pair: &Pair) -> Result<Vec<Kind>> {
     let tunnel = |from: Ipv4Addr| {
         let tunnel = Tunnel {
             macs: arriving,
-            source: SocketAddrV4::new(from, 50_000),
-            destination: SocketAddrV4::new(node.address(), 8472),
+            source: SocketAddrV4::new(from, 50_000).into(),
+            destination: SocketAddrV4::new(node.address(), 8472).into(),
             ttl: 64,
             tos: 0,
             dont_fragment: true,

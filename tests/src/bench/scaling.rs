@@ -104,7 +104,7 @@ impl Size {
         };
         // Room for ten thousand subnets.
         let cidr = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
-        Network { cidr, stack_flows: Some(flows), ..Network::default() }
+        Network { cidr: cidr.into(), stack_flows: Some(flows), ..Network::default() }
     }
 }
 

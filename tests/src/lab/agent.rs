@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use overlay_common::maps::SCHEMA;
+use overlay_common::maps::{SCHEMA, v1};
 
 use super::sweep::{self, Process};
 use super::{Node, exec, interrupt};
@@ -41,7 +42,7 @@ impl AgentOptions {
     /// As agents run outside of labs: in the health mesh, with metrics and the page on the node's own address.
     #[must_use]
     pub fn seen(node: &Node) -> Self {
-        let health = format!("--health={}:{}", node.address(), Self::HTTP_PORT);
+        let health = format!("--health={}", SocketAddr::new(node.primary_address(), Self::HTTP_PORT));
         Self { mesh: true, args: vec![health], ..Self::default() }
     }
 }
@@ -148,12 +149,18 @@ pub enum Build {
     Own,
     /// The one with the rehearsal of the next schema.
     Next,
+    /// One of the first schema, which `OVERLAY_OLD_BIN` names.
+    Older,
 }
 
 impl Build {
     /// The number of its schema.
     pub fn schema(self) -> u32 {
-        SCHEMA + u32::from(self == Self::Next)
+        match self {
+            Self::Own => SCHEMA,
+            Self::Next => SCHEMA + 1,
+            Self::Older => v1::SCHEMA,
+        }
     }
 
     /// Its binary.
@@ -162,6 +169,10 @@ impl Build {
         match self {
             Self::Own => overlay_binary(),
             Self::Next => next_binary(),
+            Self::Older => {
+                let path = env::var_os("OVERLAY_OLD_BIN").map(PathBuf::from).filter(|path| path.is_file());
+                path.expect("OVERLAY_OLD_BIN names a build of the first schema")
+            }
         }
     }
 }

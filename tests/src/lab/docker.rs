@@ -1,12 +1,13 @@
-//! What an installed Docker does to a node's network: a `docker0` bridge without ports and a filter table whose
-//! FORWARD policy is DROP.
+//! What an installed Docker does to a node's network: a `docker0` bridge without ports and, in each family that it is set up
+//! for, a filter table whose FORWARD policy is DROP.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use overlay_userspace::family::{ByFamily, Family};
 
+use super::families::{self, Families};
 use super::{Lab, Namespace, exec};
 
 /// The bridge that Docker makes.
@@ -28,7 +29,23 @@ pub enum Docker {
     Idle,
 }
 
-/// The rules of dockerd with its iptables firewall back-end and no published port, `iptables-save` format.
+/// The addresses of the bridge and of the one container, and the prefix length.
+const fn addresses(family: Family) -> (IpAddr, IpAddr, u8) {
+    match family {
+        Family::Ipv4 => {
+            let (bridge, container) = (Ipv4Addr::new(172, 17, 0, 1), Ipv4Addr::new(172, 17, 0, 2));
+            (IpAddr::V4(bridge), IpAddr::V4(container), 16)
+        }
+        Family::Ipv6 => {
+            let bridge = Ipv6Addr::new(0xfd17, 0, 0, 0, 0, 0, 0, 1);
+            let container = Ipv6Addr::new(0xfd17, 0, 0, 0, 0, 0, 0, 2);
+            (IpAddr::V6(bridge), IpAddr::V6(container), 64)
+        }
+    }
+}
+
+/// The rules of dockerd with its iptables firewall back-end and no published port, `iptables-save` format. Those for IPv6
+/// (`ip6tables`, on by default since Docker 27) are the same but for the addresses.
 const RULES: &str = "\
 *filter
 :INPUT ACCEPT [0:0]
@@ -64,14 +81,19 @@ COMMIT
 ";
 
 impl Docker {
-    /// Puts the bridge and the rules into a node's namespace. (What the lab makes as a [`Node`](super::Node) has them already.)
+    /// Puts the bridge, with an address of each of `families`, and the rules into a node's namespace. (What the lab makes as a
+    /// [`Node`](super::Node) has them already.)
     #[track_caller]
-    pub fn install(self, namespace: &Namespace) {
+    pub fn install(self, namespace: &Namespace, families: Families) {
         if self == Self::Absent {
             return;
         }
-        namespace
-            .ip_batch(&format!("link add name {BRIDGE} type bridge\naddr add 172.17.0.1/16 dev {BRIDGE}\n"));
+        namespace.ip(&format!("link add name {BRIDGE} type bridge"));
+        for family in families.iter() {
+            let (bridge, _, prefix) = addresses(family);
+            let nodad = if family == Family::Ipv6 { " nodad" } else { "" };
+            namespace.ip(&format!("addr add {bridge}/{prefix} dev {BRIDGE}{nodad}"));
+        }
         if self == Self::Idle {
             // A bridge says NO-CARRIER from when its last port goes, as the last container's did; before it ever
             // had one its state is unknown.
@@ -89,7 +111,15 @@ impl Docker {
                 thread::sleep(Duration::from_millis(20));
             }
         }
-        exec::must(&mut namespace.command("iptables-nft-restore"), RULES);
+        for family in families.iter() {
+            match family {
+                Family::Ipv4 => exec::must(&mut namespace.command("iptables-nft-restore"), RULES),
+                Family::Ipv6 => {
+                    let rules = RULES.replace("127.0.0.0/8", "::1/128").replace("172.17.0.0/16", "fd17::/64");
+                    exec::must(&mut namespace.command("ip6tables-nft-restore"), &rules)
+                }
+            };
+        }
     }
 }
 
@@ -98,26 +128,28 @@ impl Docker {
 #[derive(Debug)]
 pub struct DockerContainer {
     namespace: Namespace,
-    addr: Ipv4Addr,
+    addrs: ByFamily<IpAddr>,
 }
 
 impl DockerContainer {
-    /// Runs one on the node whose host namespace is `node`. `docker0` must be up ([`Docker::Idle`]) and without a container; it has a
-    /// carrier from now on.
+    /// Runs one on the node whose host namespace is `node`, with an address of each of `families`. `docker0` must be up
+    /// ([`Docker::Idle`]) and without a container; it has a carrier from now on.
     #[track_caller]
-    pub fn run(lab: &Lab, node: &Namespace) -> Self {
+    pub fn run(lab: &Lab, node: &Namespace, families: Families) -> Self {
         let name = node.name().strip_prefix(&format!("{}-", lab.id())).unwrap_or(node.name());
         let namespace = lab.namespace(&format!("{name}-docker"));
-        let addr = Ipv4Addr::new(172, 17, 0, 2);
         node.ip_batch(&format!(
             "link add name vethdocker type veth peer name eth0 netns {}\n\
              link set dev vethdocker master {BRIDGE} up\n",
             namespace.name()
         ));
-        namespace.ip_batch(&format!(
-            "addr add {addr}/16 dev eth0\nlink set dev eth0 up\nroute add default via 172.17.0.1\n"
-        ));
-        Self { namespace, addr }
+        namespace.ip("link set dev eth0 up");
+        for family in families.iter() {
+            let (bridge, own, prefix) = addresses(family);
+            namespace.ip(&format!("addr add {own}/{prefix} dev eth0"));
+            namespace.ip(&format!("{} route add default via {bridge}", families::option(family)));
+        }
+        Self { namespace, addrs: families.map(|family| addresses(family).1) }
     }
 
     /// Its namespace.
@@ -125,19 +157,19 @@ impl DockerContainer {
         &self.namespace
     }
 
-    /// Its address, which is the same on every node.
-    pub fn addr(&self) -> Ipv4Addr {
-        self.addr
+    /// Its addresses, which are the same on every node.
+    pub fn addrs(&self) -> ByFamily<IpAddr> {
+        self.addrs
     }
 }
 
 /// What is really there, read back from the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DockerState {
     /// Operational state of `docker0` (`DOWN`, `UP`, …), `None` without such a device.
     pub bridge: Option<String>,
-    /// Policy of the filter table's FORWARD chain (`DROP`, `ACCEPT`), `None` without such a chain.
-    pub forward_policy: Option<String>,
+    /// Policy of the filter table's FORWARD chain (`DROP`, `ACCEPT`) in each family that has such a chain.
+    pub forward_policy: ByFamily<String>,
 }
 
 impl DockerState {
@@ -146,11 +178,14 @@ impl DockerState {
         let links = namespace.ip_json("link show");
         let links = links.as_array().map(Vec::as_slice).unwrap_or_default();
         let bridge = links.iter().find(|link| link["ifname"] == BRIDGE);
-        let rules = exec::must(namespace.command("iptables-nft").args(["-S", "FORWARD"]), "");
-        let policy = rules.lines().find_map(|line| line.strip_prefix("-P FORWARD "));
-        Self {
-            bridge: bridge.and_then(|link| link["operstate"].as_str()).map(str::to_owned),
-            forward_policy: policy.map(str::to_owned),
+        let mut forward_policy = ByFamily::default();
+        for (family, program) in [(Family::Ipv4, "iptables-nft"), (Family::Ipv6, "ip6tables-nft")] {
+            let rules = exec::must(namespace.command(program).args(["-S", "FORWARD"]), "");
+            if let Some(policy) = rules.lines().find_map(|line| line.strip_prefix("-P FORWARD ")) {
+                forward_policy.set(family, policy.to_owned());
+            }
         }
+        let bridge = bridge.and_then(|link| link["operstate"].as_str()).map(str::to_owned);
+        Self { bridge, forward_policy }
     }
 }

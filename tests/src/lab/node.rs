@@ -2,19 +2,20 @@
 //! its agent, and its pods.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::Signal;
-use overlay_common::maps::SCHEMA;
+use overlay_userspace::family::{ByFamily, Family, OfFamily as _};
 use serde_json::Value;
 
 use super::agent::{self, Agent, AgentOptions, Build};
-use super::{Docker, DockerState, Lab, Lan, Link, Namespace, NodeEntry, exec};
+use super::families::{self, first_host};
+use super::{Docker, DockerState, Families, Lab, Lan, Link, Listed, Namespace, NodeEntry, exec};
 
 /// How long `overlay status` may take.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -30,7 +31,7 @@ pub(super) struct Site {
 }
 
 /// What the agent and the command line, and what the CNI plugin are of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Builds {
     agent: Build,
     /// The one under test if not said.
@@ -41,8 +42,9 @@ struct Builds {
 #[derive(Debug)]
 pub struct Node {
     site: Arc<Site>,
-    address: Ipv4Addr,
-    subnet: Ipv4Net,
+    addresses: ByFamily<IpAddr>,
+    subnets: ByFamily<IpNet>,
+    primary: Family,
     agent: Mutex<Option<Agent>>,
 }
 
@@ -50,17 +52,34 @@ pub struct Node {
 #[derive(Debug, Clone)]
 pub struct NodeBuilder {
     name: String,
-    underlay: Ipv4Net,
-    gateway: Option<Ipv4Addr>,
-    subnet: Ipv4Net,
+    underlay: ByFamily<IpNet>,
+    gateways: ByFamily<IpAddr>,
+    subnets: ByFamily<IpNet>,
+    primary: Family,
     docker: Docker,
+    build: Build,
 }
 
 impl NodeBuilder {
-    /// The router that the default route of the node leads to; without it the node has none.
+    /// Which build agent, command line and plugin are of at first; the one under test if not said.
     #[must_use]
-    pub fn gateway(mut self, gateway: Ipv4Addr) -> Self {
-        self.gateway = Some(gateway);
+    pub fn build(mut self, build: Build) -> Self {
+        self.build = build;
+        self
+    }
+
+    /// The router that the default route of the node leads to in its family; without it the node has none.
+    #[must_use]
+    pub fn gateway(mut self, gateway: impl Into<IpAddr>) -> Self {
+        let gateway = gateway.into();
+        self.gateways.set(gateway.family(), gateway);
+        self
+    }
+
+    /// The family that comes first in the node's row of the cluster file; IPv4 if not said.
+    #[must_use]
+    pub fn primary(mut self, family: Family) -> Self {
+        self.primary = family;
         self
     }
 
@@ -95,25 +114,37 @@ impl NodeBuilder {
 
     #[track_caller]
     fn finish(self, lab: &Lab, namespace: Namespace) -> Node {
-        namespace.ip(&format!("addr add {} dev {}", self.underlay, Node::DEVICE));
-        if let Some(gateway) = self.gateway {
-            namespace.ip(&format!("route add default via {gateway}"));
+        for net in self.underlay.values() {
+            // Nobody else gives addresses out here.
+            let nodad = if net.addr().is_ipv6() { " nodad" } else { "" };
+            namespace.ip(&format!("addr add {net} dev {}{nodad}", Node::DEVICE));
         }
-        namespace.sysctl("net.ipv4.ip_forward", "1");
-        self.docker.install(&namespace);
+        for (family, gateway) in self.gateways.iter() {
+            namespace.ip(&format!("{} route add default via {gateway}", families::option(family)));
+        }
+        let all = Families::of(&self.underlay).or(Families::of(&self.subnets));
+        // As Docker or a kubelet leaves it. For IPv6 nobody does.
+        if all.has(Family::Ipv4) {
+            namespace.sysctl("net.ipv4.ip_forward", "1");
+        }
+        self.docker.install(&namespace, all);
         let pins = lab.dir().join("bpf").join(&self.name);
         fs::create_dir(&pins).unwrap_or_else(|error| panic!("cannot make {}: {error}", pins.display()));
         let site = Site {
             name: self.name,
             namespace,
-            pins: pins.join(format!("v{SCHEMA}")),
+            pins: pins.join(format!("v{}", self.build.schema())),
             lab_dir: lab.dir().to_owned(),
-            builds: Mutex::default(),
+            builds: Mutex::new(Builds {
+                agent: self.build,
+                plugin: (self.build != Build::Own).then(|| self.build.binary()),
+            }),
         };
         Node {
             site: Arc::new(site),
-            address: self.underlay.addr(),
-            subnet: self.subnet,
+            addresses: self.underlay.map(|_, net| net.addr()),
+            subnets: self.subnets,
+            primary: self.primary,
             agent: Mutex::new(None),
         }
     }
@@ -128,7 +159,15 @@ impl Node {
 
     /// A node `name` with the address and prefix length `underlay`, whose pods live in `subnet`.
     pub fn builder(name: &str, underlay: Ipv4Net, subnet: Ipv4Net) -> NodeBuilder {
-        NodeBuilder { name: name.to_owned(), underlay, gateway: None, subnet, docker: Docker::default() }
+        let only = |net: Ipv4Net| ByFamily { v4: Some(net.into()), v6: None };
+        Self::builder_of(name, only(underlay), only(subnet))
+    }
+
+    /// As [`Node::builder`], with addresses and subnets of the families that it is to have.
+    pub fn builder_of(name: &str, underlay: ByFamily<IpNet>, subnets: ByFamily<IpNet>) -> NodeBuilder {
+        let (gateways, primary) = (ByFamily::default(), Family::Ipv4);
+        let (docker, build) = (Docker::default(), Build::Own);
+        NodeBuilder { name: name.to_owned(), underlay, gateways, subnets, primary, docker, build }
     }
 
     /// Its name in the cluster.
@@ -141,19 +180,64 @@ impl Node {
         &self.site.namespace
     }
 
-    /// Its underlay address, the VTEP.
+    /// Its underlay addresses, the VTEPs.
+    pub fn addresses(&self) -> ByFamily<IpAddr> {
+        self.addresses
+    }
+
+    /// Its underlay address of this family, which it must have.
+    #[track_caller]
+    pub fn address_of(&self, family: Family) -> IpAddr {
+        *self.addresses.get(family).unwrap_or_else(|| panic!("{} has no {family} address", self.name()))
+    }
+
+    /// Its IPv4 address on the underlay, which it must have.
+    #[track_caller]
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        let IpAddr::V4(address) = self.address_of(Family::Ipv4) else { unreachable!("an IPv4 address") };
+        address
     }
 
-    /// The subnet of its pods.
+    /// The address that comes first in its row of the cluster file.
+    #[track_caller]
+    pub fn primary_address(&self) -> IpAddr {
+        self.entry().address.all()[0]
+    }
+
+    /// The families of its pods.
+    pub fn families(&self) -> Families {
+        Families::of(&self.subnets)
+    }
+
+    /// The subnets of its pods.
+    pub fn subnets(&self) -> ByFamily<IpNet> {
+        self.subnets
+    }
+
+    /// The subnet of its pods in this family, which it must have.
+    #[track_caller]
+    pub fn subnet_of(&self, family: Family) -> IpNet {
+        *self.subnets.get(family).unwrap_or_else(|| panic!("{} has no {family} subnet", self.name()))
+    }
+
+    /// The IPv4 subnet of its pods, which it must have.
+    #[track_caller]
     pub fn subnet(&self) -> Ipv4Net {
-        self.subnet
+        let IpNet::V4(subnet) = self.subnet_of(Family::Ipv4) else { unreachable!("an IPv4 subnet") };
+        subnet
     }
 
-    /// Its gateway address: the first host address of the subnet.
+    /// Its gateway address of this family: the first host address of the subnet.
+    #[track_caller]
+    pub fn gateway_of(&self, family: Family) -> IpAddr {
+        first_host(self.subnet_of(family))
+    }
+
+    /// Its IPv4 gateway address.
+    #[track_caller]
     pub fn gateway_address(&self) -> Ipv4Addr {
-        self.subnet.hosts().next().expect("a node subnet has host addresses")
+        let IpAddr::V4(gateway) = self.gateway_of(Family::Ipv4) else { unreachable!("an IPv4 address") };
+        gateway
     }
 
     /// Its pin root, as `--pins` takes it.
@@ -183,7 +267,12 @@ impl Node {
 
     /// Its row in the cluster file.
     pub fn entry(&self) -> NodeEntry {
-        NodeEntry { name: self.name().to_owned(), address: self.address, subnet: self.subnet, vtep_mac: None }
+        NodeEntry {
+            name: self.name().to_owned(),
+            address: Listed::ordered(&self.addresses, self.primary),
+            subnet: Listed::ordered(&self.subnets, self.primary),
+            vtep_mac: None,
+        }
     }
 
     /// Docker's traces as the kernel shows them now.

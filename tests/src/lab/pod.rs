@@ -1,11 +1,12 @@
 //! Pods: a namespace, and the CNI plugin called on it as a container runtime does.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use overlay_userspace::family::{ByFamily, Family};
 use serde_json::{Value, json};
 
 use super::node::Site;
@@ -48,7 +49,7 @@ pub struct CniError {
 #[derive(Debug)]
 pub struct Pod {
     name: String,
-    addr: Ipv4Addr,
+    addrs: ByFamily<IpAddr>,
     namespace: Namespace,
     result: Value,
     call: CniCall,
@@ -90,12 +91,12 @@ impl Node {
             call.conf["runtimeConfig"] = runtime_config.clone();
         }
         let result = self.cni(&call)?;
-        let bad =
-            || CniError { code: -1, message: format!("no IPv4 address in the result of ADD: {result}") };
-        let address = result["ips"][0]["address"].as_str().ok_or_else(bad)?;
-        let address: Ipv4Net = address.parse().map_err(|_| bad())?;
+        let addrs = addresses(&result).ok_or_else(|| CniError {
+            code: -1,
+            message: format!("no address of each family in the result of ADD: {result}"),
+        })?;
         let site = Arc::clone(self.site());
-        Ok(Pod { name: name.to_owned(), addr: address.addr(), namespace, result, call, site })
+        Ok(Pod { name: name.to_owned(), addrs, namespace, result, call, site })
     }
 
     /// The call that a runtime makes for pod `name`; change what a test needs otherwise.
@@ -124,6 +125,13 @@ impl Node {
     pub fn cni(&self, call: &CniCall) -> Result<Value, CniError> {
         self.site().cni(call)
     }
+}
+
+/// The addresses in a result of ADD: at least one, at most one of each family.
+fn addresses(result: &Value) -> Option<ByFamily<IpAddr>> {
+    let parse = |ip: &Value| Some(ip["address"].as_str()?.parse::<IpNet>().ok()?.addr());
+    let all = result["ips"].as_array()?.iter().map(parse).collect::<Option<Vec<_>>>()?;
+    ByFamily::from_values(all).ok().filter(|all| !all.is_empty())
 }
 
 impl Site {
@@ -171,9 +179,23 @@ impl Pod {
         &self.site.name
     }
 
-    /// Its address.
+    /// Its addresses.
+    pub fn addrs(&self) -> ByFamily<IpAddr> {
+        self.addrs
+    }
+
+    /// Its address of this family, which it must have.
+    #[track_caller]
+    pub fn addr_of(&self, family: Family) -> IpAddr {
+        let addr = self.addrs.get(family);
+        *addr.unwrap_or_else(|| panic!("pod {} on {} has no {family} address", self.name, self.node()))
+    }
+
+    /// Its IPv4 address, which it must have.
+    #[track_caller]
     pub fn addr(&self) -> Ipv4Addr {
-        self.addr
+        let IpAddr::V4(addr) = self.addr_of(Family::Ipv4) else { unreachable!("an IPv4 address") };
+        addr
     }
 
     /// Its namespace.

@@ -4,6 +4,8 @@
 //! ([`ProxyMode`]): the rules of kube-proxy's iptables mode or of its nftables mode, written by this module in one transaction
 //! per node, or the real kube-proxy on every node, told by a real API server ([`KubeBinaries`]).
 //!
+//! A proxy is of one family, as in kube-proxy, which on a dual-stack node has one for each: that of the addresses it is given.
+//!
 //! As kube-proxy does, a changed Service changes rules and nothing else: connections under way keep their backend. Only
 //! conntrack entries of UDP flows to a backend that is gone are deleted, because such a flow has no end that would do it.
 
@@ -13,17 +15,30 @@ mod nft;
 mod stale;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use overlay_userspace::family::{Family, OfFamily as _};
 
+use super::families::host;
 use super::{Lab, Namespace};
 
 pub use kube::{ControlPlane, KubeBinaries};
 
-/// The range of ClusterIPs.
-pub const SERVICE_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// The range of ClusterIPs of a family.
+pub const fn service_range(family: Family) -> IpNet {
+    match family {
+        Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16)),
+        Family::Ipv6 => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0), 112)),
+    }
+}
+
+/// ClusterIP `number` of a family.
+#[track_caller]
+pub fn cluster_ip(family: Family, number: u32) -> IpAddr {
+    host(service_range(family), number)
+}
 
 /// The namespace that all Services are in, for their names.
 const NAMESPACE: &str = "default";
@@ -79,7 +94,7 @@ pub struct ServicePort {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Address of a pod or of a node.
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     /// Name of the node that it is on.
     pub node: String,
 }
@@ -89,8 +104,8 @@ pub struct Backend {
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Its address, of [`SERVICE_RANGE`].
-    pub cluster_ip: Ipv4Addr,
+    /// Its address, of the family's [`service_range`].
+    pub cluster_ip: IpAddr,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Policy for its node ports.
@@ -111,15 +126,15 @@ impl Service {
 
     /// Where clients in the cluster dial.
     #[track_caller]
-    pub fn dial(&self, protocol: Protocol) -> SocketAddrV4 {
-        SocketAddrV4::new(self.cluster_ip, self.port(protocol).port)
+    pub fn dial(&self, protocol: Protocol) -> SocketAddr {
+        SocketAddr::new(self.cluster_ip, self.port(protocol).port)
     }
 
     /// Where clients outside dial, at the node with this address.
     #[track_caller]
-    pub fn dial_node(&self, node: Ipv4Addr, protocol: Protocol) -> SocketAddrV4 {
+    pub fn dial_node(&self, node: IpAddr, protocol: Protocol) -> SocketAddr {
         let port = self.port(protocol).node_port;
-        SocketAddrV4::new(node, port.unwrap_or_else(|| panic!("service {} has no node port", self.name)))
+        SocketAddr::new(node, port.unwrap_or_else(|| panic!("service {} has no node port", self.name)))
     }
 
     /// `default/name:port`, as kube-proxy calls one port of a Service.
@@ -141,7 +156,7 @@ pub struct ProxyNode {
     /// Its host namespace.
     pub namespace: Namespace,
     /// Its address, which node ports are at.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// Who writes the rules.
@@ -159,7 +174,7 @@ pub enum ProxyMode {
 #[derive(Debug)]
 pub struct Proxy {
     nodes: Vec<ProxyNode>,
-    cluster: Ipv4Net,
+    cluster: IpNet,
     services: Vec<Service>,
     writer: Writer,
 }
@@ -172,31 +187,35 @@ enum Writer {
 }
 
 impl Proxy {
-    /// A proxy for these nodes, whose pods have addresses of `cluster`; there are no Services yet.
+    /// A proxy for these nodes, whose pods have addresses of `cluster`; there are no Services yet. Its family is that of `cluster`.
     ///
-    /// [`ProxyMode::Real`] starts the control plane in namespace `api`, which is connected and has its address already, and
+    /// [`ProxyMode::Real`], which is for IPv4 alone, starts the control plane in namespace `api`, which is connected and has its address already, and
     /// can be reached from all nodes.
     #[track_caller]
     pub fn start(
         lab: &Lab,
         mode: &ProxyMode,
         nodes: Vec<ProxyNode>,
-        cluster: Ipv4Net,
-        api: (&Namespace, Ipv4Addr),
+        cluster: IpNet,
+        api: (&Namespace, IpAddr),
     ) -> Self {
+        let family = cluster.family();
         let writer = match mode {
             ProxyMode::Iptables => {
                 for node in &nodes {
-                    iptables::kubelet(&node.namespace);
-                    // What kube-proxy sets in this mode, for node ports at 127.0.0.1.
-                    node.namespace.sysctl("net.ipv4.conf.all.route_localnet", "1");
+                    iptables::kubelet(&node.namespace, family);
+                    // What kube-proxy sets in this mode, for node ports at 127.0.0.1. There is no such thing for ::1.
+                    if family == Family::Ipv4 {
+                        node.namespace.sysctl("net.ipv4.conf.all.route_localnet", "1");
+                    }
                 }
                 Writer::Iptables(vec![iptables::Chains::default(); nodes.len()])
             }
             ProxyMode::Nft => Writer::Nft,
             ProxyMode::Real(binaries) => {
+                assert_eq!(family, Family::Ipv4, "the real kube-proxy of these tests is for IPv4");
                 for node in &nodes {
-                    iptables::kubelet(&node.namespace);
+                    iptables::kubelet(&node.namespace, family);
                 }
                 Writer::Real(Box::new(ControlPlane::start(lab, binaries, api, &nodes, cluster)))
             }

@@ -1,19 +1,21 @@
-//! The rows: for each a name and a function that sends the packets and says what was seen, line by line.
+//! The rows: for each a name and a function that sends the packets and says what was seen, line by line. Each row is about
+//! every family that the places in question have in common.
 
 use std::fmt::Display;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
+use overlay_userspace::family::{ByFamily, Family};
 
 use super::Stage;
-use crate::lab::{Namespace, Node, Pod, exec};
+use crate::lab::{Families, Namespace, Node, Pod, exec};
 use crate::report::Report;
-use crate::traffic::{Seen, ping, tcp, udp};
+use crate::traffic::{Seen, any_port, ping, tcp, udp};
 
 /// What was seen, as lines: `Ok` if it is what the row claims.
 type Proven = Result<Vec<String>, Vec<String>>;
@@ -42,19 +44,26 @@ pub(super) const DOCKER: &str = "docker0 is down, FORWARD drops, nothing minds";
 struct Host<'a> {
     name: (&'a str, &'a str),
     namespace: &'a Namespace,
-    address: Ipv4Addr,
+    addresses: ByFamily<IpAddr>,
 }
 
 impl<'a> From<&'a Pod> for Host<'a> {
     fn from(pod: &'a Pod) -> Self {
-        Self { name: (pod.node(), pod.name()), namespace: pod.namespace(), address: pod.addr() }
+        Self { name: (pod.node(), pod.name()), namespace: pod.namespace(), addresses: pod.addrs() }
     }
 }
 
 impl<'a> From<&'a Node> for Host<'a> {
     fn from(node: &'a Node) -> Self {
-        Self { name: (node.name(), ""), namespace: node.namespace(), address: node.address() }
+        Self { name: (node.name(), ""), namespace: node.namespace(), addresses: node.addresses() }
     }
+}
+
+/// A node as a client of pods: it speaks to them under the address of its gateway, of which it has one for each family of its
+/// pods whatever the underlay has.
+fn caller(node: &Node) -> Host<'_> {
+    let addresses = node.subnets().map(|family, _| node.gateway_of(family));
+    Host { addresses, ..node.into() }
 }
 
 impl Display for Host<'_> {
@@ -66,10 +75,10 @@ impl Display for Host<'_> {
     }
 }
 
-/// TCP, UDP and ping from one to the other; TCP and UDP under an unchanged address, given as the client's own
+/// TCP, UDP and ping from one to the other's address; TCP and UDP under an unchanged address, given as the client's own
 /// (`getsockname`) = what the server saw (`getpeername`, `recvfrom`).
-fn untranslated(from: Host<'_>, to: Host<'_>) -> Result<String> {
-    let (tcp, udp, time) = all_protocols(from, to.namespace, to.address)?;
+fn untranslated(from: Host<'_>, to: Host<'_>, address: IpAddr) -> Result<String> {
+    let (tcp, udp, time) = all_protocols(from, to.namespace, address)?;
     for (protocol, seen) in [("tcp", tcp), ("udp", udp)] {
         let Seen { client, server_saw } = seen;
         ensure!(seen.same_address(), "{protocol} client is {client}, but the server saw {server_saw}");
@@ -88,17 +97,22 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }
 
-fn all_protocols(from: Host<'_>, server: &Namespace, address: Ipv4Addr) -> Result<(Seen, Seen, Duration)> {
-    let at = SocketAddr::new(IpAddr::V4(address), 0);
+fn all_protocols(from: Host<'_>, server: &Namespace, address: IpAddr) -> Result<(Seen, Seen, Duration)> {
+    let at = any_port(address);
     let tcp = tcp::exchange(from.namespace, server, at).context("tcp")?;
     let udp = udp::exchange(from.namespace, server, at).context("udp")?;
-    let time = ping::ping(from.namespace, IpAddr::V4(address))?;
+    let time = ping::ping(from.namespace, address)?;
     Ok((tcp, udp, time))
 }
 
-/// Tries every pair, whatever becomes of the others; one line for each.
+/// Tries every pair in every family that it shares, whatever becomes of the others; one line for each.
 fn each_pair<'a>(pairs: impl IntoIterator<Item = (Host<'a>, Host<'a>)>) -> Proven {
-    lines(pairs.into_iter().map(|(from, to)| (format!("{from} → {to}"), untranslated(from, to))))
+    let tries = pairs.into_iter().flat_map(|(from, to)| {
+        let addresses =
+            Families::of(&from.addresses).iter().filter_map(move |family| to.addresses.get(family).copied());
+        addresses.map(move |address| (format!("{from} → {to}"), untranslated(from, to, address)))
+    });
+    lines(tries)
 }
 
 fn lines(results: impl IntoIterator<Item = (String, Result<String>)>) -> Proven {
@@ -130,8 +144,12 @@ fn pod_to_pod_other_node(stage: &Stage) -> Proven {
 fn pod_to_pod_across_subnets(stage: &Stage) -> Proven {
     // Nodes in one subnet have a route to each other without a router.
     let routed = |from: &Node, to: &Node| {
-        let route = from.namespace().ip_json(&format!("route get {}", to.address()));
-        route[0]["gateway"].is_string()
+        let mut common =
+            Families::of(&from.addresses()).iter().filter_map(|family| to.addresses().get(family).copied());
+        common.next().is_some_and(|address| {
+            let route = from.namespace().ip_json(&format!("route get {address}"));
+            route[0]["gateway"].is_string()
+        })
     };
     pods_of_node_pairs(stage, routed)
 }
@@ -146,12 +164,12 @@ fn pods_of_node_pairs(stage: &Stage, wanted: impl Fn(&Node, &Node) -> bool) -> P
 
 fn node_to_pod_local(stage: &Stage) -> Proven {
     let pairs = stage.cluster.nodes().iter().flat_map(|node| stage.pods_on(node).map(move |pod| (node, pod)));
-    each_pair(pairs.map(|(node, pod)| (node.into(), pod.into())))
+    each_pair(pairs.map(|(node, pod)| (caller(node), pod.into())))
 }
 
 fn node_to_pod_remote(stage: &Stage) -> Proven {
     let pairs = stage.node_pairs(|_, _| true).into_iter();
-    each_pair(pairs.flat_map(|(from, to)| stage.pods_on(to).map(move |pod| (from.into(), pod.into()))))
+    each_pair(pairs.flat_map(|(from, to)| stage.pods_on(to).map(move |pod| (caller(from), pod.into()))))
 }
 
 fn pod_to_node_local(stage: &Stage) -> Proven {
@@ -165,17 +183,23 @@ fn pod_to_node_remote(stage: &Stage) -> Proven {
 }
 
 fn localhost(stage: &Stage) -> Proven {
-    lines(stage.pods.iter().map(|pod| (Host::from(pod).to_string(), meet_on_localhost(pod))))
+    let tries =
+        stage.pods.iter().flat_map(|pod| Families::of(&pod.addrs()).iter().map(move |family| (pod, family)));
+    lines(tries.map(|(pod, family)| (Host::from(pod).to_string(), meet_on_localhost(pod, family))))
 }
 
 /// One process, this one, listens in the pod; another one, a shell, connects to it there.
-fn meet_on_localhost(pod: &Pod) -> Result<String> {
+fn meet_on_localhost(pod: &Pod, family: Family) -> Result<String> {
     const REQUEST: &str = "is anybody there";
-    let listener = pod.namespace().run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    let localhost = match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let listener = pod.namespace().run(|| TcpListener::bind((localhost, 0)))?;
     // accept(2) honours SO_RCVTIMEO, see socket(7).
     setsockopt(&listener, ReceiveTimeout, &TimeVal::seconds(3))?;
     let port = listener.local_addr()?.port();
-    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && echo '{REQUEST}' >&3 && cat <&3");
+    let script = format!("exec 3<>/dev/tcp/{localhost}/{port} && echo '{REQUEST}' >&3 && cat <&3");
     thread::scope(|scope| {
         let server = scope.spawn(move || {
             let (mut stream, peer) = listener.accept().context("accept on localhost")?;
@@ -196,26 +220,36 @@ fn meet_on_localhost(pod: &Pod) -> Result<String> {
 }
 
 fn world(stage: &Stage) -> Proven {
-    let nodes = stage.cluster.nodes().iter();
-    let pods = nodes.flat_map(|node| stage.pods_on(node).map(move |pod| (node, pod)));
-    lines(pods.map(|(node, pod)| (format!("{} → world", Host::from(pod)), masqueraded(stage, node, pod))))
+    let pods = stage.cluster.nodes().iter().flat_map(|node| stage.pods_on(node).map(move |pod| (node, pod)));
+    let tries = pods.flat_map(|(node, pod)| {
+        // Who has no address in the world's family cannot go there.
+        let families = Families::of(&pod.addrs()).iter();
+        families.filter_map(move |family| Some((family, node, *node.addresses().get(family)?, pod)))
+    });
+    lines(tries.map(|(family, node, address, pod)| {
+        (format!("{} → world", Host::from(pod)), masqueraded(stage, (node, address), pod, family))
+    }))
 }
 
-fn masqueraded(stage: &Stage, node: &Node, pod: &Pod) -> Result<String> {
-    let world = stage.cluster.world();
+fn masqueraded(stage: &Stage, (node, address): (&Node, IpAddr), pod: &Pod, family: Family) -> Result<String> {
+    let (world, own) = (stage.cluster.world(), pod.addr_of(family));
     // Without this the answer could come back by a route, and the rest would prove nothing.
     let route = exec::output(
-        world.namespace().command("ip").args(["route", "get", &pod.addr().to_string()]),
+        world.namespace().command("ip").args(["route", "get", &own.to_string()]),
         b"",
         exec::COMMAND_LIMIT,
     )?;
     ensure!(!route.status.success(), "the world has a route to the pod: {}", route.stdout.trim_end());
 
-    let (tcp, udp, time) = all_protocols(pod.into(), world.namespace(), world.address())?;
+    let (tcp, udp, time) = all_protocols(pod.into(), world.namespace(), world.address_of(family))?;
     for (protocol, seen) in [("tcp", tcp), ("udp", udp)] {
         let (client, server_saw) = (seen.client.ip(), seen.server_saw.ip());
-        ensure!(client == pod.addr(), "{protocol} client has {client}, not the pod's {}", pod.addr());
-        ensure!(server_saw == node.address(), "{protocol} server saw {server_saw}, not {}", node.address());
+        ensure!(client == own, "{protocol} client has {client}, not the pod's {own}");
+        ensure!(
+            server_saw == address,
+            "{protocol} server saw {server_saw}, not {address} of {}",
+            node.name()
+        );
     }
     Ok(format!(
         "tcp {} seen as {}  udp {} seen as {}  ping {}",
@@ -233,10 +267,15 @@ pub(super) fn docker(stage: &Stage, before: &Report) -> (bool, Vec<String>) {
     let mut seen = Vec::new();
     for node in stage.cluster.nodes() {
         let docker = node.docker_state();
-        ok &= docker.bridge.as_deref() == Some("DOWN") && docker.forward_policy.as_deref() == Some("DROP");
-        let or_none = |value: Option<String>| value.unwrap_or_else(|| "absent".to_owned());
-        let (bridge, policy) = (or_none(docker.bridge), or_none(docker.forward_policy));
-        seen.push(format!("{}  docker0 {bridge}, FORWARD policy {policy}", node.name()));
+        ok &= docker.bridge.as_deref() == Some("DOWN");
+        let policies = node.families().map(|family| {
+            let policy = docker.forward_policy.get(family).map_or("absent", String::as_str);
+            ok &= policy == "DROP";
+            format!("{family} FORWARD policy {policy}")
+        });
+        let bridge = docker.bridge.as_deref().unwrap_or("absent");
+        let policies: Vec<&str> = policies.values().map(String::as_str).collect();
+        seen.push(format!("{}  docker0 {bridge}, {}", node.name(), policies.join(", ")));
     }
     let passed = before.rows.iter().filter(|row| row.ok).count();
     seen.push(format!("{passed} of {} rows above hold", before.rows.len()));

@@ -64,7 +64,8 @@ mod tests {
     use crate::traffic::vxlan::udp_frame;
 
     fn frame() -> Vec<u8> {
-        let (from, to) = ("192.0.2.1:7".parse().unwrap(), "192.0.2.2:9".parse().unwrap());
+        let at = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
+        let (from, to) = (at("192.0.2.1:7"), at("192.0.2.2:9"));
         udp_frame(([2; 6], [4; 6]), from, to, b"sixteen bytes  .")
     }
 

@@ -7,8 +7,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::lab::{Namespace, exec};
 
-/// IPv4 header (20) and ICMP echo header (8): what a packet has beyond ping's payload, in bytes.
-pub const ICMP_OVERHEAD: u32 = 28;
+/// IP header without options and ICMP echo header (8): what a packet has beyond ping's payload, in bytes.
+pub const fn overhead(to: IpAddr) -> u32 {
+    match to {
+        IpAddr::V4(_) => 28,
+        IpAddr::V6(_) => 48,
+    }
+}
 
 /// Sends one echo request; gives the round-trip time.
 ///
@@ -35,11 +40,11 @@ pub enum Probe {
     Silence,
 }
 
-/// Sends one echo request whose whole IPv4 packet has `packet` bytes, with DF set.
+/// Sends one echo request whose whole IP packet has `packet` bytes, never to be fragmented (over IPv4: DF).
 ///
 /// Errors: ping cannot be run, or says something that is none of [`Probe`].
 pub fn unfragmented(from: &Namespace, to: IpAddr, packet: u32) -> Result<Probe> {
-    let payload = packet.checked_sub(ICMP_OVERHEAD).context("packet is too small for an echo request")?;
+    let payload = packet.checked_sub(overhead(to)).context("packet is too small for an echo request")?;
     run(from, to, &["-M", "do", "-s", &payload.to_string()])
 }
 
@@ -59,12 +64,18 @@ pub fn expired_at(from: &Namespace, to: IpAddr, ttl: u8, arguments: &[&str]) -> 
     if number_after(&text, " time=").is_some() {
         return Ok(None);
     }
-    // "From 10.244.0.1 icmp_seq=1 Time to live exceeded"
-    let line = text.lines().find(|line| line.contains("Time to live exceeded"));
+    // "From 10.244.0.1 icmp_seq=1 Time to live exceeded", "From fd00:10:244::1 icmp_seq=1 Time exceeded: Hop limit"
+    let line = text.lines().find(|line| EXPIRED.iter().any(|expired| line.contains(expired)));
     let router = line.and_then(|line| line.strip_prefix("From ")?.split_whitespace().next());
     let router = router.with_context(|| format!("ping -t {ttl} {to} from {}: {text}", from.name()))?;
     Ok(Some(router.parse().with_context(|| format!("parse address {router}"))?))
 }
+
+/// What ping says of a router that reports an expired packet, by family.
+const EXPIRED: [&str; 2] = ["Time to live exceeded", "Time exceeded: Hop limit"];
+
+/// How ping introduces the MTU that a packet was too long for: its own socket says so, or a router, by family.
+const TOO_LONG: [&str; 3] = ["mtu=", "mtu = ", "mtu: "];
 
 fn output(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<String> {
     let mut command = from.command("ping");
@@ -75,8 +86,9 @@ fn output(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<String> {
 
 fn run(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<Probe> {
     let text = output(from, to, arguments)?;
-    // "ping: local error: message too long, mtu=1450" or "Frag needed and DF set (mtu = 1450)"
-    if let Some(mtu) = number_after(&text, "mtu=").or_else(|| number_after(&text, "mtu = ")) {
+    // "ping: local error: message too long, mtu=1450" or "Frag needed and DF set (mtu = 1450)";
+    // "ping: local error: message too long, mtu: 1430" or "Packet too big: mtu=1430"
+    if let Some(mtu) = TOO_LONG.iter().find_map(|mark| number_after(&text, mark)) {
         return Ok(Probe::TooLong { mtu: mtu.parse().with_context(|| format!("parse MTU {mtu}"))? });
     }
     if let Some(time) = number_after(&text, " time=") {

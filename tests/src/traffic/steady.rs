@@ -1,13 +1,15 @@
 //! Steady traffic between many places, none of which may be lost; and whether a pod is connected in all directions.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
+use overlay_userspace::family::Family;
+
 use super::drops::Drops;
 use super::stream::{Kind, Stream};
-use super::{ping, tcp, udp};
+use super::{any_port, ping, tcp, udp};
 use crate::lab::{Cluster, Namespace, Pod};
 
 /// Requests per second of each stream: many streams share two CPUs.
@@ -44,7 +46,7 @@ impl Pods {
     }
 }
 
-/// TCP, UDP and ping at once over every kind of path, all by way of `cp` or its pods.
+/// TCP, UDP and ping at once over every kind of path, in every family of the pods, all by way of `cp` or its pods.
 #[derive(Debug)]
 pub struct Steady<'a> {
     streams: Vec<(String, Stream)>,
@@ -58,31 +60,33 @@ impl<'a> Steady<'a> {
     pub fn start(cluster: &'a Cluster, pods: &Pods, masqueraded: bool) -> Self {
         let Pods { a, b, peer, far } = pods;
         let (cp, w1) = (cluster.node("cp"), cluster.node("w1"));
-        let pod = |pod: &Pod| (pod.namespace().clone(), pod.addr());
-        let mut paths = vec![
-            ("on the node", a.namespace(), pod(b)),
-            ("over the LAN", a.namespace(), pod(peer)),
-            ("over the router", b.namespace(), pod(far)),
-            ("from the router", far.namespace(), pod(a)),
-            ("node to pod", cp.namespace(), pod(a)),
-            ("node to remote pod", cp.namespace(), pod(far)),
-            ("remote node to pod", w1.namespace(), pod(b)),
-        ];
-        if masqueraded {
-            let world = cluster.world();
-            paths.push(("to the world", a.namespace(), (world.namespace().clone(), world.address())));
-        }
+        let world = cluster.world();
         let drops = cluster.nodes().iter().map(Drops::read).collect();
-        let streams = paths.iter().flat_map(|(name, client, (server, at))| {
-            Kind::ALL.map(|kind| {
-                let stream = Stream::start(kind, client, server, IpAddr::V4(*at), RATE);
-                (
-                    format!("{kind:?} {name}"),
-                    stream.unwrap_or_else(|error| panic!("{kind:?} {name}: {error:#}")),
-                )
-            })
-        });
-        let steady = Self { streams: streams.collect(), drops, cluster };
+        let mut streams = Vec::new();
+        for (family, _) in a.addrs().iter() {
+            let pod = |pod: &Pod| (pod.namespace().clone(), pod.addr_of(family));
+            let mut paths = vec![
+                ("on the node", a.namespace(), pod(b)),
+                ("over the LAN", a.namespace(), pod(peer)),
+                ("over the router", b.namespace(), pod(far)),
+                ("from the router", far.namespace(), pod(a)),
+                ("node to pod", cp.namespace(), pod(a)),
+                ("node to remote pod", cp.namespace(), pod(far)),
+                ("remote node to pod", w1.namespace(), pod(b)),
+            ];
+            if let Some(at) = world.addresses().get(family).filter(|_| masqueraded) {
+                paths.push(("to the world", a.namespace(), (world.namespace().clone(), *at)));
+            }
+            for (name, client, (server, at)) in paths {
+                streams.extend(Kind::ALL.map(|kind| {
+                    let name = format!("{kind:?} over {family} {name}");
+                    let stream = Stream::start(kind, client, &server, at, RATE);
+                    let stream = stream.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+                    (name, stream)
+                }));
+            }
+        }
+        let steady = Self { streams, drops, cluster };
         // Before anything happens, all flow.
         thread::sleep(Duration::from_millis(100));
         steady
@@ -119,32 +123,46 @@ impl<'a> Steady<'a> {
 }
 
 #[track_caller]
-fn reaches(from: (&Namespace, Ipv4Addr), to: (&Namespace, Ipv4Addr)) {
-    let what = format!("{} to {}", from.0.name(), to.0.name());
-    let at = SocketAddr::new(IpAddr::V4(to.1), 0);
+fn reaches(from: (&Namespace, IpAddr), to: (&Namespace, IpAddr)) {
+    let what = format!("{} to {} at {}", from.0.name(), to.0.name(), to.1);
+    let at = any_port(to.1);
     for seen in [tcp::exchange(from.0, to.0, at), udp::exchange(from.0, to.0, at)] {
         let seen = seen.unwrap_or_else(|error| panic!("{what}: {error:#}"));
-        assert_eq!(seen.server_saw.ip(), IpAddr::V4(from.1), "{what}");
+        assert_eq!(seen.server_saw.ip(), from.1, "{what}");
     }
-    ping::ping(from.0, IpAddr::V4(to.1)).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+    ping::ping(from.0, to.1).unwrap_or_else(|error| panic!("{what}: {error:#}"));
 }
 
-/// `pod` and all `others`, its node and the other nodes, and the world: all reach each other under their own addresses;
-/// the world sees the node's.
+/// `pod` and all `others`, its node and the other nodes, and the world: all reach each other under their own addresses, in every
+/// family that both have; the world sees the node's.
 #[track_caller]
 pub fn connected(cluster: &Cluster, pod: &Pod, others: &[&Pod]) {
-    let own = (pod.namespace(), pod.addr());
-    for other in others.iter().map(|other| (other.namespace(), other.addr())) {
-        reaches(own, other);
-        reaches(other, own);
+    for (family, addr) in pod.addrs().iter() {
+        connected_over(family, cluster, (pod, *addr), others);
+    }
+}
+
+#[track_caller]
+fn connected_over(family: Family, cluster: &Cluster, (pod, addr): (&Pod, IpAddr), others: &[&Pod]) {
+    let own = (pod.namespace(), addr);
+    for other in others {
+        if let Some(addr) = other.addrs().get(family) {
+            reaches(own, (other.namespace(), *addr));
+            reaches((other.namespace(), *addr), own);
+        }
     }
     for node in cluster.nodes() {
-        reaches(own, (node.namespace(), node.address()));
+        if let Some(address) = node.addresses().get(family) {
+            reaches(own, (node.namespace(), *address));
+        }
         // A node speaks to pods under its gateway's address.
-        reaches((node.namespace(), node.gateway_address()), own);
+        if node.subnets().get(family).is_some() {
+            reaches((node.namespace(), node.gateway_of(family)), own);
+        }
     }
-    let world = cluster.world();
-    let at = SocketAddr::new(IpAddr::V4(world.address()), 0);
-    let seen = tcp::exchange(pod.namespace(), world.namespace(), at).unwrap();
-    assert_eq!(seen.server_saw.ip(), IpAddr::V4(cluster.node(pod.node()).address()));
+    let (world, node) = (cluster.world(), cluster.node(pod.node()));
+    if let (Some(at), Some(address)) = (world.addresses().get(family), node.addresses().get(family)) {
+        let seen = tcp::exchange(pod.namespace(), world.namespace(), any_port(*at)).unwrap();
+        assert_eq!(seen.server_saw.ip(), *address);
+    }
 }

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type};
+use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::{tcp, udp};
@@ -168,11 +168,12 @@ impl Stream {
             Kind::Ping => {
                 let near = icmp_socket(client, dial)?;
                 let id = NEXT_ID.fetch_add(1, Ordering::Relaxed) ^ std::process::id() as u16;
+                let v6 = dial.is_ipv6();
                 Self::datagrams(
                     near,
                     rate,
-                    move |number| echo_request(id, number),
-                    move |packet| echo_reply(id, packet),
+                    move |number| if v6 { echo_request_v6(id, number) } else { echo_request(id, number) },
+                    move |packet| if v6 { echo_reply_v6(id, packet) } else { echo_reply(id, packet) },
                 )
             }
         }
@@ -319,7 +320,11 @@ fn echo_datagrams(socket: &UdpSocket, shared: &Shared) {
 
 /// A raw ICMP socket connected to `to`. `UdpSocket` is only the owner: its calls are those of any datagram socket.
 fn icmp_socket(namespace: &Namespace, to: IpAddr) -> Result<UdpSocket> {
-    let open = || socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp);
+    let (family, protocol) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    let open = || socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol);
     let socket = UdpSocket::from(namespace.run(open).context("open raw icmp socket")?);
     socket.connect((to, 0)).with_context(|| format!("connect raw icmp socket to {to}"))?;
     Ok(socket)
@@ -337,6 +342,22 @@ fn echo_reply(id: u16, packet: &[u8]) -> Option<u64> {
     let (header, payload) = Icmpv4Header::from_slice(icmp).ok()?;
     match header.icmp_type {
         Icmpv4Type::EchoReply(echo) if echo.id == id => Some(u64::from_be_bytes(*payload.first_chunk()?)),
+        _ => None,
+    }
+}
+
+/// As [`echo_request`]; the kernel computes the checksum (raw(7): of ICMPv6 always).
+fn echo_request_v6(id: u16, number: u64) -> Vec<u8> {
+    let payload = number.to_be_bytes();
+    let kind = Icmpv6Type::EchoRequest(IcmpEchoHeader { id, seq: number as u16 });
+    [&Icmpv6Header::new(kind).to_bytes()[..], &payload].concat()
+}
+
+/// As [`echo_reply`]; `packet` starts with the ICMPv6 header (ipv6(7)).
+fn echo_reply_v6(id: u16, packet: &[u8]) -> Option<u64> {
+    let (header, payload) = Icmpv6Header::from_slice(packet).ok()?;
+    match header.icmp_type {
+        Icmpv6Type::EchoReply(echo) if echo.id == id => Some(u64::from_be_bytes(*payload.first_chunk()?)),
         _ => None,
     }
 }

@@ -2,14 +2,14 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect as connect_socket, setsockopt, socket,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect as connect_socket, setsockopt, socket,
     sockopt::{ReuseAddr, SendTimeout},
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
@@ -82,14 +82,16 @@ pub fn connect(
 
 /// A connection from `client` to `to` with a local port that may be in use for connections to other places (0: any), with
 /// time-outs set.
-pub fn connect_from_port(client: &Namespace, port: u16, to: SocketAddrV4) -> Result<TcpStream> {
+pub fn connect_from_port(client: &Namespace, port: u16, to: SocketAddr) -> Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let own = SocketAddr::new(super::unspecified(to.ip()), port);
     let open = || {
-        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, ReuseAddr, &true)?;
         // connect(2) honours SO_SNDTIMEO, see socket(7).
         setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
-        bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port))?;
-        connect_socket(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(own))?;
+        connect_socket(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
         nix::Result::Ok(TcpStream::from(socket))
     };
     let stream = client.run(open);

@@ -2,7 +2,7 @@
 //! `UDP_SEGMENT` super-packets (what QUIC stacks send).
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub fn exchange_unconnected(
     if dial.port() == 0 {
         dial.set_port(far.local_addr()?.port());
     }
-    let near = bind(client, SocketAddr::from(([0; 4], 0)))?;
+    let near = unbound(client, dial.ip())?;
     near.send_to(payload, dial).with_context(|| format!("send from {} to {dial}", client.name()))?;
     let mut got = vec![0; 65536];
     let (len, server_saw) =
@@ -95,10 +95,14 @@ pub fn bind(namespace: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
+/// A socket of `namespace` that can send to addresses of the family of `to`, with a read time-out.
+pub fn unbound(namespace: &Namespace, to: IpAddr) -> Result<UdpSocket> {
+    bind(namespace, SocketAddr::new(super::unspecified(to), 0))
+}
+
 /// A socket of `namespace` connected to `to`, with a read time-out.
 pub fn connected(namespace: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket = bind(namespace, any)?;
+    let socket = unbound(namespace, to.ip())?;
     socket.connect(to).with_context(|| format!("connect udp from {} to {to}", namespace.name()))?;
     Ok(socket)
 }

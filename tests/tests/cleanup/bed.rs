@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ipnet::Ipv4Net;
-use overlay_tests::lab::{ClusterFile, Lab, Lan, Link, Network, Node, Pod, exec};
+use overlay_tests::lab::{ClusterFile, Families, Lab, Lan, Link, Listed, Network, Node, Pod, exec, nets};
+use overlay_userspace::family::Family;
 
 /// Two nodes with pods; the first one is the one that is cleaned up. Fields drop in order.
 pub(crate) struct Bed {
@@ -22,26 +21,42 @@ pub(crate) struct Bed {
 const FOREIGN: &str = "table inet firewalld {
     chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; reject; }
 }
-table ip6 overlay { chain forward { type filter hook forward priority filter; policy accept; }; }
+table inet overlay { chain forward { type filter hook forward priority filter; policy accept; }; }
 ";
 
 impl Bed {
     pub(crate) fn new(attach: Option<&str>, xdp: Option<&str>) -> Self {
+        Self::of(Families::Ipv4, attach, xdp)
+    }
+
+    /// With pods of these families.
+    pub(crate) fn of(families: Families, attach: Option<&str>, xdp: Option<&str>) -> Self {
         let lab = Lab::new();
         let lan = Lan::new(&lab, "lan", Link::default());
         let node = |name: &str, number: u8| {
-            let address = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, number), 24);
-            let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24);
-            Node::builder(name, address, subnet).on_lan(&lab, &lan)
+            let all = [
+                nets(&[&format!("192.0.2.{number}/24"), &format!("2001:db8::{number}/64")]),
+                nets(&[&format!("10.244.{number}.0/24"), &format!("fd00:10:244:{number}::/64")]),
+            ];
+            let [underlay, subnets] = all.map(|both| families.map(|family| *both.get(family).unwrap()));
+            Node::builder_of(name, underlay, subnets).on_lan(&lab, &lan)
         };
         let (a, b) = (node("a", 1), node("b", 2));
         let own = |text: Option<&str>| text.map(str::to_owned);
-        let network = Network { attach: own(attach), xdp: own(xdp), ..Network::default() };
+        let both = nets(&["10.244.0.0/16", "fd00:10:244::/56"]);
+        let cidr = Listed::ordered(&families.map(|family| *both.get(family).unwrap()), Family::Ipv4);
+        let network = Network { cidr, attach: own(attach), xdp: own(xdp), ..Network::default() };
         lab.write_cluster(&ClusterFile { network, nodes: vec![a.entry(), b.entry()] });
         let host = a.namespace();
         exec::must(host.command("nft").args(["-f", "-"]), FOREIGN);
-        host.ip("route add 198.51.100.0/24 via 192.0.2.100 proto static");
-        host.ip("rule add from 198.51.100.0/24 table 7");
+        if families.has(Family::Ipv4) {
+            host.ip("route add 198.51.100.0/24 via 192.0.2.100 proto static");
+            host.ip("rule add from 198.51.100.0/24 table 7");
+        }
+        if families.has(Family::Ipv6) {
+            host.ip("-6 route add 2001:db8:7::/48 via 2001:db8::100 proto static");
+            host.ip("-6 rule add from 2001:db8:7::/48 table 7");
+        }
         host.sysctl("net.ipv4.ip_forward", "0");
         Self { pods: Vec::new(), a, b, _lan: lan, lab }
     }
@@ -85,12 +100,18 @@ impl Bed {
             "ip -4 -d addr show",
             "ip -4 route show table all",
             "ip -6 route show proto 79",
+            "ip -6 route show table all proto 79",
+            "ip -6 route show proto static",
+            "ip -6 address show scope global",
             "ip rule show",
+            "ip -6 rule show",
             "nft -s list ruleset",
             "iptables-nft -S",
+            "ip6tables-nft -S",
             "tc qdisc show",
             "tc filter show dev eth0 ingress",
             "sysctl net.ipv4.ip_forward net.ipv4.conf.all.send_redirects net.ipv4.conf.eth0.forwarding",
+            "sysctl net.ipv6.conf.all.forwarding net.ipv6.conf.eth0.forwarding net.ipv6.conf.eth0.accept_ra",
         ]
         .map(|line| format!("# {line}\n{}\n", run(line)))
         .concat();

@@ -23,7 +23,12 @@ pub(crate) fn sorted(things: &[String]) -> BTreeSet<String> {
 }
 
 /// Settings that the agent writes here, but for those of devices that it makes. Forwarding of other devices follows the first.
-const SETTINGS: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv4/conf/all/send_redirects"];
+const SETTINGS: [&str; 4] = [
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/all/send_redirects",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv6/conf/eth0/accept_ra",
+];
 
 pub(crate) struct Inventory {
     things: BTreeSet<String>,
@@ -45,14 +50,16 @@ impl Inventory {
                 things.insert(format!("tc filters of {name}"));
             }
         }
-        for rule in rows(&host.ip_json("rule show")) {
+        for rule in ["-4", "-6"].iter().flat_map(|flag| rows(&host.ip_json(&format!("{flag} rule show")))) {
             if let (Some(source), Some(prefix)) = (rule["src"].as_str(), rule["srclen"].as_u64()) {
                 things.insert(format!("rule from {source}/{prefix} to table {}", text(&rule["table"])));
             }
         }
-        for (table, place) in [("main", ""), ("79", " in table 79")] {
-            for route in routes(host, table) {
-                things.insert(format!("route {route}{place}"));
+        for flag in ["-4", "-6"] {
+            for (table, place) in [("main", ""), ("79", " in table 79")] {
+                for route in routes(host, flag, table) {
+                    things.insert(format!("route {route}{place}"));
+                }
             }
         }
         let listed = exec::must(host.command("nft").args(["list", "ruleset"]), "");
@@ -63,7 +70,10 @@ impl Inventory {
                 things.insert(format!("nft table {table}"));
             } else if let Some(name) = line.strip_prefix("chain ") {
                 name.clone_into(&mut chain);
-            } else if line.ends_with("comment \"overlay\"") && !table.starts_with("ip overlay") {
+            } else if line.ends_with("comment \"overlay\"")
+                && !table.starts_with("ip overlay")
+                && !table.starts_with("ip6 overlay")
+            {
                 things.insert(format!("accepts in chain {table} {chain}"));
             }
         }
@@ -107,10 +117,10 @@ fn text(value: &Value) -> String {
 
 /// The routes of overlay's protocol.
 #[track_caller]
-fn routes(host: &Namespace, table: &str) -> Vec<String> {
+fn routes(host: &Namespace, flag: &str, table: &str) -> Vec<String> {
     let mut ip = host.command("ip");
     let shown = exec::output(
-        ip.args(["-json", "-details", "route", "show", "table", table, "proto", "79"]),
+        ip.args([flag, "-json", "-details", "route", "show", "table", table, "proto", "79"]),
         b"",
         exec::COMMAND_LIMIT,
     );
@@ -118,10 +128,12 @@ fn routes(host: &Namespace, table: &str) -> Vec<String> {
     let list: Value = serde_json::from_str(&shown.unwrap().stdout).unwrap_or_default();
     let route = |row: &Value| {
         let dst = text(&row["dst"]);
-        let dst = if dst.contains('/') { dst } else { format!("{dst}/32") };
+        let whole = if flag == "-6" { 128 } else { 32 };
+        let dst = if dst.contains('/') { dst } else { format!("{dst}/{whole}") };
+        let metric = row["metric"].as_u64().map(|metric| format!(" metric {metric}")).unwrap_or_default();
         match row["type"].as_str() {
-            None | Some("unicast") => dst,
-            Some(kind) => format!("{kind} {dst}"),
+            None | Some("unicast") => format!("{dst}{metric}"),
+            Some(kind) => format!("{kind} {dst}{metric}"),
         }
     };
     rows(&list).iter().map(route).collect()

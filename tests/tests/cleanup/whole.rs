@@ -2,15 +2,23 @@
 
 use std::fs;
 
-use overlay_tests::lab::exec;
+use overlay_tests::lab::{Families, exec};
+use overlay_userspace::family::Family;
 
 use crate::bed::Bed;
 use crate::inventory::{Inventory, sorted, things};
 
 #[test]
 fn a_node_is_as_it_was_before() {
-    for (attach, xdp) in [(None, None), (Some("clsact"), None), (None, Some("guard"))] {
-        let mut bed = Bed::new(attach, xdp);
+    use Families::{Dual, Ipv4, Ipv6};
+    for (families, attach, xdp) in [
+        (Ipv4, None, None),
+        (Ipv4, Some("clsact"), None),
+        (Ipv4, None, Some("guard")),
+        (Dual, None, None),
+        (Ipv6, None, None),
+    ] {
+        let mut bed = Bed::of(families, attach, xdp);
         let (before, nothing) = (bed.snapshot(), Inventory::read(&bed));
         bed.start();
         let running = bed.snapshot();
@@ -36,8 +44,10 @@ fn a_node_is_as_it_was_before() {
         let out = bed.cleanup(&["--pods"]);
         assert!(out.status.success(), "{out:?}");
         assert_eq!(things(&out.stdout, "removed "), announced);
+        let tables = ["nft table ip overlay", "nft table ip6 overlay"].iter().zip(Family::ALL);
+        let tables = tables.filter(|(_, family)| families.has(*family)).map(|(table, _)| *table);
         for what in
-            ["device overlay.1", "nft table ip overlay", "accepts in chain inet firewalld filter_FORWARD"]
+            ["device overlay.1", "accepts in chain inet firewalld filter_FORWARD"].into_iter().chain(tables)
         {
             assert!(announced.iter().any(|thing| thing == what), "{what}: {announced:#?}");
         }

@@ -4,10 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use ipnet::IpNet;
+use overlay_tests::lab::families::nets;
 use overlay_tests::lab::{
-    AgentOptions, ClusterFile, CniCall, CniError, Docker, Lab, Lan, Link, Namespace, Network, Node, exec,
-    within,
+    AgentOptions, ClusterFile, CniCall, CniError, Docker, Families, Lab, Lan, Link, Listed, Namespace,
+    Network, Node, NodeEntry, exec, within,
 };
+use overlay_userspace::family::{ByFamily, Family};
 use serde_json::{Map, Value, json};
 
 /// Fields drop in order: the agent first, the lab last.
@@ -26,11 +29,19 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// The gateway of the pods.
 pub(crate) const GATEWAY: &str = "10.244.1.1";
+/// That of a node with IPv6.
+pub(crate) const GATEWAY6: &str = "fd00:10:244:1::1";
 
 impl Bed {
     #[track_caller]
     pub(crate) fn start() -> Self {
-        let bed = Self::without_agent();
+        Self::start_with(Families::Ipv4)
+    }
+
+    /// A node whose pods have these families.
+    #[track_caller]
+    pub(crate) fn start_with(families: Families) -> Self {
+        let bed = Self::without_agent_with(families);
         bed.node.start_agent_with(&AgentOptions::default());
         // What the kernel does by itself to the node's own device is over.
         within(SETTLED, "no tentative address", || {
@@ -41,16 +52,30 @@ impl Bed {
 
     #[track_caller]
     pub(crate) fn without_agent() -> Self {
+        Self::without_agent_with(Families::Ipv4)
+    }
+
+    #[track_caller]
+    pub(crate) fn without_agent_with(families: Families) -> Self {
         let lab = Lab::new();
         let lan = Lan::new(&lab, "lan", Link::default());
-        let underlay = format!("{NODE}/24").parse().unwrap();
-        let node = Node::builder("n", underlay, "10.244.1.0/24".parse().unwrap()).docker(Docker::Absent);
-        let node = node.on_lan(&lab, &lan);
+        let some = |all: ByFamily<IpNet>| families.map(|family| *all.get(family).unwrap());
+        let underlay = some(nets(&[&format!("{NODE}/24"), "2001:db8::1/64"]));
+        let subnets = some(nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
+        let node = Node::builder_of("n", underlay, subnets).docker(Docker::Absent).on_lan(&lab, &lan);
         let beside = lab.namespace("beside");
         lan.attach(&beside, "eth0");
         beside.ip("addr add 192.0.2.9/24 dev eth0");
-        lab.write_cluster(&ClusterFile { network: Network::default(), nodes: vec![node.entry()] });
-        Self { node, beside, _lan: lan, lab }
+        let bed = Self { node, beside, _lan: lan, lab };
+        bed.carry(families, vec![bed.node.entry()]);
+        bed
+    }
+
+    /// Writes the cluster file: ranges of these families, and these nodes.
+    pub(crate) fn carry(&self, families: Families, nodes: Vec<NodeEntry>) {
+        let ranges = nets(&["10.244.0.0/16", "fd00:10:244::/56"]);
+        let cidr = Listed::ordered(&families.map(|family| *ranges.get(family).unwrap()), Family::Ipv4);
+        self.lab.write_cluster(&ClusterFile { network: Network { cidr, ..Network::default() }, nodes });
     }
 
     /// A namespace as a runtime makes it for a pod.
@@ -100,6 +125,9 @@ impl Bed {
             "links": node.ip_json("-details link show"),
             "routes": node.ip_json("-details route show table all"),
             "rules": node.ip_json("rule show"),
+            // Of the kernel's own it is only the routes of all tables that come and go.
+            "ipv6": [node.ip_json("-6 route show proto 79"), node.ip_json("-6 rule show")],
+            "proxies": node.ip("-6 neighbour show proxy"),
             "neighbours": node.ip_json("neighbour show nud permanent"),
             "qdiscs": exec::must(tc.args(["qdisc", "show"]), ""),
             "nft": exec::must(nft.args(["list", "ruleset"]), ""),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use overlay_tests::lab::{CniCall, Namespace, overlay_binary};
+use overlay_tests::lab::{CniCall, Families, Namespace, overlay_binary};
 use overlay_tests::trace::{End, kill_after};
 use overlay_tests::traffic::ping;
 use serde_json::{Value, json};
@@ -135,6 +135,18 @@ fn an_addition_killed_at_any_step_leaves_nothing_after_deletion_collection_or_an
     let steps = Sweep::new(&bed, json!({})).run("ADD", &[Then::Del, Then::Gc, Then::AddAgain]);
     assert!(steps >= 15, "an addition has {steps} steps: the tracer sees too little");
     println!("ADD killed after each of {steps} steps");
+}
+
+#[test]
+fn an_addition_in_both_families_killed_at_any_step_leaves_nothing_of_either() {
+    let bed = Bed::start_with(Families::Dual);
+    bed.node.stop_agent();
+    let ports = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let sweep = Sweep::new(&bed, json!({"runtimeConfig": {"portMappings": ports}}));
+    for verb in ["ADD", "DEL"] {
+        let steps = sweep.run(verb, &[Then::Del, Then::Gc, Then::AddAgain]);
+        println!("{verb} in both families killed after each of {steps} steps");
+    }
 }
 
 #[test]

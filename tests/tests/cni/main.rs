@@ -13,6 +13,7 @@
 mod bed;
 mod chain;
 mod crowd;
+mod families;
 mod install;
 mod killed;
 mod verbs;

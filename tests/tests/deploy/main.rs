@@ -24,7 +24,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
-use overlay_userspace::config::{Overrides, Settings, Source};
+use overlay_userspace::config::{Outer, Overrides, Settings, Source};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -145,11 +145,14 @@ fn everything() -> Value {
     let mut values = values();
     values["overlay"]["metrics"] = json!({ "enabled": true, "annotations": true, "serviceMonitor": true });
     values["global"]["imagePullSecrets"] = json!([{ "name": "secret" }]);
+    values["podCidrv6"] = json!("fd00:10:244::/56");
     let overlay = &mut values["overlay"];
     for (key, value) in [
         ("mtu", json!(1400)),
         ("iface", json!("eth1")),
-        ("noMasquerade", json!(["192.168.0.0/16"])),
+        ("noMasquerade", json!(["192.168.0.0/16", "fd00:99::/48"])),
+        ("ipv6First", json!(true)),
+        ("underlay", json!("ipv6")),
         ("networkAvailable", json!(true)),
         ("apiServer", json!("https://192.0.2.1:6443")),
         ("podAnnotations", json!({ "a": "b" })),
@@ -232,7 +235,6 @@ fn the_configuration_is_one_that_the_agent_takes() {
         let text = map["data"]["overlay.toml"].as_str().unwrap();
         let overrides = Overrides { node: Some("n1".to_owned()), ..Overrides::default() };
         let settings = Settings::parse(text, Path::new("overlay.toml"), &overrides).unwrap();
-        assert_eq!(settings.network.cidr.to_string(), values["podCidr"]);
         assert!(matches!(settings.source, Source::Kubernetes(_)), "{text}");
         assert_eq!(
             settings.health.unwrap().port().to_string(),
@@ -240,6 +242,32 @@ fn the_configuration_is_one_that_the_agent_takes() {
         );
         assert_eq!(Value::Bool(!settings.cni.install), values["overlay"]["skipCNIConfigInstallation"]);
     }
+}
+
+#[test]
+fn the_ranges_are_those_of_the_families_that_are_given_in_their_order() {
+    let (v4, v6) = ("10.244.0.0/16", "fd00:10:244::/56");
+    for (pod_cidr, pod_cidr_v6, ipv6_first, expected) in [
+        (v4, "", false, v4.to_owned()),
+        ("", v6, false, v6.to_owned()),
+        (v4, v6, false, format!("{v4}, {v6}")),
+        (v4, v6, true, format!("{v6}, {v4}")),
+    ] {
+        let mut values = values();
+        values["podCidr"] = pod_cidr.into();
+        values["podCidrv6"] = pod_cidr_v6.into();
+        values["overlay"]["ipv6First"] = ipv6_first.into();
+        let map = yaml(&render("configmap.yaml", &values));
+        let overrides = Overrides { node: Some("n1".to_owned()), ..Overrides::default() };
+        let text = map["data"]["overlay.toml"].as_str().unwrap();
+        let settings = Settings::parse(text, Path::new("overlay.toml"), &overrides).unwrap();
+        assert_eq!(settings.network.cidrs.to_string(), expected);
+        assert_eq!(settings.network.underlay, Outer::Auto);
+        assert!(render("NOTES.txt", &values).contains(pod_cidr_v6));
+    }
+    let mut values = values();
+    values["overlay"]["underlay"] = "ipv6".into();
+    assert!(render("configmap.yaml", &values).contains("\n    underlay = \"ipv6\"\n"));
 }
 
 /// Keys that the templates use without a default in values.yaml fail to render; here the other way round.

@@ -22,8 +22,8 @@ fn damaged(bed: &Bed) -> Vec<u8> {
     let [eth_a, eth_b] = [&bed.a, &bed.b].map(|node| mac_of(node.namespace(), "eth0"));
     let tunnel = Tunnel {
         macs: (eth_b, eth_a),
-        source: SocketAddrV4::new(bed.b.address(), 50000),
-        destination: SocketAddrV4::new(bed.a.address(), 8472),
+        source: SocketAddrV4::new(bed.b.address(), 50000).into(),
+        destination: SocketAddrV4::new(bed.a.address(), 8472).into(),
         ttl: 64,
         tos: 0,
         dont_fragment: true,

@@ -16,6 +16,7 @@ mod bed;
 mod checksums;
 mod cni;
 mod drift;
+mod families;
 mod firewall;
 mod flannel;
 mod ground;

@@ -13,7 +13,8 @@ use overlay_tests::lab::exec;
 
 use crate::bed::{Bed, Finding};
 use crate::{
-    agent, checksums, cni, drift, firewall, flannel, ground, mtu, nodes, peers, pins, ports, sysctls,
+    agent, checksums, cni, drift, families, firewall, flannel, ground, mtu, nodes, peers, pins, ports,
+    sysctls,
 };
 
 /// A symptom: its heading, the commands that find it, and the tests that produce it.
@@ -52,6 +53,7 @@ const SYMPTOMS: &[Symptom] = &[
             firewall::dockers_chain_without_the_accepts_is_named,
             firewall::a_door_that_is_shut_for_the_tunnel_is_named_and_opened_by_the_remedy,
             sysctls::settings_that_others_have_changed_are_named_and_set_by_remedy_or_fix,
+            families::what_is_gone_of_ipv6_is_named_and_put_right_by_the_remedy,
         ],
     ),
     Symptom(
@@ -89,8 +91,9 @@ const SYMPTOMS: &[Symptom] = &[
     ),
     Symptom(
         "Nodes that come, go or move are not noticed",
-        &["overlay doctor --only nodes"],
+        &["overlay doctor --only nodes,agent,drift"],
         &[
+            nodes::a_watch_that_tells_nothing_is_found_by_what_it_has_missed,
             nodes::an_api_server_that_does_not_answer_is_named_with_its_reason,
             nodes::a_node_that_contradicts_another_is_named,
         ],
@@ -101,6 +104,7 @@ const SYMPTOMS: &[Symptom] = &[
         &[
             nodes::a_configuration_that_is_not_valid_is_named_with_its_line,
             drift::a_configuration_that_nobody_has_taken_over_is_found,
+            drift::a_guard_that_is_gone_of_another_load_or_not_wanted_is_found,
         ],
     ),
     Symptom(

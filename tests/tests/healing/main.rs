@@ -10,6 +10,7 @@
 
 mod anchor;
 mod bed;
+mod families;
 mod file;
 mod filter;
 mod flows;

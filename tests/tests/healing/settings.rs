@@ -40,13 +40,13 @@ fn vni_and_port_change_on_all_nodes() {
     }
     let capture = Capture::start(bed.lan.switch(), "port1");
     bed.expect_traffic();
-    let nodes = [bed.a.address(), bed.b.address()];
+    let nodes = [bed.a.address(), bed.b.address()].map(std::net::IpAddr::from);
     // What pods send to the world is UDP, too.
     let tunnels: Vec<_> = capture
         .stop()
         .iter()
         .filter_map(|frame| Tunnel::decode(&frame.bytes))
-        .filter(|tunnel| nodes.contains(tunnel.source.ip()) && nodes.contains(tunnel.destination.ip()))
+        .filter(|tunnel| nodes.contains(&tunnel.source.ip()) && nodes.contains(&tunnel.destination.ip()))
         .collect();
     assert!(!tunnels.is_empty());
     assert!(tunnels.iter().all(|tunnel| (tunnel.vni, tunnel.destination.port()) == (77, 4789)));

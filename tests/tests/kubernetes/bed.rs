@@ -45,6 +45,15 @@ impl Bed {
         bed
     }
 
+    /// As [`Bed::new`], with a network of both families, that of IPv6 first; the node has 2001:db8::1 as well.
+    #[track_caller]
+    pub(crate) fn dual() -> Self {
+        let bed = Self::new();
+        bed.node.namespace().ip("address add 2001:db8::1/64 dev eth0 nodad");
+        bed.write_network("", "cidr = [\"fd00:10:244::/48\", \"10.244.0.0/16\"]");
+        bed
+    }
+
     /// As [`Bed::new`], with the Node `a`, a Node `b`, and the agent running.
     #[track_caller]
     pub(crate) fn start() -> Self {
@@ -63,8 +72,13 @@ impl Bed {
     /// Writes the agent's configuration, with `more` after the tables that are always there: keys of `[kubernetes]` first.
     #[track_caller]
     pub(crate) fn write(&self, more: &str, cidr: &str) {
+        self.write_network(more, &format!("cidr = \"{cidr}\""));
+    }
+
+    #[track_caller]
+    fn write_network(&self, more: &str, network: &str) {
         let kubeconfig = self.kubeconfig();
-        let mut text = format!("source = \"kubernetes\"\n[network]\ncidr = \"{cidr}\"\n");
+        let mut text = format!("source = \"kubernetes\"\n[network]\n{network}\n");
         writeln!(text, "[agent]\nhealth = \"{HEALTH}\"").unwrap();
         writeln!(text, "[kubernetes]\nkubeconfig = \"{}\"\n{more}", kubeconfig.display()).unwrap();
         fs::write(self.lab.cluster_file(), text).unwrap();
@@ -95,16 +109,18 @@ impl Bed {
         self.settles_without(what, &[])
     }
 
-    /// The entries that the map has to have: from keys, with prefix length, to VTEPs.
+    /// The entries that the map has to have: from keys, with prefix length, to VTEPs, which are IPv4 where a Node has that.
     pub(crate) fn expected(&self, without: &[&str]) -> BTreeMap<String, String> {
         let mut entries = BTreeMap::new();
         for node in self.api.nodes() {
             if without.contains(&node["metadata"]["name"].as_str().unwrap()) {
                 continue;
             }
-            if let Some((subnet, address)) = facts(&node) {
-                entries.insert(subnet.to_string(), address.to_string());
-                entries.insert(format!("{address}/32"), address.to_string());
+            if let Some((subnets, addresses)) = facts(&node) {
+                let vtep = addresses.iter().find(|address| address.is_ipv4()).unwrap_or(&addresses[0]);
+                let hosts = addresses.iter().map(|address| IpNet::from(*address));
+                entries
+                    .extend(subnets.into_iter().chain(hosts).map(|net| (net.to_string(), vtep.to_string())));
             }
         }
         entries

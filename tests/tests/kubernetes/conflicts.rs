@@ -21,7 +21,7 @@ fn an_inconsistent_node_stops_no_other_and_is_said_once() {
         "podCIDR 10.244.2.128/25 overlaps 10.244.2.0/24 of b, which is older: overlap is left out",
         "podCIDR 10.99.0.0/24 is not inside network.cidr 10.244.0.0/16",
         "node fresh has no IPv4 podCIDR yet",
-        "node nowhere has no IPv4 InternalIP yet",
+        "node nowhere has no InternalIP yet",
     ] {
         mark.wait_for(said, LIMIT);
     }

@@ -11,6 +11,7 @@
 mod bed;
 mod conflicts;
 mod crowd;
+mod families;
 mod faults;
 mod flannel;
 mod order;

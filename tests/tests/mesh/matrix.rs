@@ -108,8 +108,8 @@ fn with_many_nodes_there_are_sums_only_and_no_more_probes_than_with_few() {
     let mut entries = cluster.entries();
     entries.extend((10..110).map(|number| NodeEntry {
         name: format!("absent-{number}"),
-        address: Ipv4Addr::new(198, 18, 0, number),
-        subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24),
+        address: Ipv4Addr::new(198, 18, 0, number).into(),
+        subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24).into(),
         vtep_mac: None,
     }));
     cluster.write_nodes(&entries);

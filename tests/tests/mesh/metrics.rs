@@ -95,8 +95,8 @@ fn numbers_are_those_of_the_node() {
         ("overlay_nodes", vec![], 3.0),
         ("overlay_endpoints", vec![], 2.0),
         // A /24 without network, broadcast and gateway.
-        ("overlay_ipam_addresses", vec![("state", "used")], 2.0),
-        ("overlay_ipam_addresses", vec![("state", "free")], 251.0),
+        ("overlay_ipam_addresses", vec![("family", "ipv4"), ("state", "used")], 2.0),
+        ("overlay_ipam_addresses", vec![("family", "ipv4"), ("state", "free")], 251.0),
         ("overlay_bpf_map_entries", vec![("map", "ENDPOINTS")], 2.0),
         ("overlay_bpf_map_entries", vec![("map", "NODES")], 6.0),
         ("overlay_bpf_map_max_entries", vec![("map", "NODES")], 65_536.0),

@@ -8,6 +8,7 @@ use overlay_tests::lab::{Namespace, within};
 use overlay_tests::traffic::paths::Volumes;
 use overlay_userspace::datapath::pins::Pins;
 use overlay_userspace::datapath::tables::Nodes;
+use overlay_userspace::family::Family;
 use overlay_userspace::mesh::{self, ProbeError, packet};
 
 use crate::bed::{LIMIT, port_of, probe, start};
@@ -27,9 +28,9 @@ fn a_probe_of_any_size_that_fits_goes_through_the_tunnel_and_back() {
     assert!(matches!(error, ProbeError::TooLong { size: 1451, .. }), "{error}");
     // Where a command line finds the addresses.
     let entries = Nodes::open(&Pins::new(cp.pins())).unwrap().entries().unwrap();
-    let peers = mesh::peers(&entries);
+    let peers = mesh::peers(&entries, Family::ALL);
     assert_eq!(peers.len(), 2);
-    assert_eq!(peers.get(&w2.address()), Some(&w2.gateway_address()));
+    assert_eq!(peers.get(&w2.address().into()), Some(&w2.gateway_address().into()));
 }
 
 #[test]

@@ -63,8 +63,8 @@ impl Bed {
         let inner = (SOME_MAC, self.gateway_mac());
         Tunnel {
             macs: (SOME_MAC, mac_of(self.cp().namespace(), Node::DEVICE)),
-            source: SocketAddrV4::new(outer, 50_000),
-            destination: SocketAddrV4::new(self.cp().address(), TUNNEL),
+            source: SocketAddrV4::new(outer, 50_000).into(),
+            destination: SocketAddrV4::new(self.cp().address(), TUNNEL).into(),
             ttl: 64,
             tos: 0,
             dont_fragment: false,

@@ -4,6 +4,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use overlay_tests::lab::{Cluster, exec, within};
+use overlay_userspace::family::Family;
 use serde_json::json;
 
 use crate::bed::{HEALED, Protocol, both, expect_served, has_table, held, mapping, server};
@@ -17,12 +18,12 @@ fn ports_go_with_their_pod_and_with_the_last_one_the_table() {
     node.kill_agent(Signal::SIGKILL);
     expect_served(&cluster, &one, 8080);
     one.del();
-    assert_eq!((held(node), has_table(node)), (2, true));
+    assert_eq!((held(node), has_table(node, Family::Ipv4)), (2, true));
     expect_served(&cluster, &two, 8081);
     let world = cluster.world();
-    Protocol::Tcp.exchange(world.namespace(), &two, node.address(), 8080).unwrap_err();
+    Protocol::Tcp.exchange(world.namespace(), &two, node.address().into(), 8080).unwrap_err();
     two.del();
-    assert_eq!((held(node), has_table(node)), (0, false));
+    assert_eq!((held(node), has_table(node, Family::Ipv4)), (0, false));
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn of_many_that_want_one_port_at_once_one_gets_it() {
     }
     assert_eq!((held(node), node.show("endpoints").as_array().unwrap().len()), (2, 1));
     winner.del();
-    assert_eq!((held(node), has_table(node)), (0, false));
+    assert_eq!((held(node), has_table(node, Family::Ipv4)), (0, false));
 }
 
 #[test]

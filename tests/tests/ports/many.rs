@@ -1,6 +1,7 @@
 //! Thousands of ports.
 
-use overlay_tests::lab::Cluster;
+use overlay_tests::lab::{Cluster, Families};
+use overlay_userspace::family::Family;
 use serde_json::{Value, json};
 
 use crate::bed::{POD_PORT, Protocol, has_table, held};
@@ -10,7 +11,7 @@ const COUNT: u16 = 2000;
 
 #[test]
 fn a_pod_takes_two_thousand_ports_at_once_and_gives_them_back() {
-    let cluster = Cluster::builder().start();
+    let cluster = Cluster::builder().families(Families::Dual).start();
     let node = cluster.node("w1");
     let mapping = |port: u16| {
         json!({
@@ -20,13 +21,16 @@ fn a_pod_takes_two_thousand_ports_at_once_and_gives_them_back() {
     };
     let list: Vec<Value> = (FIRST..FIRST + COUNT).map(mapping).collect();
     let pod = node.add_pod_with_ports(cluster.lab(), "many", &json!(list));
-    assert_eq!(held(node), usize::from(COUNT));
+    // Of both families.
+    assert_eq!(held(node), 2 * usize::from(COUNT));
     for (protocol, port) in
         [(Protocol::Tcp, FIRST), (Protocol::Tcp, FIRST + 998), (Protocol::Udp, FIRST + COUNT - 1)]
     {
         let world = cluster.world();
-        let seen = protocol.exchange(world.namespace(), &pod, node.address(), port).unwrap();
-        assert_eq!(seen.server_saw.ip(), world.address());
+        for family in Family::ALL {
+            let seen = protocol.exchange(world.namespace(), &pod, node.address_of(family), port).unwrap();
+            assert_eq!(seen.server_saw.ip(), world.address_of(family));
+        }
     }
     // One that overlaps with the last of them gets none.
     let refused = node.try_add_pod_with(
@@ -36,7 +40,8 @@ fn a_pod_takes_two_thousand_ports_at_once_and_gives_them_back() {
     );
     let error = refused.expect_err("a port of another pod");
     assert_eq!(error.code, 107, "{error}");
-    assert_eq!(held(node), usize::from(COUNT));
+    assert_eq!(held(node), 2 * usize::from(COUNT));
     pod.del();
-    assert_eq!((held(node), has_table(node)), (0, false));
+    assert_eq!(held(node), 0);
+    assert!(Family::ALL.iter().all(|family| !has_table(node, *family)));
 }

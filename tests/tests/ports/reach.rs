@@ -1,12 +1,13 @@
 //! Who reaches a host port, and as whom the pod sees him.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use nix::sys::signal::Signal;
-use overlay_tests::lab::{Cluster, Namespace, Pod, exec};
+use overlay_tests::lab::{Cluster, Families, Namespace, Pod, exec};
 use overlay_tests::traffic::inject::{inject, mac_of};
 use overlay_tests::traffic::udp;
 use overlay_tests::traffic::vxlan::udp_frame;
+use overlay_userspace::family::Family;
 use serde_json::json;
 
 use crate::bed::{POD_PORT, Protocol, server};
@@ -17,74 +18,105 @@ const PORT: u16 = 8080;
 struct Case<'a> {
     who: &'static str,
     client: &'a Namespace,
-    dial: Ipv4Addr,
-    seen: Ipv4Addr,
+    dial: IpAddr,
+    seen: IpAddr,
 }
 
-/// All ways to a host port of `w1`.
-fn cases<'a>(cluster: &'a Cluster, server: &'a Pod, near: &'a Pod, far: &'a Pod) -> Vec<Case<'a>> {
+/// All ways to a host port of `w1` in one family.
+fn cases<'a>(
+    cluster: &'a Cluster,
+    family: Family,
+    server: &'a Pod,
+    near: &'a Pod,
+    far: &'a Pod,
+) -> Vec<Case<'a>> {
     let [cp, w1, w2] = ["cp", "w1", "w2"].map(|name| cluster.node(name));
-    let (node, gateway) = (w1.address(), w1.gateway_address());
+    let (node, gateway) = (w1.address_of(family), w1.gateway_of(family));
     let case = |who, client, dial, seen| Case { who, client, dial, seen };
     let world = cluster.world();
-    vec![
-        case("the world", world.namespace(), node, world.address()),
-        case("a node of the same network", cp.namespace(), node, cp.address()),
-        case("a node of another network", w2.namespace(), node, w2.address()),
+    let mut cases = vec![
+        case("the world", world.namespace(), node, world.address_of(family)),
+        case("a node of the same network", cp.namespace(), node, cp.address_of(family)),
+        case("a node of another network", w2.namespace(), node, w2.address_of(family)),
         case("the node by its address", w1.namespace(), node, node),
         case("the node by its gateway address", w1.namespace(), gateway, gateway),
-        case("the node by 127.0.0.1", w1.namespace(), Ipv4Addr::LOCALHOST, gateway),
-        case("the node by another of 127.0.0.0/8", w1.namespace(), Ipv4Addr::new(127, 1, 2, 3), gateway),
-        case("a pod of the node", near.namespace(), node, near.addr()),
-        case("a pod of the node by the gateway address", near.namespace(), gateway, near.addr()),
-        case("a pod of another node", far.namespace(), node, far.addr()),
-        case("a pod of another node by the gateway address", far.namespace(), gateway, far.addr()),
+        case("a pod of the node", near.namespace(), node, near.addr_of(family)),
+        case("a pod of the node by the gateway address", near.namespace(), gateway, near.addr_of(family)),
+        case("a pod of another node", far.namespace(), node, far.addr_of(family)),
+        case("a pod of another node by the gateway address", far.namespace(), gateway, far.addr_of(family)),
         case(
             "a node of another network by the gateway address",
             w2.namespace(),
             gateway,
-            w2.gateway_address(),
+            w2.gateway_of(family),
         ),
         case("the pod itself", server.namespace(), node, gateway),
         case("the pod itself by the gateway address", server.namespace(), gateway, gateway),
-    ]
+    ];
+    if family == Family::Ipv4 {
+        cases.extend([
+            case("the node by 127.0.0.1", w1.namespace(), Ipv4Addr::LOCALHOST.into(), gateway),
+            case("the node by another of 127.0.0.0/8", w1.namespace(), [127, 1, 2, 3].into(), gateway),
+        ]);
+    }
+    cases
 }
 
-#[test]
-fn everybody_reaches_a_port_and_is_seen_by_his_own_address() {
-    let cluster = Cluster::builder().start();
+/// Everybody reaches a port and is seen by his own address, in each of these families.
+#[track_caller]
+fn expect_reached_by_everybody(families: Families) {
+    let cluster = Cluster::builder().families(families).start();
     let pod = server(&cluster, "server", PORT);
     let (near, far) = (cluster.add_pod("w1", "near"), cluster.add_pod("w2", "far"));
     let mut failures = Vec::new();
-    for case in cases(&cluster, &pod, &near, &far) {
+    for case in families.iter().flat_map(|family| cases(&cluster, family, &pod, &near, &far)) {
         for protocol in Protocol::ALL {
+            let who = format!("{} by {protocol:?} to {}", case.who, case.dial);
             match protocol.exchange(case.client, &pod, case.dial, PORT) {
                 Ok(seen) if seen.server_saw.ip() == case.seen => {}
-                Ok(seen) => failures.push(format!(
-                    "{} by {protocol:?} is seen as {} instead of {}",
-                    case.who,
-                    seen.server_saw.ip(),
-                    case.seen
-                )),
-                Err(error) => failures.push(format!("{} by {protocol:?}: {error:#}", case.who)),
+                Ok(seen) => {
+                    failures.push(format!(
+                        "{who} is seen as {} instead of {}",
+                        seen.server_saw.ip(),
+                        case.seen
+                    ));
+                }
+                Err(error) => failures.push(format!("{who}: {error:#}")),
             }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     // The pod's own port is where it was.
-    for client in [near.namespace(), far.namespace()] {
-        for protocol in Protocol::ALL {
-            let seen = protocol.exchange(client, &pod, pod.addr(), POD_PORT).unwrap();
-            assert!(seen.same_address(), "{seen:?}");
+    for family in families.iter() {
+        for client in [near.namespace(), far.namespace()] {
+            for protocol in Protocol::ALL {
+                let seen = protocol.exchange(client, &pod, pod.addr_of(family), POD_PORT).unwrap();
+                assert!(seen.same_address(), "{seen:?}");
+            }
         }
     }
 }
 
 #[test]
+fn everybody_reaches_a_port_and_is_seen_by_his_own_address() {
+    expect_reached_by_everybody(Families::Ipv4);
+}
+
+#[test]
+fn everybody_reaches_a_port_in_ipv6_alone() {
+    expect_reached_by_everybody(Families::Ipv6);
+}
+
+#[test]
+fn everybody_reaches_a_port_in_both_families() {
+    expect_reached_by_everybody(Families::Dual);
+}
+
+#[test]
 fn a_port_on_one_address_is_there_alone() {
-    let cluster = Cluster::builder().start();
-    let w1 = cluster.node("w1");
-    let pod = |name: &str, host_ip: Ipv4Addr| {
+    let cluster = Cluster::builder().families(Families::Dual).start();
+    let (w1, world) = (cluster.node("w1"), cluster.world());
+    let pod = |name: &str, host_ip: IpAddr| {
         let list = Protocol::ALL.map(|protocol| {
             json!({
                 "hostPort": PORT, "containerPort": POD_PORT, "protocol": protocol.name(), "hostIP": host_ip,
@@ -92,18 +124,38 @@ fn a_port_on_one_address_is_there_alone() {
         });
         w1.add_pod_with_ports(cluster.lab(), name, &json!(list))
     };
-    let (outside, inside) = (pod("outside", w1.address()), pod("inside", Ipv4Addr::LOCALHOST));
+    let outside = Family::ALL.map(|family| pod(&format!("outside-{}", family.nft()), w1.address_of(family)));
+    let inside = pod("inside", Ipv4Addr::LOCALHOST.into());
     for protocol in Protocol::ALL {
-        let world = cluster.world();
-        let seen = protocol.exchange(world.namespace(), &outside, w1.address(), PORT).unwrap();
-        assert_eq!(seen.server_saw.ip(), world.address());
-        let seen = protocol.exchange(w1.namespace(), &outside, w1.address(), PORT).unwrap();
-        assert_eq!(seen.server_saw.ip(), w1.address());
-        let seen = protocol.exchange(w1.namespace(), &inside, Ipv4Addr::LOCALHOST, PORT).unwrap();
-        assert_eq!(seen.server_saw.ip(), w1.gateway_address());
-        // An address that nobody has taken.
-        protocol.exchange(w1.namespace(), &outside, w1.gateway_address(), PORT).unwrap_err();
+        for (family, outside) in Family::ALL.into_iter().zip(&outside) {
+            let node = w1.address_of(family);
+            let seen = protocol.exchange(world.namespace(), outside, node, PORT).unwrap();
+            assert_eq!(seen.server_saw.ip(), world.address_of(family));
+            let seen = protocol.exchange(w1.namespace(), outside, node, PORT).unwrap();
+            assert_eq!(seen.server_saw.ip(), node);
+            // An address that nobody has taken.
+            protocol.exchange(w1.namespace(), outside, w1.gateway_of(family), PORT).unwrap_err();
+        }
+        let seen = protocol.exchange(w1.namespace(), &inside, Ipv4Addr::LOCALHOST.into(), PORT).unwrap();
+        assert_eq!(seen.server_saw.ip(), w1.gateway_of(Family::Ipv4));
     }
+}
+
+#[test]
+fn the_ipv6_loopback_address_stays_the_nodes_own() {
+    let cluster = Cluster::builder().families(Families::Ipv6).start();
+    let w1 = cluster.node("w1");
+    let pod = server(&cluster, "server", PORT);
+    let loopback = IpAddr::from(Ipv6Addr::LOCALHOST);
+    Protocol::Tcp.exchange(w1.namespace(), &pod, w1.address_of(Family::Ipv6), PORT).unwrap();
+    // Not the pod's, and whoever of the node listens there has it.
+    Protocol::Tcp.exchange(w1.namespace(), &pod, loopback, PORT).unwrap_err();
+    let own = udp::bind(w1.namespace(), SocketAddr::new(loopback, PORT)).unwrap();
+    let client = udp::connected(w1.namespace(), SocketAddr::new(loopback, PORT)).unwrap();
+    client.send(b"question").unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = own.recv_from(&mut buffer).expect("what is sent to ::1 stays there");
+    assert_eq!((&buffer[..length], from.ip()), (b"question".as_slice(), loopback));
 }
 
 #[test]

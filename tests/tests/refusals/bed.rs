@@ -40,7 +40,7 @@ impl Bed {
     pub(crate) fn peer() -> NodeEntry {
         NodeEntry {
             name: "b".to_owned(),
-            address: Ipv4Addr::new(192, 0, 2, 2),
+            address: Ipv4Addr::new(192, 0, 2, 2).into(),
             subnet: "10.244.2.0/24".parse().unwrap(),
             vtep_mac: None,
         }

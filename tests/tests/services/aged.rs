@@ -2,7 +2,7 @@
 //!
 //! Half an hour in seconds: what conntrack would forget by then is deleted, and what the table has of it is given an older date.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use overlay_common::maps::{Flow, FlowKey};
@@ -13,7 +13,7 @@ use overlay_tests::traffic::{conntrack, udp};
 use overlay_userspace::datapath::flows::StackFlows;
 use overlay_userspace::datapath::pins::Pins;
 
-use crate::bed::{Bed, Ground};
+use crate::bed::{Bed, Ground, Kind};
 use crate::matrix;
 use crate::scenarios::flows::{FIRST, LAST};
 
@@ -46,7 +46,7 @@ fn age(table: &mut StackFlows, keys: impl IntoIterator<Item = FlowKey>) {
 #[test]
 fn connection_outlives_a_table_full_of_other_flows() {
     let network = Network { stack_flows: Some(CAPACITY), ..Network::default() };
-    let mut bed = Bed::start(Ground::Overlay(Box::new(network)), &ProxyMode::Nft, false);
+    let mut bed = Bed::start(Ground::Overlay(Box::new(network)), &ProxyMode::Nft, Kind::PLAIN);
     let opened = matrix::run(&mut bed, FIRST);
     assert!(opened[0].error.is_none(), "{:?}", opened[0].error);
     let cp = &bed.overlay_nodes()[0];
@@ -61,9 +61,8 @@ fn connection_outlives_a_table_full_of_other_flows() {
     let client = bed.pod("cp", "a");
     for round in 0..ROUNDS {
         // All at once: each has a port of its own.
-        let sockets: Vec<UdpSocket> = (0..ROUND)
-            .map(|_| udp::bind(&client.namespace, SocketAddr::from(([0; 4], 0))).unwrap())
-            .collect();
+        let sockets: Vec<UdpSocket> =
+            (0..ROUND).map(|_| udp::unbound(&client.namespace, dial.ip()).unwrap()).collect();
         for socket in &sockets {
             socket.send_to(b"a question", dial).unwrap();
             socket.recv_from(&mut [0; 64]).unwrap();

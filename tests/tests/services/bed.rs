@@ -1,16 +1,16 @@
 //! What the scenarios stand on: three nodes with two pods each, an outside world, perhaps a container of Docker's on every node, and the
 //! Services of [`services`] on all nodes.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use overlay_tests::lab::services::{
-    Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
+    Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort, cluster_ip,
 };
 use overlay_tests::lab::{
-    Cluster, Docker, DockerContainer, FlannelNode, FlannelWire, Namespace, Network, Node,
+    Cluster, Docker, DockerContainer, Families, FlannelNode, FlannelWire, Namespace, Network, Node, nets,
 };
+use overlay_userspace::family::{ByFamily, Family};
 
 /// The nodes: two on one LAN, the third behind the router.
 pub(crate) const NODES: [&str; 3] = ["cp", "w1", "w2"];
@@ -19,10 +19,10 @@ pub(crate) const NODES: [&str; 3] = ["cp", "w1", "w2"];
 const AFFINITY: Duration = Duration::from_hours(3);
 
 /// Where the API server is, in the mode that has one: on the LAN of the first two nodes.
-const API: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 30);
+const API: [&str; 2] = ["192.0.2.30/26", "2001:db8:a::30/64"];
 
-/// The router on that LAN.
-const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The routers of the two LANs.
+const ROUTERS: [[&str; 2]; 2] = [["192.0.2.1", "2001:db8:a::1"], ["192.0.2.65", "2001:db8:b::1"]];
 
 /// Somewhere with an address that clients and servers can be.
 #[derive(Debug, Clone)]
@@ -32,7 +32,9 @@ pub(crate) struct Place {
     /// The node that it is on; its own name for what is on none.
     pub(crate) node: String,
     pub(crate) namespace: Namespace,
-    pub(crate) addr: Ipv4Addr,
+    /// The one of [`Bed::family`].
+    pub(crate) addr: IpAddr,
+    addrs: ByFamily<IpAddr>,
 }
 
 /// The pod network under the Services.
@@ -43,8 +45,27 @@ pub(crate) enum Ground {
     Flannel,
 }
 
+/// Which lab.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    pub(crate) docker: bool,
+    pub(crate) families: Families,
+}
+
+impl Kind {
+    /// IPv4 alone.
+    pub(crate) const PLAIN: Self = Self { docker: false, families: Families::Ipv4 };
+    /// IPv4 alone, with a container of Docker's on every node.
+    pub(crate) const DOCKER: Self = Self { docker: true, families: Families::Ipv4 };
+}
+
 pub(crate) struct Bed {
+    /// The one under test at the moment.
+    pub(crate) family: Family,
+    /// That of [`Bed::family`].
     pub(crate) proxy: Proxy,
+    /// That of the other family, if there is one.
+    other: Option<Proxy>,
     /// Two on each node: clients are `a`, backends are `b`. Before the cluster: a pod's namespace goes first.
     pods: Vec<Place>,
     nodes: Vec<Place>,
@@ -67,39 +88,75 @@ pub(crate) struct Idle {
 impl Bed {
     /// Builds it all, with the Services applied.
     #[track_caller]
-    pub(crate) fn start(ground: Ground, mode: &ProxyMode, docker: bool) -> Self {
+    pub(crate) fn start(ground: Ground, mode: &ProxyMode, Kind { docker, families }: Kind) -> Self {
         let docker = if docker { Docker::Idle } else { Docker::Absent };
         let is_overlay = matches!(ground, Ground::Overlay(_));
         let network = match ground {
             Ground::Overlay(network) => *network,
             Ground::Flannel => Network::default(),
         };
-        let cidr = network.cidr;
-        let cluster = Cluster::builder().docker(docker).network(network).build();
+        let cluster = Cluster::builder().docker(docker).network(network).families(families).build();
         let (nodes, pods) =
             if is_overlay { overlay_places(&cluster) } else { flannel_places(&cluster, docker) };
         let mut containers = Vec::new();
         if docker == Docker::Idle {
             for node in &nodes {
-                let container = DockerContainer::run(cluster.lab(), &node.namespace);
-                let (name, namespace) = (format!("{}'s container", node.name), container.namespace().clone());
-                containers.push(Place { name, node: node.name.clone(), namespace, addr: container.addr() });
+                let container = DockerContainer::run(cluster.lab(), &node.namespace, families);
+                let name = format!("{}'s container", node.name);
+                containers.push(place(&name, &node.name, container.namespace(), container.addrs()));
             }
         }
         let world = cluster.world();
-        let world = place("world", "world", world.namespace(), world.address());
+        let world = place("world", "world", world.namespace(), world.addresses());
         let api = cluster.lab().namespace("api");
         cluster.lan_a().attach(&api, Node::DEVICE);
-        api.ip(&format!("addr add {API}/26 dev {}", Node::DEVICE));
-        api.ip(&format!("route add default via {ROUTER}"));
-        let proxied = nodes.iter().map(|node| ProxyNode {
-            name: node.name.clone(),
-            namespace: node.namespace.clone(),
-            address: node.addr,
+        let mut proxies = families.iter().map(|family| {
+            let address = *nets(&API).get(family).expect("an address of each family");
+            api.ip(&format!("addr add {address} dev {}", Node::DEVICE));
+            api.ip(&format!("route add default via {}", ROUTERS[0][family.index()]));
+            let proxied = nodes.iter().map(|node| ProxyNode {
+                name: node.name.clone(),
+                namespace: node.namespace.clone(),
+                address: node.addr_of(family),
+            });
+            let cidr = cluster.network().cidr.expect(family);
+            let mut proxy =
+                Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, address.addr()));
+            proxy.apply(&services(family, &nodes, &pods));
+            proxy
         });
-        let mut proxy = Proxy::start(cluster.lab(), mode, proxied.collect(), cidr, (&api, API));
-        proxy.apply(&services(&nodes, &pods));
-        Self { proxy, pods, nodes, world, containers, cluster, is_overlay, idle: Vec::new() }
+        let proxy = proxies.next().expect("a lab has a family");
+        let other = proxies.next();
+        drop(proxies);
+        let family = families.iter().next().expect("a lab has a family");
+        Self { family, proxy, other, pods, nodes, world, containers, cluster, is_overlay, idle: Vec::new() }
+    }
+
+    /// From now on this family is under test.
+    #[track_caller]
+    pub(crate) fn turn_to(&mut self, family: Family) {
+        if self.family == family {
+            return;
+        }
+        let other = self.other.as_mut().unwrap_or_else(|| panic!("the lab has no {family}"));
+        std::mem::swap(&mut self.proxy, other);
+        self.family = family;
+        let places = self.pods.iter_mut().chain(&mut self.nodes).chain(&mut self.containers);
+        for place in places.chain([&mut self.world]) {
+            place.addr = place.addr_of(family);
+        }
+    }
+
+    /// The router of the node's LAN.
+    pub(crate) fn router_of(&self, node: &str) -> &'static str {
+        ROUTERS[usize::from(node == "w2")][self.family.index()]
+    }
+
+    /// The MTU of a pod.
+    #[track_caller]
+    pub(crate) fn pod_mtu(&self) -> u32 {
+        let link = self.pod("cp", "a").namespace.ip_json("link show dev eth0");
+        link[0]["mtu"].as_u64().and_then(|mtu| mtu.try_into().ok()).expect("a device has an MTU")
     }
 
     /// Pod `a` or `b` of a node.
@@ -125,7 +182,7 @@ impl Bed {
 
     /// The Services that were applied first.
     pub(crate) fn services(&self) -> Vec<Service> {
-        services(&self.nodes, &self.pods)
+        services(self.family, &self.nodes, &self.pods)
     }
 
     /// The router between the LANs and the world.
@@ -148,25 +205,26 @@ impl Bed {
         let service = self.proxy.service(service);
         let backend = &service.backends[0];
         let place = self.pods.iter().chain(&self.nodes).find(|place| place.addr == backend.addr);
-        let listen = socket(SocketAddrV4::new(backend.addr, service.port(protocol).target));
+        let listen = SocketAddr::new(backend.addr, service.port(protocol).target);
         (place.expect("a backend is a pod or a node"), listen)
     }
 
     /// The ClusterIP and port of a Service.
     #[track_caller]
     pub(crate) fn cluster_ip(&self, service: &str, protocol: Protocol) -> SocketAddr {
-        socket(self.proxy.service(service).dial(protocol))
+        self.proxy.service(service).dial(protocol)
     }
 
     /// The node port of a Service at a node.
     #[track_caller]
     pub(crate) fn node_port(&self, service: &str, node: &str, protocol: Protocol) -> SocketAddr {
-        socket(self.proxy.service(service).dial_node(self.node(node).addr, protocol))
+        self.proxy.service(service).dial_node(self.node(node).addr, protocol)
     }
 
     /// Every address that packets may have that a node masqueraded.
     pub(crate) fn addresses_of_node(&self, name: &str) -> Vec<IpAddr> {
-        let devices = self.node(name).namespace.ip_json("-4 addr show");
+        let option = if self.family == Family::Ipv4 { "-4" } else { "-6" };
+        let devices = self.node(name).namespace.ip_json(&format!("{option} addr show"));
         let devices = devices.as_array().expect("a list of devices").iter();
         let all = devices.flat_map(|device| device["addr_info"].as_array().expect("addresses of a device"));
         all.map(|address| address["local"].as_str().expect("an address").parse().expect("an address"))
@@ -174,12 +232,18 @@ impl Bed {
     }
 }
 
-fn place(name: &str, node: &str, namespace: &Namespace, addr: Ipv4Addr) -> Place {
-    Place { name: name.to_owned(), node: node.to_owned(), namespace: namespace.clone(), addr }
+impl Place {
+    /// Its address of this family.
+    #[track_caller]
+    fn addr_of(&self, family: Family) -> IpAddr {
+        *self.addrs.get(family).unwrap_or_else(|| panic!("{} has no {family} address", self.name))
+    }
 }
 
-pub(crate) fn socket(address: SocketAddrV4) -> SocketAddr {
-    SocketAddr::V4(address)
+/// A place, at first with its address of the lab's first family.
+fn place(name: &str, node: &str, namespace: &Namespace, addrs: ByFamily<IpAddr>) -> Place {
+    let addr = *addrs.values().next().expect("a place has an address");
+    Place { name: name.to_owned(), node: node.to_owned(), namespace: namespace.clone(), addr, addrs }
 }
 
 #[track_caller]
@@ -187,11 +251,11 @@ fn overlay_places(cluster: &Cluster) -> (Vec<Place>, Vec<Place>) {
     cluster.start_agents();
     let (mut nodes, mut pods) = (Vec::new(), Vec::new());
     for node in cluster.nodes() {
-        nodes.push(place(node.name(), node.name(), node.namespace(), node.address()));
+        nodes.push(place(node.name(), node.name(), node.namespace(), node.addresses()));
         for name in ["a", "b"] {
             let pod = node.add_pod(cluster.lab(), name);
             let whole = format!("{}/{name}", node.name());
-            pods.push(place(&whole, node.name(), pod.namespace(), pod.addr()));
+            pods.push(place(&whole, node.name(), pod.namespace(), pod.addrs()));
         }
     }
     (nodes, pods)
@@ -200,30 +264,36 @@ fn overlay_places(cluster: &Cluster) -> (Vec<Place>, Vec<Place>) {
 /// Three nodes of Flannel's beside the overlay nodes of `cluster`, on which no agent runs.
 #[track_caller]
 fn flannel_places(cluster: &Cluster, docker: Docker) -> (Vec<Place>, Vec<Place>) {
+    let families = cluster.nodes()[0].families();
     let plan = [
-        (cluster.lan_a(), "192.0.2.21/26", "192.0.2.1", "10.244.11.0/24"),
-        (cluster.lan_a(), "192.0.2.22/26", "192.0.2.1", "10.244.12.0/24"),
-        (cluster.lan_b(), "192.0.2.85/26", "192.0.2.65", "10.244.13.0/24"),
+        (cluster.lan_a(), ["192.0.2.21/26", "2001:db8:a::21/64"], ["10.244.11.0/24", "fd00:10:244:11::/64"]),
+        (cluster.lan_a(), ["192.0.2.22/26", "2001:db8:a::22/64"], ["10.244.12.0/24", "fd00:10:244:12::/64"]),
+        (cluster.lan_b(), ["192.0.2.85/26", "2001:db8:b::85/64"], ["10.244.13.0/24", "fd00:10:244:13::/64"]),
     ];
     let (mut nodes, mut pods, mut flannel) = (Vec::new(), Vec::new(), Vec::new());
-    let cidr: Ipv4Net = cluster.network().cidr;
-    for (name, (lan, underlay, gateway, subnet)) in NODES.into_iter().zip(plan) {
-        let (underlay, subnet) = (underlay.parse().unwrap(), subnet.parse().unwrap());
+    for (name, (lan, underlay, subnets)) in NODES.into_iter().zip(plan) {
+        let [underlay, subnets] =
+            [underlay, subnets].map(|both| families.map(|family| *nets(&both).get(family).expect("both")));
         let host = format!("flannel-{name}");
-        let mut node = FlannelNode::new(cluster.lab(), lan, &host, underlay, subnet, FlannelWire::default());
-        node.namespace().ip(&format!("route add default via {gateway}"));
-        docker.install(node.namespace());
-        node.masquerade(cidr);
-        nodes.push(place(name, name, node.namespace(), node.address()));
+        let mut node = FlannelNode::new(cluster.lab(), lan, &host, underlay, subnets, FlannelWire::default());
+        for family in families.iter() {
+            let router = ROUTERS[usize::from(name == "w2")][family.index()];
+            node.namespace().ip(&format!("route add default via {router}"));
+        }
+        docker.install(node.namespace(), families);
+        for family in families.iter() {
+            node.masquerade(cluster.network().cidr.expect(family));
+        }
+        nodes.push(place(name, name, node.namespace(), underlay.map(|_, net| net.addr())));
         for pod in ["a", "b"] {
             let made = node.add_pod(cluster.lab(), pod);
-            pods.push(place(&format!("{name}/{pod}"), name, made.namespace(), made.addr()));
+            pods.push(place(&format!("{name}/{pod}"), name, made.namespace(), made.addrs()));
         }
         flannel.push(node);
     }
     for node in &flannel {
-        for peer in flannel.iter().filter(|peer| peer.address() != node.address()) {
-            node.add_peer(&peer.entry(), &peer.vtep_mac());
+        for peer in flannel.iter().filter(|peer| peer.entry() != node.entry()) {
+            node.add_peer(&peer.entry(), &peer.vtep_macs());
         }
     }
     (nodes, pods)
@@ -231,7 +301,7 @@ fn flannel_places(cluster: &Cluster, docker: Docker) -> (Vec<Place>, Vec<Place>)
 
 /// The Services: for each node `<node>` and `local-<node>`, whose one backend is pod `b` there, and `host-<node>`, whose one backend is
 /// the node itself; `all` and `sticky`, whose backends are all `b`; `moving`, whose backend is on `w1` at first.
-fn services(nodes: &[Place], pods: &[Place]) -> Vec<Service> {
+fn services(family: Family, nodes: &[Place], pods: &[Place]) -> Vec<Service> {
     let backends: Vec<&Place> = pods.iter().filter(|pod| pod.name.ends_with("/b")).collect();
     let mut services = Vec::new();
     let mut add = |name: &str, external, affinity, node_ports: bool, backends: &[&Place]| {
@@ -244,11 +314,14 @@ fn services(nodes: &[Place], pods: &[Place]) -> Vec<Service> {
         };
         services.push(Service {
             name: name.to_owned(),
-            cluster_ip: Ipv4Addr::new(10, 96, 0, 100 + number),
+            cluster_ip: cluster_ip(family, 100 + u32::from(number)),
             ports: vec![port(Protocol::Tcp, 80, 0), port(Protocol::Udp, 53, 100)],
             external,
             affinity,
-            backends: backends.iter().map(|place| backend(place)).collect(),
+            backends: backends
+                .iter()
+                .map(|place| Backend { addr: place.addr_of(family), node: place.node.clone() })
+                .collect(),
         });
     };
     for (node, pod) in nodes.iter().zip(&backends) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use overlay_tests::lab::services::{KubeBinaries, Proxy, ProxyMode, ProxyNode};
 use overlay_tests::lab::{Namespace, exec};
 
-use crate::bed::{Bed, Ground};
+use crate::bed::{Bed, Ground, Kind};
 
 /// The rules in chains of Kubernetes, and the jumps there. Chains that are named after a hash have names that tell what they are
 /// for; the API server's own Service is left out.
@@ -48,9 +48,9 @@ fn names<'a>(lines: &[&'a str]) -> BTreeMap<&'a str, String> {
 #[test]
 fn rules_of_the_iptables_mode_are_those_of_the_real_kube_proxy() {
     let Some(binaries) = KubeBinaries::find() else { return };
-    let bed = Bed::start(Ground::Overlay(Box::default()), &ProxyMode::Real(binaries), false);
+    let bed = Bed::start(Ground::Overlay(Box::default()), &ProxyMode::Real(binaries), Kind::PLAIN);
     let lab = bed.cluster().lab();
-    let (cluster, somewhere) = (bed.cluster().network().cidr, lab.namespace("generated"));
+    let (cluster, somewhere) = (bed.cluster().network().cidr.expect(bed.family), lab.namespace("generated"));
     let node =
         ProxyNode { name: "cp".to_owned(), namespace: somewhere.clone(), address: bed.node("cp").addr };
     let api = (&somewhere, bed.node("cp").addr);

@@ -9,7 +9,7 @@ use std::thread;
 use overlay_tests::lab::Network;
 use overlay_tests::lab::services::ProxyMode;
 
-use crate::bed::{Bed, Ground};
+use crate::bed::{Bed, Ground, Kind};
 use crate::matrix;
 use crate::scenarios::{self, Scenario};
 
@@ -42,7 +42,7 @@ const FAILS: &[&str] = &[
 /// Runs a group of scenarios; gives the names of those that failed.
 fn failed(group: Vec<&'static Scenario>) -> BTreeSet<&'static str> {
     let network = Network { stack_flows: Some(0), ..Network::default() };
-    let mut bed = Bed::start(Ground::Overlay(Box::new(network)), &ProxyMode::Nft, false);
+    let mut bed = Bed::start(Ground::Overlay(Box::new(network)), &ProxyMode::Nft, Kind::PLAIN);
     let rows = matrix::run(&mut bed, group);
     rows.into_iter().filter(|row| row.error.is_some()).map(|row| row.name).collect()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use overlay_tests::attached::{Attached, Mode};
-use overlay_tests::lab::{AgentOptions, Cluster, ClusterFile, Network, Node, exec};
+use overlay_tests::lab::{AgentOptions, Cluster, ClusterFile, Families, Network, Node, exec};
 use overlay_tests::traffic::steady::{Pods, Steady, connected};
 
 /// How long an agent that has to refuse may take.
@@ -24,8 +24,8 @@ fn attached(cluster: &Cluster, mode: Mode) -> Vec<Attached> {
     cluster.nodes().iter().map(|node| Attached::read(node, mode)).collect()
 }
 
-fn agents_die_and_come_back(mode: Mode) {
-    let cluster = cluster(mode);
+fn agents_die_and_come_back(mode: Mode, families: Families) {
+    let cluster = Cluster::builder().network(network(mode)).families(families).start();
     let pods = Pods::new(&cluster);
     let steady = Steady::start(&cluster, &pods, true);
     let before = attached(&cluster, mode);
@@ -53,12 +53,22 @@ fn agents_die_and_come_back(mode: Mode) {
 
 #[test]
 fn killed_agents_lose_nothing_and_new_pods_start_without_them() {
-    agents_die_and_come_back(Mode::Tcx);
+    agents_die_and_come_back(Mode::Tcx, Families::Ipv4);
 }
 
 #[test]
 fn killed_agents_lose_nothing_and_new_pods_start_without_them_with_clsact() {
-    agents_die_and_come_back(Mode::Clsact);
+    agents_die_and_come_back(Mode::Clsact, Families::Ipv4);
+}
+
+#[test]
+fn killed_agents_lose_nothing_and_new_pods_start_without_them_in_ipv6_alone() {
+    agents_die_and_come_back(Mode::Tcx, Families::Ipv6);
+}
+
+#[test]
+fn killed_agents_lose_nothing_and_new_pods_start_without_them_in_both_families() {
+    agents_die_and_come_back(Mode::Tcx, Families::Dual);
 }
 
 /// A cluster file of this network, beside the one that all others read.

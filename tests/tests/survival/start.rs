@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
 use overlay_tests::attached::{Attached, Mode};
-use overlay_tests::lab::{AgentOptions, Cluster, ClusterFile, Lab, Lan, Link, Network, Node, Pod, exec};
+use overlay_tests::lab::{
+    AgentOptions, Cluster, ClusterFile, Families, Lab, Lan, Link, Network, Node, Pod, exec,
+};
 use overlay_tests::traffic::ping;
 use overlay_tests::traffic::steady::{Pods, Steady, connected};
 
@@ -118,9 +120,9 @@ fn a_first_start_that_is_killed_is_healed_by_the_next_with_clsact() {
     first_starts_are_cut_off(Mode::Clsact);
 }
 
-fn restarts_are_cut_off(mode: Mode) {
+fn restarts_are_cut_off(mode: Mode, families: Families) {
     let network = Network { attach: Some(mode.name().to_owned()), ..Network::default() };
-    let cluster = Cluster::builder().network(network).start();
+    let cluster = Cluster::builder().network(network).families(families).start();
     let pods = Pods::new(&cluster);
     let cp = cluster.node("cp");
     let steady = Steady::start(&cluster, &pods, true);
@@ -140,12 +142,17 @@ fn restarts_are_cut_off(mode: Mode) {
 
 #[test]
 fn a_restart_that_is_killed_loses_nothing() {
-    restarts_are_cut_off(Mode::Tcx);
+    restarts_are_cut_off(Mode::Tcx, Families::Ipv4);
 }
 
 #[test]
 fn a_restart_that_is_killed_loses_nothing_with_clsact() {
-    restarts_are_cut_off(Mode::Clsact);
+    restarts_are_cut_off(Mode::Clsact, Families::Ipv4);
+}
+
+#[test]
+fn a_restart_that_is_killed_loses_nothing_in_both_families() {
+    restarts_are_cut_off(Mode::Tcx, Families::Dual);
 }
 
 /// An agent of its own, beside the one that a node may have. Dropping it kills it.

@@ -44,7 +44,7 @@ fn what_is_too_long_for_the_path_is_lost_as_explained() {
         assert_eq!(before.since(bed.cp(), &answer.counted()), answer.counted(), "{size}");
         let frames = wire.stop();
         let tunnels = frames.iter().filter_map(|frame| Tunnel::decode(&frame.bytes));
-        let sent = tunnels.filter(|tunnel| *tunnel.destination.ip() == w2).count();
+        let sent = tunnels.filter(|tunnel| tunnel.destination.ip() == w2).count();
         assert_eq!(sent, usize::from(outcome == "sent"), "{size}");
     }
 }

@@ -1,12 +1,13 @@
 //! Service addresses, and flows that came through the stack.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use overlay_tests::lab::services::{
-    Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort,
+    Backend, External, Protocol, Proxy, ProxyMode, ProxyNode, Service, ServicePort, cluster_ip,
 };
 use overlay_tests::lab::{Node, Pod};
 use overlay_tests::traffic::{tcp, udp};
+use overlay_userspace::family::Family;
 use serde_json::json;
 
 use crate::ask::{Answer, ask, go_on};
@@ -17,7 +18,7 @@ const TARGET: u16 = 8080;
 fn service(name: &str, number: u8, backends: &[&Pod]) -> Service {
     Service {
         name: name.to_owned(),
-        cluster_ip: Ipv4Addr::new(10, 96, 0, number),
+        cluster_ip: cluster_ip(Family::Ipv4, number.into()),
         ports: vec![ServicePort {
             protocol: Protocol::Tcp,
             port: 80,
@@ -28,7 +29,7 @@ fn service(name: &str, number: u8, backends: &[&Pod]) -> Service {
         affinity: None,
         backends: backends
             .iter()
-            .map(|pod| Backend { addr: pod.addr(), node: pod.node().to_owned() })
+            .map(|pod| Backend { addr: pod.addr().into(), node: pod.node().to_owned() })
             .collect(),
     }
 }
@@ -37,10 +38,10 @@ fn start(bed: &Bed, mode: &ProxyMode, services: &[Service]) -> Proxy {
     let nodes = bed.cluster.nodes().iter().map(|node| ProxyNode {
         name: node.name().to_owned(),
         namespace: node.namespace().clone(),
-        address: node.address(),
+        address: node.address().into(),
     });
-    let api = (bed.cluster.world().namespace(), bed.cluster.world().address());
-    let cluster = bed.cluster.network().cidr;
+    let api = (bed.cluster.world().namespace(), bed.cluster.world().address().into());
+    let cluster = bed.cluster.network().cidr.expect(Family::Ipv4);
     let mut proxy = Proxy::start(bed.cluster.lab(), mode, nodes.collect(), cluster, api);
     proxy.apply(services);
     proxy
@@ -48,7 +49,7 @@ fn start(bed: &Bed, mode: &ProxyMode, services: &[Service]) -> Proxy {
 
 /// Asks about a TCP packet from one pod.
 #[track_caller]
-fn ask_tcp(node: &Node, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> Answer {
+fn ask_tcp(node: &Node, from: (IpAddr, u16), to: (IpAddr, u16)) -> Answer {
     let texts = [from.0.to_string(), to.0.to_string(), from.1.to_string(), to.1.to_string()];
     let [pod, dst, source_port, port] = &texts;
     ask(node, &[pod, dst, "--protocol", "tcp", "--source-port", source_port, "--port", port])
@@ -60,7 +61,7 @@ fn explained(mode: &ProxyMode, place: &str) {
     let both = service("both", 10, &[&bed.neighbour, &bed.near]);
     let none = service("none", 11, &[]);
     let _proxy = start(&bed, mode, &[both.clone(), none.clone()]);
-    let client = (bed.pod.addr(), 40_000);
+    let client = (bed.pod.addr().into(), 40_000);
 
     let answer = ask_tcp(bed.cp(), client, (both.cluster_ip, 80));
     answer.is("a Service", "stack");
@@ -72,7 +73,7 @@ fn explained(mode: &ProxyMode, place: &str) {
         let backend = SocketAddr::from((pod.addr(), TARGET));
         // Chosen by chance: as often as it takes until this backend is the one.
         let met = (0..64).any(|_| {
-            let dial = SocketAddrV4::new(both.cluster_ip, 80).into();
+            let dial = SocketAddr::new(both.cluster_ip, 80);
             tcp_reaches(bed.pod.namespace(), pod, backend, dial)
         });
         assert!(met, "no connection to the Service has reached {backend}");
@@ -82,7 +83,7 @@ fn explained(mode: &ProxyMode, place: &str) {
     assert!(other.steps("translation").is_empty(), "{:#}", other.report);
     let refused = ask_tcp(bed.cp(), client, (none.cluster_ip, 80));
     refused.is("a Service without endpoints", "refused");
-    let node_port = ask_tcp(bed.cp(), client, (bed.cp().address(), 30_010));
+    let node_port = ask_tcp(bed.cp(), client, (bed.cp().address().into(), 30_010));
     node_port.is("a node port", "stack");
     assert_eq!(node_port.step("translation")["facts"]["targets"], json!(targets));
 }
@@ -95,7 +96,6 @@ fn tcp_reaches(
     dial: SocketAddr,
 ) -> bool {
     let listener = overlay_tests::traffic::listen(pod.namespace(), backend).unwrap();
-    let SocketAddr::V4(dial) = dial else { return false };
     // The other backend has no listener, and refuses.
     let met = tcp::connect_from_port(client, 0, dial).is_ok();
     drop(listener);
@@ -115,20 +115,17 @@ fn a_service_of_the_nftables_mode_is_found_with_its_backends() {
 /// A connection from the pod on `cp` to a Service, and both ends of it.
 #[track_caller]
 fn connected(bed: &Bed, service: &Service, backend: &Pod) -> (TcpStream, TcpStream) {
-    let dial = SocketAddrV4::new(service.cluster_ip, 80);
-    tcp::connect(bed.pod.namespace(), backend.namespace(), (backend.addr(), TARGET).into(), dial.into())
-        .unwrap()
+    let dial = SocketAddr::new(service.cluster_ip, 80);
+    tcp::connect(bed.pod.namespace(), backend.namespace(), (backend.addr(), TARGET).into(), dial).unwrap()
 }
 
-#[track_caller]
-fn v4(address: SocketAddr) -> (Ipv4Addr, u16) {
-    let SocketAddr::V4(address) = address else { panic!("{address} is no IPv4 address") };
-    (*address.ip(), address.port())
+fn parts(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip(), address.port())
 }
 
 /// An answer of a backend is left to the stack, and conntrack says whose it is.
 #[track_caller]
-fn returns(answer: &Answer, service: &Service, client: (Ipv4Addr, u16)) {
+fn returns(answer: &Answer, service: &Service, client: (IpAddr, u16)) {
     answer.is("an answer", "stack");
     let original = &answer.step("conntrack")["facts"]["original"];
     let wanted = json!({ "src": client.0, "src_port": client.1, "dst": service.cluster_ip, "dst_port": 80 });
@@ -143,8 +140,8 @@ fn answers_of_backends_return_through_the_stack_by_which_the_flow_left() {
     let _proxy = start(&bed, &ProxyMode::Nft, &[here.clone(), there.clone()]);
 
     let (near, far) = connected(&bed, &here, &bed.neighbour);
-    let (seen, client) = (v4(far.peer_addr().unwrap()), v4(near.local_addr().unwrap()));
-    let answer = ask_tcp(bed.cp(), (bed.neighbour.addr(), TARGET), seen);
+    let (seen, client) = (parts(far.peer_addr().unwrap()), parts(near.local_addr().unwrap()));
+    let answer = ask_tcp(bed.cp(), (bed.neighbour.addr().into(), TARGET), seen);
     returns(&answer, &here, client);
     let before = Counters::read(bed.cp());
     tcp::say(&far, &near, b"an answer").unwrap();
@@ -152,10 +149,10 @@ fn answers_of_backends_return_through_the_stack_by_which_the_flow_left() {
     assert!(answer.counted().keys().all(|path| counted.contains_key(path)), "{counted:?}");
 
     let (near, far) = connected(&bed, &there, &bed.near);
-    let (seen, client) = (v4(far.peer_addr().unwrap()), v4(near.local_addr().unwrap()));
+    let (seen, client) = (parts(far.peer_addr().unwrap()), parts(near.local_addr().unwrap()));
     tcp::say(&far, &near, b"so that nothing is under way").unwrap();
     let live = Live::read(bed.cp());
-    let first = ask_tcp(bed.w1(), (bed.near.addr(), TARGET), seen);
+    let first = ask_tcp(bed.w1(), (bed.near.addr().into(), TARGET), seen);
     first.is("an answer of another node", "sent");
     let answer = go_on(bed.cp(), &first);
     returns(&answer, &there, client);
@@ -166,7 +163,7 @@ fn answers_of_backends_return_through_the_stack_by_which_the_flow_left() {
     assert!(answer.counted().keys().all(|path| counted.contains_key(path)), "{counted:?}");
 
     // The same pods, not by the Service.
-    let direct = go_on(bed.cp(), &ask_tcp(bed.w1(), (bed.near.addr(), TARGET), (seen.0, 40_000)));
+    let direct = go_on(bed.cp(), &ask_tcp(bed.w1(), (bed.near.addr().into(), TARGET), (seen.0, 40_000)));
     direct.is("a direct flow", "delivered");
 }
 

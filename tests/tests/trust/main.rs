@@ -9,6 +9,7 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
+mod families;
 mod plain;
 mod pod;
 mod stage;

@@ -2,16 +2,17 @@
 //! at every place where a forged packet could come out.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use overlay_tests::lab::{Cluster, Link, Namespace, Network, Node, Pod};
+use overlay_tests::lab::{Cluster, Families, Link, Namespace, Network, Node, Pod};
 use overlay_tests::traffic::drops::{Drops, Monitor};
 use overlay_tests::traffic::inject::mac_of;
 use overlay_tests::traffic::udp;
 use overlay_tests::traffic::vxlan::{FLAG_VNI, Tunnel, udp_frame};
 use overlay_tests::traffic::watch::Watch;
+use overlay_userspace::family::{Family, OfFamily as _};
 use serde_json::Value;
 
 /// Packets per case: more than one, so that none is counted twice, or only once.
@@ -32,6 +33,9 @@ pub(crate) const SOME_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 /// An address on the LAN of `cp` and `w1` that is no node's.
 pub(crate) const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
 
+/// The same in IPv6.
+pub(crate) const STRANGER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xa, 0, 0, 0, 0, 0x50);
+
 /// A second address of `cp`'s underlay device, and of `w1`'s.
 pub(crate) const SECOND: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 33), Ipv4Addr::new(192, 0, 2, 34)];
 
@@ -43,6 +47,25 @@ pub(crate) const SECOND_DEVICE: &str = "eth1";
 
 /// An address in the cluster's range that belongs to no node.
 pub(crate) const NO_NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 99, 2);
+
+/// The same in IPv6.
+pub(crate) const NO_NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0x99, 0, 0, 0, 2);
+
+/// [`STRANGER`] of a family.
+pub(crate) fn stranger(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => STRANGER.into(),
+        Family::Ipv6 => STRANGER_V6.into(),
+    }
+}
+
+/// [`NO_NODE`] of a family.
+pub(crate) fn no_node(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => NO_NODE.into(),
+        Family::Ipv6 => NO_NODE_V6.into(),
+    }
+}
 
 pub(crate) struct Stage {
     /// Prints what `cp` drops.
@@ -80,10 +103,22 @@ impl Stage {
     /// As [`Stage::new`], with this setting of `network.xdp`.
     pub(crate) fn with(xdp: Option<&'static str>) -> Self {
         let network = Network { xdp: xdp.map(str::to_owned), ..Network::default() };
-        let cluster = Cluster::builder().network(network).start();
+        Self::on(Cluster::builder().network(network).start(), xdp)
+    }
+
+    /// A dual-stack cluster whose nodes, which have addresses of both families, talk over `outer`.
+    pub(crate) fn dual(outer: Family, xdp: Option<&'static str>) -> Self {
+        let underlay = (outer == Family::Ipv6).then(|| "ipv6".to_owned());
+        let network = Network { underlay, xdp: xdp.map(str::to_owned), ..Network::default() };
+        Self::on(Cluster::builder().families(Families::Dual).network(network).start(), xdp)
+    }
+
+    /// A cluster with both families on the underlay, or with IPv4 alone.
+    fn on(cluster: Cluster, xdp: Option<&'static str>) -> Self {
         let stranger = cluster.lab().namespace("stranger");
         cluster.lan_a().attach(&stranger, "eth0");
         stranger.ip(&format!("addr add {STRANGER}/26 dev eth0"));
+        stranger.ip(&format!("addr add {STRANGER_V6}/64 dev eth0"));
         let (cp, w1) = (cluster.node("cp").namespace(), cluster.node("w1").namespace());
         Link::default().connect(&stranger, SECOND_DEVICE, cp, SECOND_DEVICE);
         cp.ip(&format!("addr add 203.0.113.1/24 dev {SECOND_DEVICE}"));
@@ -122,15 +157,16 @@ impl Stage {
     /// A tunnel packet to `cp` with a datagram in it, as a peer would send it but for what is changed afterwards.
     pub(crate) fn tunnel(
         &self,
-        outer_source: Ipv4Addr,
-        inner_source: Ipv4Addr,
-        to: Ipv4Addr,
+        outer_source: impl Into<IpAddr>,
+        inner_source: impl Into<IpAddr>,
+        to: impl Into<IpAddr>,
         text: &str,
     ) -> Tunnel {
+        let outer_source = outer_source.into();
         Tunnel {
             macs: (SOME_MAC, self.macs.underlay),
-            source: SocketAddrV4::new(outer_source, 50_000),
-            destination: SocketAddrV4::new(self.cp().address(), TUNNEL),
+            source: SocketAddr::new(outer_source, 50_000),
+            destination: SocketAddr::new(self.cp().address_of(outer_source.family()), TUNNEL),
             ttl: 64,
             tos: 0,
             dont_fragment: false,
@@ -139,8 +175,8 @@ impl Stage {
             vni: 1,
             inner: udp_frame(
                 (SOME_MAC, self.macs.gateway),
-                SocketAddrV4::new(inner_source, 1),
-                SocketAddrV4::new(to, PORT),
+                SocketAddr::new(inner_source.into(), 1),
+                SocketAddr::new(to.into(), PORT),
                 text.as_bytes(),
             ),
         }
@@ -215,7 +251,8 @@ impl Lookout {
 }
 
 fn listen(place: &Namespace) -> UdpSocket {
-    udp::bind(place, SocketAddr::from(([0; 4], PORT))).unwrap()
+    // Of both families.
+    udp::bind(place, SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT))).unwrap()
 }
 
 /// Reads until `enough` says yes, or a second has passed; gives what was read last.

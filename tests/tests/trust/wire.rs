@@ -38,7 +38,7 @@ impl Way {
         let mut tunnel = tunnel.clone();
         let mut device = "eth0";
         match self {
-            Self::SecondAddress => tunnel.destination.set_ip(SECOND[0]),
+            Self::SecondAddress => tunnel.destination.set_ip(SECOND[0].into()),
             Self::SecondDevice => {
                 device = SECOND_DEVICE;
                 tunnel.macs.1 = stage.macs.second;

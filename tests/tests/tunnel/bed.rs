@@ -1,10 +1,10 @@
 //! What the tests stand on: the default cluster, running, with one pod on each node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use overlay_tests::lab::{Cluster, ClusterBuilder, Link, Namespace, Node, Pod};
+use overlay_tests::lab::{Cluster, ClusterBuilder, Families, Link, Namespace, Network, Node, Pod};
 use overlay_tests::traffic::counters::Counters;
+use overlay_userspace::family::Family;
 
 /// All namespaces share one receive queue per CPU (`net.core.netdev_max_backlog`, 1000 packets), and bulk transfers that are
 /// cut into segments fill it. While a test floods, tests that count on every single packet wait.
@@ -25,6 +25,8 @@ pub(crate) struct Bed {
     /// Before the cluster: a pod's namespace goes first.
     pods: Vec<Pod>,
     pub(crate) cluster: Cluster,
+    /// The family of the tunnel's outer headers.
+    pub(crate) outer: Family,
 }
 
 impl Bed {
@@ -33,7 +35,31 @@ impl Bed {
     pub(crate) fn start(cluster: ClusterBuilder) -> Self {
         let cluster = cluster.start();
         let pods = cluster.nodes().iter().map(|node| node.add_pod(cluster.lab(), "a")).collect();
-        Self { pods, cluster }
+        Self { pods, cluster, outer: Family::Ipv4 }
+    }
+
+    /// A dual-stack cluster whose nodes, which have addresses of both families, talk over `outer`.
+    #[track_caller]
+    pub(crate) fn dual(link: Link, outer: Family) -> Self {
+        let underlay = (outer == Family::Ipv6).then(|| "ipv6".to_owned());
+        let network = Network { underlay, ..Network::default() };
+        let bed = Self::start(Cluster::builder().link(link).families(Families::Dual).network(network));
+        Self { outer, ..bed }
+    }
+
+    /// A cluster of IPv6 alone.
+    #[track_caller]
+    pub(crate) fn ipv6(link: Link) -> Self {
+        let bed = Self::start(Cluster::builder().link(link).families(Families::Ipv6));
+        Self { outer: Family::Ipv6, ..bed }
+    }
+
+    /// What the tunnel adds to a packet, in bytes: outer IP header, UDP (8), VXLAN (8), inner Ethernet (14).
+    pub(crate) fn overhead(&self) -> u32 {
+        match self.outer {
+            Family::Ipv4 => 50,
+            Family::Ipv6 => 70,
+        }
     }
 
     /// As [`Bed::start`], with nothing but the link chosen.
@@ -66,9 +92,4 @@ impl Bed {
             assert_eq!(errors, 0, "InCsumErrors in {}", namespace.name());
         }
     }
-}
-
-/// An address with any port.
-pub(crate) fn any_port(address: Ipv4Addr) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(address), 0)
 }

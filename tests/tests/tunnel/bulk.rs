@@ -10,16 +10,19 @@ use etherparse::{SlicedPacket, TransportSlice};
 use overlay_tests::lab::{Cluster, Link, Network, WireMode};
 use overlay_tests::traffic::capture::{Capture, Frame};
 use overlay_tests::traffic::paths::{Volume, Volumes};
-use overlay_tests::traffic::tcp;
 use overlay_tests::traffic::vxlan::Tunnel;
+use overlay_tests::traffic::{any_port, tcp};
+use overlay_userspace::family::Family;
 
-use crate::bed::{self, Bed, any_port};
+use crate::bed::{self, Bed};
 
 /// The longest frame that the wire carries: MTU and Ethernet header.
 const FULL_FRAME: usize = 1514;
 
-/// The longest frame of a pod that fits into it: without the 50 bytes that the tunnel adds.
-const FULL_INNER_FRAME: u64 = 1464;
+/// The longest frame of a pod that fits into it: without what the tunnel adds.
+fn full_inner_frame(bed: &Bed) -> u64 {
+    FULL_FRAME as u64 - u64::from(bed.overhead())
+}
 
 /// What a transfer from the pod on `cp` to another pod has shown.
 struct Transfer {
@@ -30,19 +33,27 @@ struct Transfer {
     wire: Vec<usize>,
 }
 
-/// Moves `mebibytes` from the pod on `cp` to the one on `to`, and back. All has to arrive intact, and natively.
+/// As [`transfer_of`], of IPv4.
 #[track_caller]
 fn transfer(bed: &Bed, to: &str, mebibytes: u32) -> Transfer {
+    transfer_of(Family::Ipv4, bed, to, mebibytes)
+}
+
+/// Moves `mebibytes` from the pod on `cp` to the one on `to`, and back. All has to arrive intact, and natively.
+#[track_caller]
+fn transfer_of(family: Family, bed: &Bed, to: &str, mebibytes: u32) -> Transfer {
     let nodes = [bed.node("cp"), bed.node(to)];
     let (near, far) = (bed.pod("cp"), bed.pod(to));
     let before = nodes.map(Volumes::read);
     let capture = Capture::start(bed.cluster.router(), "lan-a");
-    let bulk = tcp::bulk(near.namespace(), far.namespace(), any_port(far.addr()), mebibytes).unwrap();
+    let bulk =
+        tcp::bulk(near.namespace(), far.namespace(), any_port(far.addr_of(family)), mebibytes).unwrap();
     assert!(bulk.intact(), "{bulk:?}");
     let frames = capture.stop();
     let [at_sender, at_receiver] = [0, 1].map(|end| Volumes::read(nodes[end]).since(&before[end]));
 
-    let bulk = tcp::bulk(far.namespace(), near.namespace(), any_port(near.addr()), mebibytes).unwrap();
+    let bulk =
+        tcp::bulk(far.namespace(), near.namespace(), any_port(near.addr_of(family)), mebibytes).unwrap();
     assert!(bulk.intact(), "{bulk:?}");
     for (node, before) in nodes.into_iter().zip(&before) {
         let moved = Volumes::read(node).since(before);
@@ -82,7 +93,7 @@ fn veth_wire_carries_bulk_as_super_packets_encapsulated_and_decapsulated_nativel
     assert!(longest > 8 * FULL_FRAME, "the longest of {} frames has {longest} bytes", routed.wire.len());
     for seen in [routed, transfer(&bed, "w1", 8)] {
         for volume in [seen.sent, seen.received] {
-            assert!(volume.mean() > 8 * FULL_INNER_FRAME, "{volume:?}");
+            assert!(volume.mean() > 8 * full_inner_frame(&bed), "{volume:?}");
         }
     }
 }
@@ -97,7 +108,7 @@ fn expect_segments_that_merge(bed: &Bed) {
     assert!(merged * 2 < segments, "{segments} segments became {merged} packets");
     for seen in [routed, transfer(bed, "w1", 8)] {
         for volume in [seen.sent, seen.received] {
-            assert!(volume.mean() > 2 * FULL_INNER_FRAME, "{volume:?}");
+            assert!(volume.mean() > 2 * full_inner_frame(bed), "{volume:?}");
         }
     }
 }
@@ -121,7 +132,7 @@ fn veth_wire_without_checksum_offload_carries_bulk_with_right_checksums() {
     for to in ["w2", "w1"] {
         let seen = transfer(&bed, to, 8);
         // The programs see super-packets of the pod; without checksum offload its node's device has to cut them.
-        assert!(seen.sent.mean() > 2 * FULL_INNER_FRAME, "{:?}", seen.sent);
+        assert!(seen.sent.mean() > 2 * full_inner_frame(&bed), "{:?}", seen.sent);
         let longest = seen.wire.iter().max().copied();
         assert_eq!(longest, (to == "w2").then_some(FULL_FRAME));
     }
@@ -136,10 +147,45 @@ fn bulk_arrives_intact_through_xdp() {
         let bed = Bed::start(Cluster::builder().link(link).network(network.clone()));
         let seen = transfer(&bed, "w2", 4);
         match link.mode {
-            WireMode::Veth => assert!(seen.received.mean() <= FULL_INNER_FRAME, "{:?}", seen.received),
+            WireMode::Veth => assert!(seen.received.mean() <= full_inner_frame(&bed), "{:?}", seen.received),
             WireMode::Nic => {
                 let (segments, merged) = (seen.wire.len() as u64, seen.received.packets);
                 assert!(merged * 2 < segments, "{segments} segments became {merged} packets");
+            }
+        }
+    }
+}
+
+/// Both families over IPv6, and IPv6 over IPv4, as in the tests before.
+#[test]
+fn bulk_of_every_family_goes_over_an_underlay_of_either() {
+    let _traffic = bed::flood();
+    for (mode, outer, families) in [
+        (WireMode::Veth, Family::Ipv6, &Family::ALL[..]),
+        (WireMode::Nic, Family::Ipv6, &Family::ALL),
+        (WireMode::Veth, Family::Ipv4, &[Family::Ipv6]),
+        (WireMode::Nic, Family::Ipv4, &[Family::Ipv6]),
+    ] {
+        // On the wire like a NIC's all checksums are there, to be looked at.
+        let bed = Bed::dual(Link { checksums: mode == WireMode::Nic, ..Link::new(mode) }, outer);
+        for family in families {
+            let what = format!("{family} over {outer}, {mode:?}");
+            let seen = transfer_of(*family, &bed, "w2", 8);
+            let longest = seen.wire.iter().max().copied().unwrap();
+            let many = match mode {
+                WireMode::Veth => {
+                    assert!(longest > 8 * FULL_FRAME, "{what}: the longest frame has {longest} bytes");
+                    8
+                }
+                WireMode::Nic => {
+                    assert_eq!(longest, FULL_FRAME, "{what}");
+                    let (segments, merged) = (seen.wire.len() as u64, seen.received.packets);
+                    assert!(merged * 2 < segments, "{what}: {segments} segments became {merged} packets");
+                    2
+                }
+            };
+            for volume in [seen.sent, seen.received] {
+                assert!(volume.mean() > many * full_inner_frame(&bed), "{what}: {volume:?}");
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::bed;
 
 /// Every row of the proof's table holds.
 #[track_caller]
-fn prove(cluster: ClusterBuilder) -> Stage {
+pub(crate) fn prove(cluster: ClusterBuilder) -> Stage {
     let stage = Stage::new(cluster.start());
     let report = stage.prove(|_| ());
     let failed: Vec<_> = report.rows.iter().filter(|row| !row.ok).collect();
@@ -15,7 +15,7 @@ fn prove(cluster: ClusterBuilder) -> Stage {
     stage
 }
 
-fn clsact() -> Network {
+pub(crate) fn clsact() -> Network {
     Network { attach: Some("clsact".into()), ..Network::default() }
 }
 

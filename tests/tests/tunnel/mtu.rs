@@ -1,18 +1,19 @@
 //! The largest packet that needs no fragments, and one byte more.
 
-use std::net::IpAddr;
 use std::thread;
 
 use overlay_tests::lab::{Cluster, Link, Namespace, Network, Pod, WireMode};
 use overlay_tests::traffic::ping::{self, Probe};
-use overlay_tests::traffic::pmtu;
+use overlay_tests::traffic::{any_port, pmtu};
+use overlay_userspace::family::Family;
 
-use crate::bed::{self, Bed, any_port};
+use crate::bed::{self, Bed};
 
 /// On one LAN and across the router, both directions.
 const PAIRS: [(&str, &str); 4] = [("cp", "w1"), ("w1", "cp"), ("cp", "w2"), ("w2", "cp")];
 
-/// Packets of `mtu` bytes pass from pods and nodes to pods; one byte more is refused at the sender, which names `mtu`.
+/// Packets of `mtu` bytes pass from pods and nodes to pods, in every family of the pods; one byte more is refused at the sender,
+/// which names `mtu`.
 #[track_caller]
 fn expect_mtu(bed: &Bed, mtu: u32) {
     let senders = PAIRS.iter().flat_map(|(from, to)| {
@@ -21,16 +22,18 @@ fn expect_mtu(bed: &Bed, mtu: u32) {
     // At once: ping takes a second to see that it has nothing to wait for.
     thread::scope(|scope| {
         for (near, far) in senders {
-            scope.spawn(move || expect_mtu_between(near, far, mtu));
+            for (family, _) in far.addrs().iter() {
+                scope.spawn(move || expect_mtu_between(family, near, far, mtu));
+            }
         }
     });
 }
 
-fn expect_mtu_between(near: &Namespace, far: &Pod, mtu: u32) {
-    let what = format!("{} to {}", near.name(), far.namespace().name());
-    let echo = |packet| ping::unfragmented(near, IpAddr::V4(far.addr()), packet).unwrap();
+fn expect_mtu_between(family: Family, near: &Namespace, far: &Pod, mtu: u32) {
+    let what = format!("{family} from {} to {}", near.name(), far.namespace().name());
+    let echo = |packet| ping::unfragmented(near, far.addr_of(family), packet).unwrap();
     let datagram = |packet: u32| {
-        let at = any_port(far.addr());
+        let at = any_port(far.addr_of(family));
         pmtu::unfragmented(near, far.namespace(), at, packet as usize).unwrap()
     };
     assert!(matches!(echo(mtu), Probe::Reply(_)), "{what}");
@@ -58,4 +61,15 @@ fn configured_mtu_holds_for_pods_and_nodes() {
     let _traffic = bed::quiet();
     let network = Network { mtu: Some(1400), ..Network::default() };
     expect_mtu(&Bed::start(Cluster::builder().network(network)), 1400);
+}
+
+#[test]
+fn overhead_is_that_of_the_underlay_whatever_the_family_of_the_pods() {
+    let _traffic = bed::quiet();
+    for outer in Family::ALL {
+        let bed = Bed::dual(Link::default(), outer);
+        expect_mtu(&bed, 1500 - bed.overhead());
+    }
+    let bed = Bed::ipv6(Link { mtu: 9000, ..Link::default() });
+    expect_mtu(&bed, 8930);
 }

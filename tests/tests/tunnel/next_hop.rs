@@ -12,10 +12,10 @@ use overlay_tests::traffic::inject::mac_of;
 use overlay_tests::traffic::oneway::Oneway;
 use overlay_tests::traffic::stream::{Kind, RATE, Stream};
 use overlay_tests::traffic::vxlan::Tunnel;
-use overlay_tests::traffic::{ping, tcp, udp};
+use overlay_tests::traffic::{any_port, ping, tcp, udp};
 use serde_json::Value;
 
-use crate::bed::{self, Bed, any_port};
+use crate::bed::{self, Bed};
 
 /// The neighbour timers of `eth0` (arp(7)) in these tests; the defaults are 30 s, 5 s and 1 s. The delay has to be shorter than
 /// the time for which an entry is taken for reachable: otherwise the kernel takes the last verification itself for a

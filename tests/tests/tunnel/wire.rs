@@ -1,53 +1,69 @@
 //! What a tunnel packet looks like on the wire: to our own eyes, and to tcpdump's.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use overlay_tests::lab::{Cluster, Link, Network, Node, WireMode};
 use overlay_tests::traffic::capture::{Capture, Frame};
 use overlay_tests::traffic::inject::mac_of;
 use overlay_tests::traffic::paths::Volumes;
 use overlay_tests::traffic::vxlan::{FLAG_VNI, Tunnel};
-use overlay_tests::traffic::{decode, ping, tcp, udp};
+use overlay_tests::traffic::{any_port, decode, ping, tcp, udp};
 use overlay_userspace::cluster::vtep_mac;
+use overlay_userspace::family::Family;
 
-use crate::bed::{self, Bed, any_port};
+use crate::bed::{self, Bed};
 
-/// TOS bytes that pings are sent with: none; EF with ECT(0); CS1 with ECT(1); CS5 with CE.
+/// The protocol number of UDP.
+const UDP: u8 = 17;
+
+/// TOS bytes, or traffic classes, that pings are sent with: none; EF with ECT(0); CS1 with ECT(1); CS5 with CE.
 const TOS: [u8; 4] = [0, 0xba, 0x21, 0xa3];
 
-/// ECN-capable and EF, as `tcpdump -v` writes it.
-const TOS_SEEN: &str = "tos 0xba,ECT(0)";
+/// ECN-capable and EF, as `tcpdump -v` writes it for each family.
+const TOS_SEEN: [&str; 2] = ["tos 0xba,ECT(0)", "class 0xba"];
 
 fn derived_mac(node: &Node) -> [u8; 6] {
-    vtep_mac(IpAddr::V4(node.address()))
+    vtep_mac(node.addresses().values().copied().next().expect("a node has an address"))
 }
 
-/// One end of the traffic: TCP, UDP, pings of every TOS, and pings that only the kernel's path can carry, from the pod
+/// TOS or traffic class of the IP packet in a frame.
+fn tos_of(frame: &[u8]) -> u8 {
+    match frame[14] >> 4 {
+        4 => frame[15],
+        _ => frame[14] << 4 | frame[15] >> 4,
+    }
+}
+
+/// One end of the traffic: TCP, UDP, pings of every TOS, and, of IPv4, pings that only the kernel's path can carry, from the pod
 /// on `cp` and from `cp` itself to the pod on `to`. Gives what arrives at `to` from `cp`.
 #[track_caller]
-fn frames_to(bed: &Bed, to: &str) -> Vec<Frame> {
+fn frames_to(family: Family, bed: &Bed, to: &str) -> Vec<Frame> {
     let (cp, node, pod) = (bed.node("cp"), bed.node(to), bed.pod(to));
     let before = Volumes::read(cp);
     let capture = Capture::start(node.namespace(), Node::DEVICE);
     for from in [bed.pod("cp").namespace(), cp.namespace()] {
-        tcp::exchange(from, pod.namespace(), any_port(pod.addr())).unwrap();
-        udp::exchange(from, pod.namespace(), any_port(pod.addr())).unwrap();
+        tcp::exchange(from, pod.namespace(), any_port(pod.addr_of(family))).unwrap();
+        udp::exchange(from, pod.namespace(), any_port(pod.addr_of(family))).unwrap();
         for tos in TOS.map(|tos| tos.to_string()) {
             // A packet with options is for the kernel to encapsulate.
-            for arguments in [&["-Q", &tos][..], &["-Q", &tos, "-T", "tsonly"]] {
-                let seen = ping::with(from, IpAddr::V4(pod.addr()), arguments).unwrap();
+            let arguments = [&["-Q", &tos][..], &["-Q", &tos, "-T", "tsonly"]];
+            for arguments in arguments.iter().take(if family == Family::Ipv4 { 2 } else { 1 }) {
+                let seen = ping::with(from, pod.addr_of(family), arguments).unwrap();
                 assert!(matches!(seen, ping::Probe::Reply(_)), "{arguments:?}: {seen:?}");
             }
         }
     }
     let moved = Volumes::read(cp).since(&before);
-    for path in ["encap_native", "encap_anchor"] {
+    let paths = ["encap_native", "encap_anchor"];
+    for path in paths.iter().take(if family == Family::Ipv4 { 2 } else { 1 }) {
         assert!(moved.get(path).packets >= 2 * TOS.len() as u64, "{path}: {moved:?}");
     }
     let frames = capture.stop().into_iter().filter(|frame| !frame.outgoing);
-    // Besides them ARP, and nothing else.
-    frames.filter(|frame| frame.bytes[12..14] == [8, 0]).collect()
+    // Besides them ARP or neighbour discovery, and nothing else.
+    let ether_type = if bed.outer == Family::Ipv4 { [8, 0] } else { [0x86, 0xdd] };
+    let frames = frames.filter(|frame| frame.bytes[12..14] == ether_type);
+    frames.filter(|frame| bed.outer == Family::Ipv4 || frame.bytes[20] == UDP).collect()
 }
 
 /// Every frame is a tunnel packet from `cp` to `to`, as configured.
@@ -58,13 +74,13 @@ fn expect_tunnel(bed: &Bed, to: &str, frames: &[Frame]) {
     let mut tos_seen = BTreeSet::new();
     for frame in frames {
         let seen = Tunnel::decode(&frame.bytes).expect("a tunnel packet");
-        let [version_and_length, inner_tos] = [seen.inner[14], seen.inner[15]];
+        let (version_and_length, inner_tos) = (seen.inner[14], tos_of(&seen.inner));
         // Options make it the kernel's packet, which does not copy CE but starts anew (RFC 3168, 9.1.1).
-        let anew = version_and_length != 0x45 && inner_tos & 3 == 3;
+        let anew = version_and_length >> 4 == 4 && version_and_length != 0x45 && inner_tos & 3 == 3;
         let wanted = Tunnel {
             macs: (seen.macs.0, mac_of(to.namespace(), Node::DEVICE)),
-            source: std::net::SocketAddrV4::new(cp.address(), seen.source.port()),
-            destination: std::net::SocketAddrV4::new(to.address(), port),
+            source: SocketAddr::new(cp.address_of(bed.outer), seen.source.port()),
+            destination: SocketAddr::new(to.address_of(bed.outer), port),
             // The router takes one.
             ttl: if to.name() == "w1" { 64 } else { 63 },
             tos: if anew { inner_tos & !1 } else { inner_tos },
@@ -85,22 +101,29 @@ fn expect_tunnel(bed: &Bed, to: &str, frames: &[Frame]) {
 
 /// tcpdump, too, sees VXLAN, and inside of it what was sent.
 #[track_caller]
-fn expect_tcpdump_to_agree(bed: &Bed, to: &str, frames: &[Frame]) {
+fn expect_tcpdump_to_agree(family: Family, bed: &Bed, to: &str, frames: &[Frame]) {
     let Network { vni, port, .. } = *bed.cluster.network();
     let (cp, to) = (bed.node("cp"), bed.node(to));
     let lines = decode::vxlan(cp.namespace(), frames).unwrap();
     assert_eq!(lines.len(), frames.len(), "{lines:#?}");
     for line in &lines {
-        let outer = (format!("{}.", cp.address()), format!(" > {}.{port}: ", to.address()));
+        let [from, to] = [cp, to].map(|node| node.address_of(bed.outer));
+        let outer = (format!("{from}."), format!(" > {to}.{port}: "));
         assert!(line.contains(&outer.0) && line.contains(&outer.1), "{line}");
         assert!(line.contains(&format!("VXLAN, flags [I] (0x08), vni {vni} ")), "{line}");
-        assert!(line.contains("flags [DF], proto UDP (17)"), "{line}");
+        let header = ["flags [DF], proto UDP (17)", "next-header UDP (17)"][bed.outer.index()];
+        assert!(line.contains(header), "{line}");
         assert!(!line.contains("bad cksum") && !line.contains("incorrect"), "{line}");
     }
-    let marked = lines.iter().filter(|line| line.matches(TOS_SEEN).count() == 2);
-    // From pod and node, natively and by the anchor.
-    assert_eq!(marked.count(), 4, "{lines:#?}");
-    for content in ["Flags [S]", "ICMP echo request"] {
+    let seen = |line: &&String| {
+        // The outer one is there in front of the inner one.
+        let inner = line.rfind("vni").map_or("", |at| &line[at..]);
+        line.contains(TOS_SEEN[bed.outer.index()]) && inner.contains(TOS_SEEN[family.index()])
+    };
+    // From pod and node, natively and, of IPv4, by the anchor.
+    assert_eq!(lines.iter().filter(seen).count(), [4, 2][family.index()], "{lines:#?}");
+    let echo = ["ICMP echo request", "ICMP6, echo request"][family.index()];
+    for content in ["Flags [S]", echo] {
         assert!(lines.iter().any(|line| line.contains(content)), "no {content} in {lines:#?}");
     }
 }
@@ -118,9 +141,22 @@ fn wire_carries_vxlan_as_configured() {
             assert_eq!(mac_of(node.namespace(), &anchor), derived_mac(node), "{anchor} of {}", node.name());
         }
         for to in ["w1", "w2"] {
-            let frames = frames_to(&bed, to);
+            let frames = frames_to(Family::Ipv4, &bed, to);
             expect_tunnel(&bed, to, &frames);
-            expect_tcpdump_to_agree(&bed, to, &frames);
+            expect_tcpdump_to_agree(Family::Ipv4, &bed, to, &frames);
+        }
+    }
+}
+
+#[test]
+fn wire_carries_either_family_over_either_underlay() {
+    let _traffic = bed::quiet();
+    for (outer, families) in [(Family::Ipv4, &[Family::Ipv6][..]), (Family::Ipv6, &Family::ALL)] {
+        let bed = Bed::dual(Link { checksums: true, ..Link::default() }, outer);
+        for (family, to) in families.iter().flat_map(|family| ["w1", "w2"].map(|to| (*family, to))) {
+            let frames = frames_to(family, &bed, to);
+            expect_tunnel(&bed, to, &frames);
+            expect_tcpdump_to_agree(family, &bed, to, &frames);
         }
     }
 }

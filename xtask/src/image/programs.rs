@@ -21,7 +21,7 @@ const MERGED: [&str; 4] = ["/bin", "/lib", "/lib64", "/sbin"];
 
 /// Collects what goes into a tree.
 #[derive(Debug, Default)]
-pub(super) struct Programs {
+pub(crate) struct Programs {
     /// Paths on this machine whose files are taken, by whatever link they are found.
     files: BTreeSet<PathBuf>,
     /// Links that are taken as links.
@@ -30,7 +30,7 @@ pub(super) struct Programs {
 
 impl Programs {
     /// Takes a program of PATH, and all that its loader opens.
-    pub(super) fn program(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn program(&mut self, name: &str) -> Result<()> {
         let path = find_program(name).with_context(|| format!("find the program {name} in PATH"))?;
         let path = beyond_merge(&path)?;
         // One program with several names finds out by its name what to do.
@@ -42,8 +42,13 @@ impl Programs {
     }
 
     /// Takes an ELF file, and the libraries and the loader that it needs.
-    pub(super) fn object(&mut self, path: &Path) -> Result<()> {
+    pub(crate) fn object(&mut self, path: &Path) -> Result<()> {
         self.files.insert(path.to_path_buf());
+        self.libraries(path)
+    }
+
+    /// Takes the libraries and the loader that an ELF file needs, without the file.
+    pub(crate) fn libraries(&mut self, path: &Path) -> Result<()> {
         for library in needed(path)? {
             self.files.insert(beyond_merge(&library)?);
         }
@@ -51,7 +56,7 @@ impl Programs {
     }
 
     /// Takes every shared object of a directory whose name begins with one of `prefixes`.
-    pub(super) fn plugins(&mut self, dir: &Path, prefixes: &[&str]) -> Result<()> {
+    pub(crate) fn plugins(&mut self, dir: &Path, prefixes: &[&str]) -> Result<()> {
         for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
             let entry = entry.with_context(|| format!("list {}", dir.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -65,14 +70,14 @@ impl Programs {
     }
 
     /// The directory of the library whose name begins with `prefix`, of those that are taken.
-    pub(super) fn directory_of(&self, prefix: &str) -> Option<PathBuf> {
+    pub(crate) fn directory_of(&self, prefix: &str) -> Option<PathBuf> {
         let named =
             |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
         self.files.iter().find(named)?.parent().map(Path::to_path_buf)
     }
 
     /// Puts it all into `root`, with the licences of the packages that it is from; their versions go to the file `list`.
-    pub(super) fn put_into(&self, root: &mut RootFs, list: &str) -> Result<()> {
+    pub(crate) fn put_into(&self, root: &mut RootFs, list: &str) -> Result<()> {
         for dir in MERGED {
             if let Ok(target) = fs::read_link(dir) {
                 root.put(Path::new(dir), Node::Link(target))?;
@@ -119,7 +124,7 @@ fn beyond_merge(path: &Path) -> Result<PathBuf> {
 }
 
 /// The libraries and the loader of an ELF file, by the loader itself; none where it is static.
-pub(super) fn needed(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn needed(path: &Path) -> Result<Vec<PathBuf>> {
     let mut command = Command::new("ldd");
     command.env("LC_ALL", "C").arg(path).stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", workspace::line(&command)))?;

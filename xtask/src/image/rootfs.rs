@@ -69,6 +69,11 @@ impl RootFs {
         self.0.contains_key(Path::new(path.trim_start_matches('/')))
     }
 
+    /// All there is, directories before what is in them, with relative paths.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&Path, &Node)> {
+        self.0.iter().map(|(path, node)| (path.as_path(), node))
+    }
+
     /// Writes the tree below a directory, which is made.
     pub(crate) fn write_to(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;

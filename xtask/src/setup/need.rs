@@ -23,12 +23,23 @@ pub(crate) enum Part {
     Fuzz,
     /// Make container images, which take programs from this machine.
     Image,
+    /// Boot kernels in virtual machines.
+    Vm,
 }
 
 impl Part {
     /// Everything a developer needs.
-    pub(crate) const ALL: &'static [Self] =
-        &[Self::Host, Self::Bpf, Self::Lint, Self::Agent, Self::Lab, Self::Test, Self::Fuzz, Self::Image];
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Host,
+        Self::Bpf,
+        Self::Lint,
+        Self::Agent,
+        Self::Lab,
+        Self::Test,
+        Self::Fuzz,
+        Self::Image,
+        Self::Vm,
+    ];
 }
 
 /// A program (its name, or its path where that is fixed) and the Debian packages that hold it: the first that the release has is taken.
@@ -74,6 +85,9 @@ const PROGRAMS: &[Program] = &[
     program("prometheus", &["prometheus"], &[Part::Test]),
     // libFuzzer comes as source.
     program("c++", &["g++"], &[Part::Fuzz]),
+    program("qemu-system-x86_64", &["qemu-system-x86"], &[Part::Vm]),
+    // With modprobe, which the kernel starts.
+    program("depmod", &["kmod"], &[Part::Vm]),
 ];
 
 /// Components of the Rust toolchain: name and the program that shows its presence.

@@ -195,7 +195,7 @@ mod tests {
                 .into_iter()
                 .chain(["tcpdump", "conntrack", "iperf3", "socat"])
                 .chain(["containernetworking-plugins", "podman", "conmon", "crun", "containerd", "g++"])
-                .chain(["chromium", "fonts-dejavu-core", "prometheus"])
+                .chain(["chromium", "fonts-dejavu-core", "prometheus", "qemu-system-x86", "kmod"])
                 .map(|name| (name, "1"));
         let known = offers.into_iter().chain(others).map(|(name, version)| (name.into(), version.into()));
         Means {

@@ -23,6 +23,7 @@ use crate::{
         tables::{self, LocalTable},
         usage,
     },
+    family::Family,
     mesh::{State, table::Outcomes},
 };
 
@@ -152,16 +153,23 @@ fn maps(text: &mut Text, observed: &Observed) -> Result<(), DatapathError> {
     })?;
     text.single(Gauge, "overlay_nodes", "Nodes of the cluster that this node knows, itself included", nodes);
     text.single(Gauge, "overlay_endpoints", "Pods of this node that are connected", pods.ready);
-    let free = pool(&local).saturating_sub(pods.leased as u64);
+    let mut addresses = Vec::new();
+    for (family, label) in [(Family::Ipv4, "ipv4"), (Family::Ipv6, "ipv6")] {
+        let Some(pool) = pool(&local, family) else { continue };
+        let used = pods.leased[family.index()] as u64;
+        for (state, count) in [("used", used), ("free", pool.saturating_sub(used))] {
+            addresses.push((vec![("family", label), ("state", state)], count));
+        }
+    }
     text.family(
         Gauge,
         "overlay_ipam_addresses",
-        "Addresses of the node's subnet that pods can have",
-        [("used", pods.leased as u64), ("free", free)].map(|(state, count)| (vec![("state", state)], count)),
+        "Addresses of the node's subnets that pods can have",
+        addresses,
     );
     let used = [
         ("NODES", entries),
-        ("ENDPOINTS", pods.leased),
+        ("ENDPOINTS", pods.leased.iter().sum()),
         ("HOST_PORTS", usage::scan(pins, "HOST_PORTS", |_, _| ())?),
     ];
     text.family(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use overlay_common::maps::{Addr, AttachMode, FAMILY_V4};
+use overlay_common::maps::{Addr, AttachMode, FAMILY_V6, Subnet};
 use serde_json::{Map, Value, json};
 
 use super::{Observed, Pods, Readiness, activity::SAMPLING, pool};
@@ -13,6 +13,7 @@ use crate::{
         DatapathError,
         tables::{self, LocalTable},
     },
+    family::Family,
     mesh::{
         State,
         table::{Cell, Peer},
@@ -29,9 +30,10 @@ pub(super) fn status(observed: &Observed, readiness: &Readiness) -> Value {
         Err(error) => Map::from_iter([("error".to_owned(), json!(error.to_string()))]),
     };
     let activity = observed.activity();
+    let heard = activity.heard.map(|age| age.as_secs());
     let source = activity.source.as_ref().map(|source| match source {
-        Ok(()) => json!({ "up": true }),
-        Err(outage) => json!({ "up": false, "outage": outage }),
+        Ok(()) => json!({ "up": true, "heard_seconds": heard }),
+        Err(outage) => json!({ "up": false, "outage": outage, "heard_seconds": heard }),
     });
     object.extend([
         ("version".to_owned(), json!(env!("CARGO_PKG_VERSION"))),
@@ -49,7 +51,18 @@ fn node(observed: &Observed) -> Result<Map<String, Value>, DatapathError> {
     let pins = &observed.pins;
     let local = LocalTable::open(pins)?.get()?;
     let pods = Pods::read(pins, PODS)?;
-    let subnet = &local.subnet[FAMILY_V4];
+    let primary = usize::from(local.primary).min(FAMILY_V6);
+    // Of the families that this node has, the primary one first.
+    let families: Vec<Family> =
+        Family::ALL.into_iter().filter(|family| local.subnet[family.index()].prefix_len != 0).collect();
+    let first =
+        families.iter().find(|family| family.index() == primary).or_else(|| families.first()).copied();
+    let family = first.unwrap_or(Family::Ipv4);
+    let subnet = |family: Family| {
+        let Subnet { addr, prefix_len } = local.subnet[family.index()];
+        format!("{}/{prefix_len}", addr.to_ip())
+    };
+    let gateway = |family: Family| local.gateway[family.index()].to_ip();
     let name = local.node_name.split(|byte| *byte == 0).next().unwrap_or_default();
     let attach = match AttachMode::from_index(local.attach_mode) {
         Some(AttachMode::Tcx) => "tcx",
@@ -85,14 +98,20 @@ fn node(observed: &Observed) -> Result<Map<String, Value>, DatapathError> {
         "vni": local.vni,
         "port": local.port,
         "mtu": local.mtu,
-        "subnet": format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len),
-        "gateway": local.gateway[FAMILY_V4].to_ip(),
+        "subnet": subnet(family),
+        "gateway": gateway(family),
+        "subnets": families.iter().map(|family| json!({
+            "subnet": subnet(*family),
+            "gateway": gateway(*family),
+            "addresses_used": pods.leased[family.index()],
+            "addresses": pool(&local, *family),
+        })).collect::<Vec<_>>(),
         "attach": attach,
         "pins": pins.root(),
         "pods": {
             "connected": pods.ready,
-            "addresses_used": pods.leased,
-            "addresses": pool(&local),
+            "addresses_used": pods.leased[family.index()],
+            "addresses": pool(&local, family),
             "first": listed.collect::<Vec<_>>(),
         },
         "paths": paths.collect::<Map<_, _>>(),

@@ -83,7 +83,7 @@ impl Survey {
         survey.things.extend(devices.anchors.iter().map(goes));
         survey.routes(netlink);
         let tables = survey.look(own::tables());
-        survey.things.extend(tables.into_iter().map(Thing::Table));
+        survey.things.extend(tables.into_iter().map(|(family, name)| Thing::Table(family, name)));
         let held = survey.look(foreign::held());
         survey.things.extend(held.into_iter().map(Thing::Accepts));
         survey.settings(pins);

@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::anyhow;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     datapath::attach,
+    family::Family,
     host::{
         netlink::{Netlink, Route},
         nft::{
@@ -31,13 +32,13 @@ pub(super) enum Thing {
         index: u32,
     },
     Rule {
-        source: Ipv4Net,
+        source: IpNet,
         table: u32,
     },
     Route(Route),
     RouteOfTable(u8, Route),
-    /// One of ours, in family `ip`.
-    Table(&'static str),
+    /// One of ours.
+    Table(Family, &'static str),
     /// Rules of ours in a chain of others.
     Accepts(DropChain),
     /// A map, a program, a link, or whatever else is in a directory of pins.
@@ -59,7 +60,7 @@ impl fmt::Display for Thing {
             Self::Rule { source, table } => write!(f, "rule from {source} to table {table}"),
             Self::Route(route) => write!(f, "route {route}"),
             Self::RouteOfTable(table, route) => write!(f, "route {route} in table {table}"),
-            Self::Table(name) => write!(f, "nft table ip {name}"),
+            Self::Table(family, name) => write!(f, "nft table {} {name}", family.nft()),
             Self::Accepts(chain) => write!(f, "accepts in chain {chain}"),
             Self::Pin(path) => write!(f, "pin {}", path.display()),
             Self::Directory(path) => write!(f, "directory {}", path.display()),
@@ -90,7 +91,7 @@ impl Thing {
             Self::Rule { source, table } => Ok(netlink.delete_source_rule(*source, *table)?),
             Self::Route(route) => Ok(netlink.delete_route(route).map(drop)?),
             Self::RouteOfTable(table, route) => Ok(netlink.delete_route_in((*table).into(), route)?),
-            Self::Table(name) => Ok(own::remove(name).map(drop)?),
+            Self::Table(family, name) => Ok(own::remove(*family, name).map(drop)?),
             Self::Accepts(chain) => Ok(foreign::remove_from(chain)?),
             Self::Setting { path, value } => match sysctl::set(path, value) {
                 // Of a device that is no more.

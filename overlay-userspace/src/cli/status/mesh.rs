@@ -2,7 +2,7 @@
 //! this node's own gateway address, so nothing else has to be open.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -73,15 +73,22 @@ impl Row for Peer {
     }
 }
 
-/// Whether a socket takes what is sent there, by the table of proc_pid_net(5): addresses in hexadecimal, as they lie in memory.
-fn is_bound(sockets: &str, at: SocketAddrV4) -> bool {
+/// Whether a socket takes what is sent there, by the table of proc_pid_net(5): addresses in hexadecimal, in words as they lie
+/// in memory.
+fn is_bound(sockets: &str, at: SocketAddr) -> bool {
     let local = |line: &str| {
         let (address, port) = line.split_whitespace().nth(1)?.split_once(':')?;
-        let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
-        Some((Ipv4Addr::from(address), u16::from_str_radix(port, 16).ok()?))
+        let mut bytes = Vec::new();
+        for word in address.as_bytes().chunks(8) {
+            let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+            bytes.extend(word.to_ne_bytes());
+        }
+        let v4 = || <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from);
+        let v6 = || <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from);
+        Some((v4().or_else(v6)?, u16::from_str_radix(port, 16).ok()?))
     };
-    let takes = |(address, port): (Ipv4Addr, u16)| {
-        port == at.port() && (address == *at.ip() || address.is_unspecified())
+    let takes = |(address, port): (IpAddr, u16)| {
+        port == at.port() && (address == at.ip() || address.is_unspecified())
     };
     sockets.lines().filter_map(local).any(takes)
 }
@@ -89,14 +96,14 @@ fn is_bound(sockets: &str, at: SocketAddrV4) -> bool {
 impl Mesh {
     /// Asks the agent of this node; `None` where it does not answer, or takes no part.
     pub(super) fn read(gateway: IpAddr, port: u16) -> Option<Self> {
-        let IpAddr::V4(gateway) = gateway else { return None };
+        let at = SocketAddr::new(gateway, port);
         // A question that nobody hears would be counted by the node as one for a closed port.
-        let sockets = std::fs::read_to_string("/proc/thread-self/net/udp");
-        if sockets.is_ok_and(|sockets| !is_bound(&sockets, SocketAddrV4::new(gateway, port))) {
+        let table =
+            if gateway.is_ipv4() { "/proc/thread-self/net/udp" } else { "/proc/thread-self/net/udp6" };
+        if std::fs::read_to_string(table).is_ok_and(|sockets| !is_bound(&sockets, at)) {
             return None;
         }
-        let row: Result<Vec<Entry>, ProbeError> =
-            mesh::row(gateway, SocketAddrV4::new(gateway, port), PATIENCE);
+        let row: Result<Vec<Entry>, ProbeError> = mesh::row(gateway, at, PATIENCE);
         let peers: Vec<Peer> = row.ok()?.into_iter().map(Peer::from).collect();
         let count = |state| peers.iter().filter(|peer| peer.state == state).count();
         let (up, lost, no_agent) = (count(State::Up), count(State::Lost), count(State::NoAgent));
@@ -150,11 +157,17 @@ mod tests {
     fn a_socket_is_found_where_it_is_bound_and_nowhere_else() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        let at = |address: [u8; 4]| SocketAddrV4::new(address.into(), port);
+        let at = |address: [u8; 4]| SocketAddr::new(address.into(), port);
         let sockets = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
         assert!(is_bound(&sockets, at([127, 0, 0, 1])));
         assert!(!is_bound(&sockets, at([127, 0, 0, 2])));
         let any = format!("   1: 00000000:{port:04X} 00000000:0000 07");
         assert!(is_bound(&any, at([127, 0, 0, 2])) && !is_bound("", at([127, 0, 0, 1])));
+
+        let socket = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let at = |address: &str| SocketAddr::new(address.parse().unwrap(), port);
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/udp6").unwrap();
+        assert!(is_bound(&sockets, at("::1")) && !is_bound(&sockets, at("::2")));
     }
 }

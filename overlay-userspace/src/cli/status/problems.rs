@@ -3,10 +3,7 @@
 //!
 //! Pods come and go while this looks: what is wrong with one counts only when a second look finds it again.
 
-use overlay_common::{
-    maps::{FAMILY_V4, Local},
-    reason::Hook,
-};
+use overlay_common::{maps::Local, reason::Hook};
 
 use crate::{
     agent::is_anchor,
@@ -68,10 +65,13 @@ impl Problems {
             if !anchor.up {
                 self.node.push(format!("the anchor device {} is down: {REMEDY}", anchor.name));
             }
-            let gateway = local.gateway[FAMILY_V4].to_ip();
             let addresses = netlink.addresses(Some(anchor.index))?;
-            if !addresses.iter().any(|address| address.net.addr() == gateway) {
-                self.node.push(format!("{} lacks the gateway address {gateway}: {REMEDY}", anchor.name));
+            let with_subnet =
+                local.gateway.iter().zip(local.subnet).filter(|(_, subnet)| subnet.prefix_len != 0);
+            for gateway in with_subnet.map(|(gateway, _)| gateway.to_ip()) {
+                if !addresses.iter().any(|address| address.net.addr() == gateway) {
+                    self.node.push(format!("{} lacks the gateway address {gateway}: {REMEDY}", anchor.name));
+                }
             }
             for hook in [Hook::FromHost, Hook::FromTunnel] {
                 if !inventory.has(hook, anchor.index) {

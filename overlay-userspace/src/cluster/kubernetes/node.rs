@@ -3,9 +3,9 @@
 //! A Node object is some 10 KiB, most of it labels, images and field managers; all but a few fields is skipped while it
 //! is parsed, and what is kept is about 200 bytes.
 
-use std::{borrow::Cow, net::Ipv4Addr};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::{
     ClusterResourceScope,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -13,12 +13,17 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
-use crate::{cluster::NodeSpec, config::parse_mac};
+use crate::{
+    config::parse_mac,
+    family::{ByFamily, Family, OfFamily as _},
+};
 
-/// An annotation with the tunnel address of a node, in place of its InternalIP.
+/// An annotation with the tunnel address of a node, in place of its InternalIP of that family; or one of each family,
+/// separated by a comma.
 pub const TUNNEL_ADDRESS: &str = "overlay.network/tunnel-address";
 
-/// An annotation with the MAC of the tunnel device of a node that is not overlay.
+/// An annotation with the MAC of the tunnel device of a node that is not overlay. Where it has a device for each family,
+/// as Flannel does, two, separated by a comma: that of IPv4 first.
 pub const VTEP_MAC: &str = "overlay.network/vtep-mac";
 
 /// What is decoded of a Node.
@@ -136,12 +141,12 @@ pub(crate) struct KubeNode {
     pub(crate) uid: String,
     /// When it was made, in seconds since 1970.
     pub(crate) created: i64,
-    /// Its first IPv4 podCIDR; the text where it is none, `None` where there is none yet.
-    pub(crate) subnet: Option<Result<Ipv4Net, String>>,
-    /// Its tunnel address, by annotation or by the first IPv4 InternalIP.
-    pub(crate) address: Option<Result<Ipv4Addr, String>>,
-    /// The MAC of its annotation.
-    pub(crate) vtep_mac: Option<Result<[u8; 6], String>>,
+    /// The first podCIDR of each family, and what cannot be made sense of.
+    pub(crate) subnets: ByFamily<Result<IpNet, Nonsense>>,
+    /// The tunnel addresses: of each family that of the annotation, or else the first InternalIP.
+    pub(crate) addresses: ByFamily<Result<IpAddr, Nonsense>>,
+    /// The MACs of the annotation, by the family of the device.
+    pub(crate) vtep_macs: Result<ByFamily<[u8; 6]>, Nonsense>,
     /// Its condition `NetworkUnavailable`; `None` where it has none.
     pub(crate) unavailable: Option<bool>,
 }
@@ -154,70 +159,84 @@ impl KubeNode {
         let annotation = |key| annotations.get(key).map(String::as_str);
         // The older, single field is what the first of the list is a copy of.
         let cidrs = spec.pod_cidrs.unwrap_or_default().into_iter().chain(spec.pod_cidr);
-        let subnet = cidrs.into_iter().find_map(|text| match text.parse::<IpNet>() {
-            Ok(IpNet::V4(net)) => Some(Ok(net)),
-            Ok(IpNet::V6(_)) => None,
-            Err(_) => Some(Err(text)),
-        });
-        let address = match annotation(TUNNEL_ADDRESS) {
-            Some(text) => Some(text.parse().map_err(|_| text.to_owned())),
-            None => status
-                .addresses
-                .unwrap_or_default()
-                .iter()
-                .filter(|address| address.kind == "InternalIP")
-                .find_map(|address| address.address.parse().ok())
-                .map(Ok),
-        };
-        let vtep_mac = annotation(VTEP_MAC).map(|text| parse_mac(text).ok_or_else(|| text.to_owned()));
+        let mut subnets = ByFamily::default();
+        for text in cidrs {
+            let parsed = text.parse::<IpNet>();
+            let family = parsed.as_ref().map_or_else(|_| meant(&text), IpNet::family);
+            if subnets.get(family).is_none() {
+                subnets
+                    .set(family, parsed.map_err(|_| Nonsense::new("cannot make sense of the podCIDR", text)));
+            }
+        }
+        let mut addresses = ByFamily::default();
+        for text in parts(annotation(TUNNEL_ADDRESS)) {
+            let parsed = text.parse::<IpAddr>();
+            let family = parsed.as_ref().map_or_else(|_| meant(text), IpAddr::family);
+            let nonsense = || Nonsense::new(format!("annotation {TUNNEL_ADDRESS} is no IP address:"), text);
+            addresses.set(family, parsed.map_err(|_| nonsense()));
+        }
+        let internal = status.addresses.unwrap_or_default();
+        let internal = internal.iter().filter(|address| address.kind == "InternalIP");
+        for address in internal.filter_map(|address| address.address.parse::<IpAddr>().ok()) {
+            if addresses.get(address.family()).is_none() {
+                addresses.set(address.family(), Ok(address));
+            }
+        }
+        let vtep_macs = macs(annotation(VTEP_MAC));
         let conditions = status.conditions.unwrap_or_default();
         let unavailable = conditions.iter().find(|condition| condition.kind == "NetworkUnavailable");
         let node = Self {
             created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
             uid: metadata.uid.unwrap_or_default(),
-            subnet,
-            address,
-            vtep_mac,
+            subnets,
+            addresses,
+            vtep_macs,
             unavailable: unavailable.map(|condition| condition.status != "False"),
         };
         Some((metadata.name?, node))
     }
+}
 
-    /// The node as a part of this network, or why it cannot be one yet.
-    pub(super) fn spec(&self, name: &str) -> Result<NodeSpec, Unfit> {
-        let bad = |what: &str, text: &str| Unfit::Invalid(format!("node {name}: {what} {text:?}"));
-        let subnet = match &self.subnet {
-            None => return Err(Unfit::NoSubnet),
-            Some(Err(text)) => return Err(bad("cannot make sense of the podCIDR", text)),
-            Some(Ok(net)) => IpNet::V4(*net),
-        };
-        let address = match &self.address {
-            None => return Err(Unfit::NoAddress),
-            Some(Err(text)) => {
-                return Err(bad(&format!("annotation {TUNNEL_ADDRESS} is no IPv4 address:"), text));
-            }
-            Some(Ok(address)) => (*address).into(),
-        };
-        let vtep_mac = match &self.vtep_mac {
-            None => None,
-            Some(Err(text)) => {
-                return Err(bad(&format!("annotation {VTEP_MAC} is no unicast MAC address:"), text));
-            }
-            Some(Ok(mac)) => Some(*mac),
-        };
-        Ok(NodeSpec { name: name.to_owned(), address, subnet, vtep_mac })
+/// A value that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Nonsense {
+    what: String,
+    text: String,
+}
+
+impl Nonsense {
+    fn new(what: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { what: what.into(), text: text.into() }
     }
 }
 
-/// Why a Node is no part of this network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unfit {
-    /// No IPv4 podCIDR has been assigned yet.
-    NoSubnet,
-    /// No IPv4 InternalIP is known yet.
-    NoAddress,
-    /// Something is there that cannot be used.
-    Invalid(String),
+/// Which value, and what it says.
+impl fmt::Display for Nonsense {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.what, self.text)
+    }
+}
+
+/// The parts of a value that may be a list.
+fn parts(value: Option<&str>) -> impl Iterator<Item = &str> {
+    value.into_iter().flat_map(|text| text.split(',')).map(str::trim)
+}
+
+/// The family that what cannot be parsed was to be of, as far as one can tell.
+fn meant(text: &str) -> Family {
+    if text.contains(':') { Family::Ipv6 } else { Family::Ipv4 }
+}
+
+/// One MAC for both families, or one for each.
+fn macs(value: Option<&str>) -> Result<ByFamily<[u8; 6]>, Nonsense> {
+    let Some(text) = value else { return Ok(ByFamily::default()) };
+    let nonsense = || Nonsense::new(format!("annotation {VTEP_MAC} is no unicast MAC address:"), text);
+    let macs: Option<Vec<_>> = parts(value).map(parse_mac).collect();
+    match macs.as_deref() {
+        Some(&[both]) => Ok(ByFamily { v4: Some(both), v6: Some(both) }),
+        Some(&[v4, v6]) => Ok(ByFamily { v4: Some(v4), v6: Some(v6) }),
+        _ => Err(nonsense()),
+    }
 }
 
 #[cfg(test)]
@@ -260,14 +279,26 @@ mod tests {
         })
     }
 
+    fn good<T: Copy, E: fmt::Debug>(values: &ByFamily<Result<T, E>>) -> ByFamily<T> {
+        values.map(|_, value| *value.as_ref().unwrap())
+    }
+
     #[test]
-    fn the_first_ipv4_of_each_list_is_taken() {
-        let (name, node) = decode(full());
-        assert_eq!((name.as_str(), node.uid.as_str(), node.created), ("w1", "5c3e", 1_767_323_045));
-        assert_eq!(node.unavailable, None);
-        let spec = node.spec("w1").unwrap();
-        assert_eq!(spec.subnet.to_string(), "10.244.3.0/24");
-        assert_eq!((spec.address.to_string().as_str(), spec.vtep_mac), ("192.0.2.9", None));
+    fn the_first_of_each_family_is_taken_in_any_order() {
+        for reversed in [false, true] {
+            let mut object = full();
+            if reversed {
+                object["spec"]["podCIDRs"].as_array_mut().unwrap().reverse();
+                object["spec"]["podCIDR"] = json!("10.244.3.0/24");
+                object["status"]["addresses"].as_array_mut().unwrap().swap(2, 3);
+            }
+            let (name, node) = decode(object);
+            assert_eq!((name.as_str(), node.uid.as_str(), node.created), ("w1", "5c3e", 1_767_323_045));
+            assert_eq!(node.unavailable, None);
+            assert_eq!(good(&node.subnets).to_string(), "10.244.3.0/24, fd00::/64");
+            assert_eq!(good(&node.addresses).to_string(), "192.0.2.9, fd00::9");
+            assert_eq!(node.vtep_macs, Ok(ByFamily::default()));
+        }
     }
 
     #[test]
@@ -281,31 +312,47 @@ mod tests {
 
     #[test]
     fn annotations_override_the_address_and_the_mac() {
-        let mut object = full();
-        object["metadata"]["annotations"] =
-            json!({TUNNEL_ADDRESS: "198.51.100.7", VTEP_MAC: "02:00:00:00:00:09", "x": "y"});
-        let spec = decode(object.clone()).1.spec("w1").unwrap();
-        assert_eq!(
-            (spec.address.to_string().as_str(), spec.vtep_mac),
-            ("198.51.100.7", Some([2, 0, 0, 0, 0, 9]))
+        let with = |annotations: Value| {
+            let mut object = full();
+            object["metadata"]["annotations"] = annotations;
+            decode(object).1
+        };
+        let node = with(json!({TUNNEL_ADDRESS: "198.51.100.7", VTEP_MAC: "02:00:00:00:00:09", "x": "y"}));
+        // That of the other family stays.
+        assert_eq!(good(&node.addresses).to_string(), "198.51.100.7, fd00::9");
+        let mac = Some([2, 0, 0, 0, 0, 9]);
+        assert_eq!(node.vtep_macs, Ok(ByFamily { v4: mac, v6: mac }));
+        let node = with(
+            json!({TUNNEL_ADDRESS: "2001:db8::7, 198.51.100.7", VTEP_MAC: "02:00:00:00:00:04,02:00:00:00:00:06"}),
         );
-        object["metadata"]["annotations"] = json!({TUNNEL_ADDRESS: "elsewhere"});
-        let unfit = decode(object.clone()).1.spec("w1").unwrap_err();
-        assert!(matches!(&unfit, Unfit::Invalid(text) if text.contains("\"elsewhere\"")), "{unfit:?}");
-        object["metadata"]["annotations"] = json!({VTEP_MAC: "ff:ff:ff:ff:ff:ff"});
-        assert!(matches!(decode(object).1.spec("w1"), Err(Unfit::Invalid(_))));
+        assert_eq!(good(&node.addresses).to_string(), "198.51.100.7, 2001:db8::7");
+        let macs = ByFamily { v4: Some([2, 0, 0, 0, 0, 4]), v6: Some([2, 0, 0, 0, 0, 6]) };
+        assert_eq!(node.vtep_macs, Ok(macs));
+
+        let node = with(json!({TUNNEL_ADDRESS: "elsewhere"}));
+        let nonsense = node.addresses.v4.unwrap().unwrap_err();
+        assert_eq!(
+            nonsense.to_string(),
+            format!("annotation {TUNNEL_ADDRESS} is no IP address: \"elsewhere\"")
+        );
+        assert!(node.addresses.v6.unwrap().is_ok());
+        for bad in ["ff:ff:ff:ff:ff:ff", "", "02:00:00:00:00:09,", "x,02:00:00:00:00:09"] {
+            assert!(with(json!({VTEP_MAC: bad})).vtep_macs.is_err(), "{bad}");
+        }
     }
 
     #[test]
-    fn a_node_that_is_new_is_waited_for() {
+    fn a_node_that_is_new_lacks_what_it_lacks() {
         let mut object = full();
         object["spec"] = json!({});
-        assert_eq!(decode(object.clone()).1.spec("w1"), Err(Unfit::NoSubnet));
+        assert!(decode(object.clone()).1.subnets.is_empty());
         object["spec"] = json!({"podCIDR": "10.244.3.0/24"});
         object["status"] = json!({"addresses": null, "conditions": null});
-        assert_eq!(decode(object.clone()).1.spec("w1"), Err(Unfit::NoAddress));
+        let node = decode(object.clone()).1;
+        assert!(node.addresses.is_empty());
+        assert_eq!(good(&node.subnets).to_string(), "10.244.3.0/24");
         object.as_object_mut().unwrap().remove("status");
-        assert_eq!(decode(object).1.spec("w1"), Err(Unfit::NoAddress));
+        assert!(decode(object).1.addresses.is_empty());
     }
 
     #[test]
@@ -318,9 +365,15 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_in_one_node_is_no_failure_of_the_list() {
+    fn nonsense_in_one_family_leaves_the_other_alone() {
         let mut object = full();
-        object["spec"]["podCIDRs"] = json!(["10.244.3.0"]);
-        assert!(matches!(decode(object).1.spec("w1"), Err(Unfit::Invalid(_))));
+        object["spec"] = json!({"podCIDRs": ["10.244.3.0", "fd00::/64"]});
+        let node = decode(object.clone()).1;
+        assert!(node.subnets.v6.is_some_and(|subnet| subnet.is_ok()));
+        let text = node.subnets.v4.unwrap().unwrap_err().to_string();
+        assert_eq!(text, "cannot make sense of the podCIDR \"10.244.3.0\"");
+        object["spec"] = json!({"podCIDRs": ["10.244.3.0/24", "fd00::/640"]});
+        let node = decode(object).1;
+        assert!(node.subnets.v4.unwrap().is_ok() && node.subnets.v6.unwrap().is_err());
     }
 }

@@ -1,6 +1,6 @@
 use std::{collections::HashSet, fs, thread};
 
-use overlay_common::maps::AttachMode;
+use overlay_common::maps::{AttachMode, Endpoint};
 use serde_json::json;
 
 use super::*;
@@ -18,9 +18,9 @@ fn a_pod_gets_its_address_and_reaches_the_node_and_the_other_pods() {
         let before = node.state();
         let (one, two) = (Pod::new(), Pod::new());
         let added = node.add("one", "eth0", &one).unwrap();
-        assert_eq!(added.address, Ipv4Addr::new(10, 244, 1, 2));
+        assert_eq!(added.address(), "10.244.1.2");
         assert_eq!(added.device, device("one", "eth0"));
-        assert_eq!(added.routes, ["0.0.0.0/0".parse().unwrap()]);
+        assert_eq!(added.routes(), ["0.0.0.0/0"]);
         node.add("two", "eth0", &two).unwrap();
 
         let link = &one.ip_json("address show dev eth0")[0];
@@ -133,16 +133,17 @@ fn address_and_mac_are_those_that_were_asked_for() {
         let (one, two, three) = (Pod::new(), Pod::new(), Pod::new());
         let wants = |ip: &str| json!({"runtimeConfig": {"ips": [ip], "mac": "02:00:00:00:00:07"}});
         let added = node.add_with("one", "eth0", &one, wants("10.244.1.9/24")).unwrap();
-        assert_eq!((added.address, added.mac), (Ipv4Addr::new(10, 244, 1, 9), [2, 0, 0, 0, 0, 7]));
+        assert_eq!((added.address().as_str(), added.mac), ("10.244.1.9", [2, 0, 0, 0, 0, 7]));
         assert_eq!(one.ip_json("link show dev eth0")[0]["address"], "02:00:00:00:00:07");
         assert_eq!(node.entries()[0].1.mac, [2, 0, 0, 0, 0, 7]);
         one.ping(GATEWAY);
         // The environment asks last.
         let conf =
             Conf::parse(conf(json!({"args": {"cni": {"ips": ["10.244.1.20"]}}})).to_string().as_bytes());
-        let asked = Wanted { address: Some([10, 244, 1, 21].into()), mac: Some([2, 0, 0, 0, 0, 8]) };
+        let addresses = ByFamily { v4: Some([10, 244, 1, 21].into()), v6: None };
+        let asked = Wanted { addresses, mac: Some([2, 0, 0, 0, 0, 8]) };
         let added = add(&attachment("two", "eth0"), &two.path(), asked, None, &conf.unwrap()).unwrap();
-        assert_eq!((added.address, added.mac), (Ipv4Addr::new(10, 244, 1, 20), [2, 0, 0, 0, 0, 8]));
+        assert_eq!((added.address().as_str(), added.mac), ("10.244.1.20", [2, 0, 0, 0, 0, 8]));
         two.ping("10.244.1.9");
 
         let before = node.state();
@@ -159,7 +160,7 @@ fn address_and_mac_are_those_that_were_asked_for() {
         }
         assert_eq!(node.state(), before);
         // What was asked for moves no cursor.
-        assert_eq!(node.add("three", "eth0", &three).unwrap().address, Ipv4Addr::new(10, 244, 1, 2));
+        assert_eq!(node.add("three", "eth0", &three).unwrap().address(), "10.244.1.2");
     });
 }
 
@@ -317,7 +318,7 @@ fn what_a_killed_call_left_is_cleared_by_the_next() {
             let added = node.add("c", "eth0", &pod).unwrap();
             let entries = node.entries();
             assert_eq!(entries.len(), 1);
-            assert_eq!(entries[0].0, added.address.into());
+            assert_eq!(entries[0].0.to_ip().to_string(), added.address());
             pod.ping(GATEWAY);
 
             kill(&device);
@@ -337,15 +338,14 @@ fn a_second_network_leaves_the_first_ones_routes_alone() {
             ip("link set net0 up");
             ip("route add default via 192.0.2.1");
         });
-        let cluster: ipnet::Ipv4Net = CLUSTER.parse().unwrap();
-        assert_eq!(node.add("c", "eth0", &pod).unwrap().routes, [cluster]);
+        assert_eq!(node.add("c", "eth0", &pod).unwrap().routes(), [CLUSTER]);
         assert_eq!(pod.ip_json("route show default")[0]["dev"], "net0");
         let route = &pod.ip_json(&format!("route show {CLUSTER}"))[0];
         assert_eq!((&route["dev"], &route["gateway"]), (&json!("eth0"), &json!(GATEWAY)));
         pod.ping(GATEWAY);
 
         // The same network a second time: another address, no route.
-        assert_eq!(node.add("c", "net1", &pod).unwrap().routes, []);
+        assert!(node.add("c", "net1", &pod).unwrap().routes().is_empty());
         assert_eq!(pod.ip_json(&format!("route show {GATEWAY}/32"))[0]["dev"], "eth0");
         assert_eq!(node.entries().len(), 2);
         pod.ping(GATEWAY);
@@ -363,7 +363,7 @@ fn parallel_calls_get_different_addresses_and_leave_nothing() {
         let addresses: HashSet<_> = thread::scope(|scope| {
             let calls: Vec<_> =
                 pods.iter().map(|(id, pod)| scope.spawn(|| node.add(id, "eth0", pod))).collect();
-            calls.into_iter().map(|call| call.join().unwrap().unwrap().address).collect()
+            calls.into_iter().map(|call| call.join().unwrap().unwrap().address()).collect()
         });
         assert_eq!(addresses.len(), pods.len());
         assert_eq!(node.entries().len(), pods.len());
@@ -395,7 +395,7 @@ fn a_full_subnet_says_so_and_takes_pods_again_when_one_is_gone() {
         assert_eq!(node.state(), full);
 
         node.del("c2", "eth0").unwrap();
-        assert_eq!(node.add("late", "eth0", &late).unwrap().address, Ipv4Addr::new(10, 244, 1, 4));
+        assert_eq!(node.add("late", "eth0", &late).unwrap().address(), "10.244.1.4");
         late.ping("10.244.1.2");
     });
 }
@@ -405,11 +405,11 @@ fn an_address_that_was_given_back_is_not_the_next_one() {
     on_a_node("10.244.1.0/24", |node| {
         let pod = Pod::new();
         let next = || {
-            let address = node.add("c", "eth0", &pod).unwrap().address;
+            let address = node.add("c", "eth0", &pod).unwrap().address();
             node.del("c", "eth0").unwrap();
-            address.octets()[3]
+            address
         };
-        assert_eq!([next(), next(), next()], [2, 3, 4]);
+        assert_eq!([next(), next(), next()], ["10.244.1.2", "10.244.1.3", "10.244.1.4"]);
     });
 }
 

@@ -1,8 +1,8 @@
 //! What the previous result says of an attachment.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cni::{
@@ -16,11 +16,11 @@ use crate::cni::{
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expected {
     /// Addresses of the pod's interface.
-    pub(super) addresses: Vec<Ipv4Addr>,
+    pub(super) addresses: Vec<IpAddr>,
     /// MTU of the node's device in bytes; since 1.1.0.
     pub(super) mtu: Option<u32>,
     /// Destinations, each with the next hop that the result names.
-    pub(super) routes: Vec<(Ipv4Net, Option<Ipv4Addr>)>,
+    pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
 }
 
 impl Expected {
@@ -50,7 +50,7 @@ impl Expected {
         let addresses = previous.ips.iter().filter(|ip| ip["interface"] == index);
         let addresses: Vec<_> = addresses.filter_map(|ip| Some(net(&ip["address"])?.addr())).collect();
         if addresses.is_empty() {
-            return Err(invalid(format!("has no IPv4 address of interface {ifname}")));
+            return Err(invalid(format!("has no address of interface {ifname}")));
         }
         let route =
             |route: &Value| Some((net(&route["dst"])?, route["gw"].as_str().and_then(|gw| gw.parse().ok())));
@@ -67,8 +67,7 @@ impl Expected {
     }
 }
 
-/// IPv4 only: what others have made for IPv6 is theirs.
-fn net(value: &Value) -> Option<Ipv4Net> {
+fn net(value: &Value) -> Option<IpNet> {
     value.as_str()?.parse().ok()
 }
 
@@ -98,10 +97,11 @@ mod tests {
             "routes": [{"dst": "0.0.0.0/0", "gw": "10.244.1.1"}, {"dst": "::/0"}, {"dst": "192.0.2.0/24"}],
         }));
         let routes = vec![
-            ("0.0.0.0/0".parse().unwrap(), Some(Ipv4Addr::new(10, 244, 1, 1))),
+            ("0.0.0.0/0".parse().unwrap(), Some("10.244.1.1".parse().unwrap())),
+            ("::/0".parse().unwrap(), None),
             ("192.0.2.0/24".parse().unwrap(), None),
         ];
-        let addresses = vec![Ipv4Addr::new(10, 244, 1, 5)];
+        let addresses = vec!["10.244.1.5".parse().unwrap(), "fd00::5".parse().unwrap()];
         assert_eq!(expected, Ok(Expected { addresses, mtu: Some(1450), routes }));
     }
 

@@ -1,11 +1,12 @@
-//! The pod's side: its device, address, neighbour and routes.
+//! The pod's side: its device, addresses, neighbours and routes.
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
-use super::{Findings, Subject};
+use super::{Findings, Lease, Subject};
 use crate::{
-    cni::{failure::Failure, sandbox::Sandbox, types::result::mac_text},
-    host::netlink::Route,
+    cni::{failure::Failure, local::Net, sandbox::Sandbox, types::result::mac_text},
+    family::OfFamily as _,
+    host::netlink::{Link, Route},
 };
 
 pub(super) fn check(
@@ -14,7 +15,7 @@ pub(super) fn check(
     ifname: &str,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let Subject { node, device, address, endpoint, expected } = subject;
+    let Subject { node, device, .. } = subject;
     let Some(link) = pod.netlink.link(ifname)? else {
         findings.add(format!("the pod's {ifname} is missing"));
         return Ok(());
@@ -28,22 +29,41 @@ pub(super) fn check(
         return Ok(());
     }
     findings.unless(link.up, || format!("the pod's {ifname} is down"));
-    findings.unless(link.mac == Some(endpoint.mac), || {
-        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
-        format!(
-            "the pod's {ifname} has MAC {found} instead of {}: what it sends is dropped (a MAC of its own has to be asked for by overlay's own capability `mac`)",
-            mac_text(endpoint.mac)
-        )
-    });
+    if let Some(endpoint) = subject.endpoint() {
+        findings.unless(link.mac == Some(endpoint.mac), || {
+            let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
+            format!(
+                "the pod's {ifname} has MAC {found} instead of {}: what it sends is dropped (a MAC of its own has to be asked for by overlay's own capability `mac`)",
+                mac_text(endpoint.mac)
+            )
+        });
+    }
     findings.unless(link.mtu <= device.mtu.min(node.mtu), || {
         let carried = device.mtu.min(node.mtu);
         format!("the pod's {ifname} has MTU {}, {carried} is what the tunnel carries", link.mtu)
     });
     let addresses = pod.netlink.addresses(Some(link.index))?;
-    findings.unless(addresses.iter().any(|held| held.net.addr() == *address), || {
-        format!("the pod's address {address} is missing on {ifname}")
-    });
-    let gateway = node.gateway;
+    let main = pod.netlink.routes(None)?;
+    for (lease, net) in subject.connected() {
+        findings.unless(addresses.iter().any(|held| held.net.addr() == lease.address), || {
+            format!("the pod's address {} is missing on {ifname}", lease.address)
+        });
+        ways(subject, pod, &link, (lease, net), &main, findings)?;
+    }
+    Ok(())
+}
+
+/// How the pod reaches others from one of its addresses.
+fn ways(
+    subject: &Subject<'_>,
+    pod: &mut Sandbox,
+    link: &Link,
+    (lease, net): (&Lease, &Net),
+    main: &[Route],
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let Lease { address, endpoint } = lease;
+    let gateway = net.gateway;
     let neighbour = pod.permanent_neighbour(link.index, gateway)?;
     findings.unless(neighbour == Some(endpoint.gateway_mac), || match neighbour {
         None => format!("the pod's permanent neighbour entry of the gateway {gateway} is missing"),
@@ -53,25 +73,21 @@ pub(super) fn check(
             mac_text(endpoint.gateway_mac)
         ),
     });
-
-    let main = pod.netlink.routes(None)?;
     let elsewhere = |route: &Route| {
-        route.dst == IpNet::from(Ipv4Net::default())
-            && route.gateway == Some(gateway.into())
-            && route.oif != Some(link.index)
+        route.dst.prefix_len() == 0 && route.gateway == Some(gateway) && route.oif != Some(link.index)
     };
     if main.iter().any(elsewhere) {
-        findings.unless(
-            pod.netlink.source_rules()?.iter().any(|(source, _)| *source == (*address).into()),
-            || format!("the pod's rule for what it sends from {address} is missing (ip rule)"),
-        );
+        let rules = pod.netlink.source_rules()?;
+        findings.unless(rules.iter().any(|(source, _)| *source == IpNet::from(*address)), || {
+            format!("the pod's rule for what it sends from {address} is missing (ip rule)")
+        });
     }
     // In any table by this device, or in the main one by any: where a later plugin has moved it.
-    let mut routes = pod.netlink.routes_of_link(link.index)?;
-    routes.extend(main);
-    let own = expected.routes.iter().filter(|(_, next)| *next == Some(gateway)).map(|(dst, _)| *dst);
-    for dst in own.chain([Ipv4Net::from(gateway)]) {
-        findings.unless(routes.iter().any(|route| route.dst == IpNet::from(dst)), || {
+    let mut routes = pod.netlink.routes_of_link(address.family(), link.index)?;
+    routes.extend(main.iter().cloned());
+    let own = subject.expected.routes.iter().filter(|(_, next)| *next == Some(gateway)).map(|(dst, _)| *dst);
+    for dst in own.chain([IpNet::from(gateway)]) {
+        findings.unless(routes.iter().any(|route| route.dst == dst), || {
             format!("the pod's route to {dst} is missing")
         });
     }

@@ -1,19 +1,23 @@
 //! The node's side of a pod: its device, the way to it, its programs, and what all pods share.
 
-use overlay_common::maps::Endpoint;
+use ipnet::IpNet;
 
-use super::{Findings, Subject, device};
+use super::{Findings, Lease, Subject, device};
 use crate::{
-    cni::{failure::Failure, sandbox::permanent_neighbour, status::tunnel_works, types::result::mac_text},
+    cni::{
+        failure::Failure, interface::settings, sandbox::permanent_neighbour, status::tunnel_works,
+        types::result::mac_text,
+    },
     datapath::{
         attach::{Programs, Role},
         pins::Pins,
     },
-    host::{
-        netlink::Netlink,
-        sysctl::{self, Family},
-    },
+    family::OfFamily as _,
+    host::{netlink::Netlink, sysctl},
 };
+
+/// Those of the settings that pods cannot do without; others may be somebody's will.
+const NEEDED: [&str; 2] = ["forwarding", "disable_ipv6"];
 
 pub(super) fn check(
     subject: &Subject<'_>,
@@ -21,46 +25,53 @@ pub(super) fn check(
     pins: &Pins,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let Subject { node, device: link, address, endpoint, expected } = subject;
-    let Endpoint { ifindex, mac, gateway_mac, .. } = **endpoint;
+    let Subject { node, device: link, leases, expected } = subject;
     let name = &link.name;
-    findings.unless(link.index == ifindex, || {
-        format!("the endpoint entry of {address} has device index {ifindex}, {name} has {}", link.index)
-    });
+    for Lease { address, endpoint } in leases {
+        findings.unless(link.index == endpoint.ifindex, || {
+            let index = endpoint.ifindex;
+            format!("the endpoint entry of {address} has device index {index}, {name} has {}", link.index)
+        });
+    }
     findings.unless(link.up, || format!("{name} is down"));
     findings.unless(!link.up || link.running, || format!("{name} has no carrier"));
-    findings.unless(link.mac == Some(gateway_mac), || {
-        let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
-        format!("{name} has MAC {found} instead of {}", mac_text(gateway_mac))
-    });
+    if let Some(endpoint) = subject.endpoint() {
+        findings.unless(link.mac == Some(endpoint.gateway_mac), || {
+            let found = link.mac.map_or_else(|| "none".to_owned(), mac_text);
+            format!("{name} has MAC {found} instead of {}", mac_text(endpoint.gateway_mac))
+        });
+    }
     if let Some(mtu) = expected.mtu {
         findings.unless(link.mtu == mtu, || format!("{name} has MTU {} instead of {mtu}", link.mtu));
     }
-    for (family, setting, wanted) in [(Family::Ipv4, "forwarding", "1"), (Family::Ipv6, "disable_ipv6", "1")]
-    {
+    // As the pod was made: the node may carry more by now.
+    let has = |family| leases.iter().any(|lease| lease.address.family() == family);
+    for (_, path, wanted) in settings(name, has) {
+        let setting = path.rsplit('/').next().unwrap_or_default();
         // A kernel without IPv6 has no such setting.
-        if let Ok(found) = sysctl::get(&sysctl::interface(family, name, setting)) {
-            findings
-                .unless(found == wanted, || format!("{setting} of {name} is {found} instead of {wanted}"));
+        if let (true, Ok(found)) = (NEEDED.contains(&setting), sysctl::get(&path)) {
+            findings.unless(found == wanted, || format!("{path} is {found} instead of {wanted}"));
         }
     }
 
-    let host = ipnet::Ipv4Net::from(*address);
-    let routes = netlink.routes_of_link(link.index)?;
-    findings.unless(routes.iter().any(|route| route.dst == host.into()), || {
-        format!("the node's route {host} dev {name} is missing")
-    });
-    let neighbour = permanent_neighbour(netlink, link.index, *address)?;
-    findings.unless(neighbour == Some(mac), || match neighbour {
-        None => format!("the node's permanent neighbour entry of {address} on {name} is missing"),
-        Some(found) => {
-            format!(
-                "the node's neighbour entry of {address} has MAC {} instead of {}",
-                mac_text(found),
-                mac_text(mac)
-            )
-        }
-    });
+    for Lease { address, endpoint } in leases {
+        let host = IpNet::from(*address);
+        let routes = netlink.routes_of_link(address.family(), link.index)?;
+        findings.unless(routes.iter().any(|route| route.dst == host), || {
+            format!("the node's route {host} dev {name} is missing")
+        });
+        let neighbour = permanent_neighbour(netlink, link.index, *address)?;
+        findings.unless(neighbour == Some(endpoint.mac), || match neighbour {
+            None => format!("the node's permanent neighbour entry of {address} on {name} is missing"),
+            Some(found) => {
+                format!(
+                    "the node's neighbour entry of {address} has MAC {} instead of {}",
+                    mac_text(found),
+                    mac_text(endpoint.mac)
+                )
+            }
+        });
+    }
     for &hook in Role::Pod.hooks() {
         findings.unless(Programs::is_attached(netlink, device(link), hook)?, || {
             format!("the program {} is not attached to {name}", hook.name())

@@ -7,7 +7,8 @@ use crate::{
         ports::{self, Wanted},
     },
     datapath::pins::Pins,
-    host::sysctl::{self, Family},
+    family::{ByFamily, Family},
+    host::sysctl,
     ports::{HostPorts, PortsError, held_by},
 };
 
@@ -17,9 +18,11 @@ pub(super) fn check(
     pins: &Pins,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let Subject { node, device, address, endpoint, .. } = subject;
-    let held = held_by(pins, &endpoint.owner)?;
-    let expected = ports::entries(wanted, *address, endpoint.owner, node)?;
+    let Subject { node, device, leases, .. } = subject;
+    let Some(owner) = subject.endpoint().map(|endpoint| endpoint.owner) else { return Ok(()) };
+    let held = held_by(pins, &owner)?;
+    let addresses = ByFamily::from_values(leases.iter().map(|lease| lease.address)).unwrap_or_default();
+    let expected = ports::entries(wanted, &addresses, owner, node)?;
     if held.is_empty() && expected.is_empty() {
         return Ok(());
     }
@@ -35,7 +38,7 @@ pub(super) fn check(
     {
         findings.add(difference);
     }
-    if held.is_empty() {
+    if held.iter().all(|(_, target)| target.pod.to_ip().is_ipv6()) {
         return Ok(());
     }
     let setting = sysctl::interface(Family::Ipv4, &device.name, "route_localnet");

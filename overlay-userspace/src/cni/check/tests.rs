@@ -175,7 +175,7 @@ fn programs_settings_and_entries_are_looked_at() {
         checked.finds("incomplete");
         endpoints.release(address).unwrap();
         checked.finds("the endpoint entry of 10.244.1.4 is missing");
-        endpoints.lease("10.244.1.77".parse::<Ipv4Addr>().unwrap().into(), endpoint).unwrap();
+        endpoints.lease("10.244.1.77".parse::<IpAddr>().unwrap().into(), endpoint).unwrap();
         checked.finds("its address is 10.244.1.77, prevResult says 10.244.1.4");
     });
 }

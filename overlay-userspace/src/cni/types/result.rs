@@ -2,9 +2,9 @@
 //!
 //! A previous result is passed on whole.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -35,12 +35,19 @@ pub(in crate::cni) struct Added {
     pub(in crate::cni) mtu: u32,
     /// The pod's namespace, as the runtime named it.
     pub(in crate::cni) sandbox: PathBuf,
+    /// Of each family what there is, the primary one first.
+    pub(in crate::cni) ips: Vec<AddedIp>,
+}
+
+/// What ADD has made in one family.
+#[derive(Clone, Debug)]
+pub(in crate::cni) struct AddedIp {
     /// The pod's address.
-    pub(in crate::cni) address: Ipv4Addr,
+    pub(in crate::cni) address: IpAddr,
     /// The node's gateway address.
-    pub(in crate::cni) gateway: Ipv4Addr,
+    pub(in crate::cni) gateway: IpAddr,
     /// What the pod reaches by the gateway.
-    pub(in crate::cni) routes: Vec<Ipv4Net>,
+    pub(in crate::cni) routes: Vec<IpNet>,
 }
 
 #[derive(Serialize)]
@@ -59,37 +66,36 @@ struct Ip {
     /// Before 1.0.0.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<&'static str>,
-    address: Ipv4Net,
-    gateway: Ipv4Addr,
+    address: IpNet,
+    gateway: IpAddr,
     /// Index into the interfaces.
     interface: usize,
 }
 
 #[derive(Serialize)]
 struct Route {
-    dst: Ipv4Net,
-    gw: Ipv4Addr,
+    dst: IpNet,
+    gw: IpAddr,
 }
 
 /// The answer to ADD, in the version that the configuration asks for, on top of what was there before.
 pub(in crate::cni) fn result(added: &Added, conf: &Conf, previous: Previous) -> Value {
-    let Added { device, gateway_mac, ifname, mac, mtu, sandbox, address, gateway, routes } = added;
+    let Added { device, gateway_mac, ifname, mac, mtu, sandbox, ips: own_ips } = added;
     let mtu = (conf.version >= Version::V1_1_0).then_some(*mtu);
     let own = [
         Interface { name: device, mac: mac_text(*gateway_mac), mtu, sandbox: None },
         Interface { name: ifname, mac: mac_text(*mac), mtu, sandbox: Some(sandbox.display().to_string()) },
     ];
-    let ip = Ip {
-        version: (conf.version < Version::V1_0_0).then_some("4"),
-        address: (*address).into(),
-        gateway: *gateway,
-        // The pod's is the second of ours.
-        interface: previous.interfaces.len() + 1,
-    };
+    // The pod's is the second of ours.
+    let interface = previous.interfaces.len() + 1;
     let Previous { mut interfaces, mut ips, routes: mut all_routes, others: mut fields } = previous;
     interfaces.extend(own.iter().map(|interface| json!(interface)));
-    ips.push(json!(ip));
-    all_routes.extend(routes.iter().map(|dst| json!(Route { dst: *dst, gw: *gateway })));
+    for AddedIp { address, gateway, routes } in own_ips {
+        let version = if address.is_ipv4() { "4" } else { "6" };
+        let version = (conf.version < Version::V1_0_0).then_some(version);
+        ips.push(json!(Ip { version, address: (*address).into(), gateway: *gateway, interface }));
+        all_routes.extend(routes.iter().map(|dst| json!(Route { dst: *dst, gw: *gateway })));
+    }
     let dns = match (conf.dns(), fields.remove("dns")) {
         (Some(dns), _) => Value::Object(dns.clone()),
         (None, Some(dns @ Value::Object(_))) => dns,

@@ -1,6 +1,7 @@
-use std::net::Ipv4Addr;
-
-use super::{result::Added, *};
+use super::{
+    result::{Added, AddedIp},
+    *,
+};
 
 fn conf(text: &str) -> Conf {
     Conf::parse(text.as_bytes()).unwrap()
@@ -14,9 +15,19 @@ fn added() -> Added {
         mac: [0x0a, 0x58, 10, 244, 1, 5],
         mtu: 1450,
         sandbox: "/run/netns/p".into(),
-        address: Ipv4Addr::new(10, 244, 1, 5),
-        gateway: Ipv4Addr::new(10, 244, 1, 1),
-        routes: vec!["0.0.0.0/0".parse().unwrap()],
+        ips: vec![AddedIp {
+            address: "10.244.1.5".parse().unwrap(),
+            gateway: "10.244.1.1".parse().unwrap(),
+            routes: vec!["0.0.0.0/0".parse().unwrap()],
+        }],
+    }
+}
+
+fn six() -> AddedIp {
+    AddedIp {
+        address: "fd00:244:0:1::5".parse().unwrap(),
+        gateway: "fd00:244:0:1::1".parse().unwrap(),
+        routes: vec!["::/0".parse().unwrap()],
     }
 }
 
@@ -81,6 +92,39 @@ fn version_1_0_0_has_interfaces_addresses_and_routes() {
             "dns": {},
         })
     );
+}
+
+#[test]
+fn each_family_has_its_address_and_its_routes_in_the_order_in_which_they_were_made() {
+    for version in Version::ALL {
+        let conf = conf(&json!({"cniVersion": version.as_str(), "name": "n"}).to_string());
+        let ip = |number: &str, address: &str, gateway: &str| {
+            let mut ip = json!({"address": address, "gateway": gateway, "interface": 1});
+            if version < Version::V1_0_0 {
+                ip["version"] = number.into();
+            }
+            ip
+        };
+        let mut ips =
+            vec![ip("4", "10.244.1.5/32", "10.244.1.1"), ip("6", "fd00:244:0:1::5/128", "fd00:244:0:1::1")];
+        let mut routes = vec![
+            json!({"dst": "0.0.0.0/0", "gw": "10.244.1.1"}),
+            json!({"dst": "::/0", "gw": "fd00:244:0:1::1"}),
+        ];
+        let mut added = added();
+        added.ips.push(six());
+        for _ in 0..2 {
+            let result = result::result(&added, &conf, Previous::default());
+            assert_eq!((&result["ips"], &result["routes"]), (&json!(ips), &json!(routes)));
+            assert_eq!(result["interfaces"].as_array().unwrap().len(), 2);
+            added.ips.reverse();
+            ips.reverse();
+            routes.reverse();
+        }
+        let alone = Added { ips: vec![six()], ..added };
+        let result = result::result(&alone, &conf, Previous::default());
+        assert_eq!((&result["ips"], &result["routes"]), (&json!(ips[1..]), &json!(routes[1..])));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! FIB's answer to a program.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -64,6 +64,9 @@ fn stack(register: u8, below: i32) -> [Instruction; 2] {
     [copy(register, FP), instruction(ADD_IMM, register, 0, 0, -below)]
 }
 
+/// `BPF_F_TUNINFO_IPV6` (include/uapi/linux/bpf.h).
+const TUNINFO_IPV6: i32 = 1;
+
 /// A program that gives a packet the tunnel metadata of a vxlan device, then goes on as `from_tunnel`.
 ///
 /// What is set for sending is what `bpf_skb_get_tunnel_key` reads back with the ends exchanged: it takes no direction into
@@ -76,8 +79,8 @@ pub(super) struct Decapsulated {
 impl Decapsulated {
     pub(super) fn new(
         program: &ProgramFd,
-        outer_src: Ipv4Addr,
-        own: Ipv4Addr,
+        outer_src: IpAddr,
+        own: IpAddr,
         vni: u32,
     ) -> Result<Self, DatapathError> {
         /// Bytes of `struct bpf_tunnel_key`, on the stack rounded up.
@@ -89,11 +92,25 @@ impl Decapsulated {
         };
         let mut instructions = vec![copy(6, 1)];
         instructions.extend((0..ROOM / 4).map(|index| word(index * 4, 0)));
-        // tunnel_id, remote_ipv4, tunnel_tos and _ttl, local_ipv4; addresses in host order (bpf-helpers(7)).
-        instructions.extend([word(0, vni), word(4, own.to_bits()), word(28, outer_src.to_bits())]);
+        // tunnel_id, remote, tunnel_tos and _ttl, local; IPv4 addresses in host order (bpf-helpers(7)), IPv6 ones in the
+        // order of the wire.
+        instructions.push(word(0, vni));
+        for (offset, address) in [(4, own), (28, outer_src)] {
+            match address {
+                IpAddr::V4(address) => instructions.push(word(offset, address.to_bits())),
+                IpAddr::V6(address) => {
+                    let words = address.octets();
+                    for (index, bytes) in (0..).zip(words.chunks_exact(4)) {
+                        let value = bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+                        instructions.push(word(offset + index * 4, value));
+                    }
+                }
+            }
+        }
+        let flags = if own.is_ipv6() { TUNINFO_IPV6 } else { 0 };
         instructions.push(copy(1, 6));
         instructions.extend(stack(2, ROOM));
-        instructions.extend([set(3, KEY), set(4, 0), call(SET_TUNNEL_KEY)]);
+        instructions.extend([set(3, KEY), set(4, flags), call(SET_TUNNEL_KEY)]);
         instructions.extend([
             copy(1, 6),
             instruction(LOAD_IMM64, 2, PSEUDO_MAP_FD, 0, table.as_raw_fd()),
@@ -120,9 +137,9 @@ pub struct FibQuestion {
     /// The device whose hook runs.
     pub ifindex: u32,
     /// Outer source.
-    pub src: Ipv4Addr,
-    /// Outer destination.
-    pub dst: Ipv4Addr,
+    pub src: IpAddr,
+    /// Outer destination, of the same family.
+    pub dst: IpAddr,
     /// UDP ports, host order.
     pub ports: (u16, u16),
     /// Bytes of the tunnel packet from its outer IP header on.
@@ -196,15 +213,23 @@ pub(super) fn fib(question: FibQuestion, flags: u32) -> Result<FibAnswer, Datapa
     let FibQuestion { ifindex, src, dst, ports, len } = question;
     let mut packet = vec![0; 12];
     packet.extend(EXPERIMENTAL);
-    packet.extend([libc::AF_INET as u8, libc::IPPROTO_UDP as u8]);
+    let family = if dst.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    packet.extend([family as u8, libc::IPPROTO_UDP as u8]);
     packet.extend(ports.0.to_be_bytes());
     packet.extend(ports.1.to_be_bytes());
     packet.extend(len.to_ne_bytes());
     packet.extend(ifindex.to_ne_bytes());
     packet.extend([0; 4]);
-    packet.extend(src.octets());
-    packet.extend([0; 12]);
-    packet.extend(dst.octets());
+    // Room for an address of either family.
+    for address in [src, dst] {
+        match address {
+            IpAddr::V4(address) => {
+                packet.extend(address.octets());
+                packet.extend([0; 12]);
+            }
+            IpAddr::V6(address) => packet.extend(address.octets()),
+        }
+    }
     packet.resize(usize::from(ETH_LEN + FIB), 0);
     let tested = syscall::test_run(
         &program,
@@ -234,7 +259,7 @@ pub(super) fn fib(question: FibQuestion, flags: u32) -> Result<FibAnswer, Datapa
 
 impl Frozen {
     /// The circumstances under which `from_tunnel` sees what the anchor device took out of a tunnel packet.
-    pub fn decapsulated(&self, outer_src: Ipv4Addr, vni: u32) -> Circumstances {
+    pub fn decapsulated(&self, outer_src: IpAddr, vni: u32) -> Circumstances {
         Circumstances { ifindex: self.anchor(), mark: 0, tunnel: Some((outer_src, vni)) }
     }
 }

@@ -2,12 +2,12 @@
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError},
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError},
 };
 use overlay_common::maps::{SCHEMA, v1};
 
 use super::{super::DatapathError, record::Record};
-use crate::datapath::{pins::Pins, tables};
+use crate::datapath::{pins::Pins, tables, usage::scan_map};
 
 /// The layout of what is pinned.
 #[derive(Clone, Copy)]
@@ -74,12 +74,34 @@ impl<K: Record, V: Record> HashView<K, V> {
         }
     }
 
+    /// All entries, by a few system calls for thousands. One that comes or goes meanwhile may be missing, others are not.
+    pub(in crate::datapath) fn entries(&self, name: &str) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut entries = Vec::new();
+        match self {
+            Self::Own(map) => {
+                scan_map(map.map(), name, |key, value| entries.push((read(key), read(value))))?;
+            }
+            Self::V1(map) => {
+                let mut old = |key: K::V1, value: V::V1| entries.push((K::from_v1(key), V::from_v1(value)));
+                scan_map(map.map(), name, |key, value| old(read(key), read(value)))?;
+            }
+        }
+        Ok(entries)
+    }
+
     pub(in crate::datapath) fn keys(&self) -> Box<dyn Iterator<Item = Result<K, MapError>> + '_> {
         match self {
             Self::Own(map) => Box::new(map.keys()),
             Self::V1(map) => Box::new(map.keys().map(|key| key.map(K::from_v1))),
         }
     }
+}
+
+/// A key or a value as it lies in a map that holds such.
+fn read<T: Pod>(bytes: &[u8]) -> T {
+    debug_assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: any bytes are a `T`, and there are as many: sizes are compared when the map is opened.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }
 
 /// An array.

@@ -21,6 +21,10 @@ pub struct Address {
     pub net: IpNet,
     /// IPv6: usable at once, without duplicate address detection. IPv4 has none; always false there.
     pub nodad: bool,
+    /// IPv6: duplicate address detection has found another host that has it; it cannot be used.
+    pub duplicate: bool,
+    /// IPv6: made at random for a while (RFC 8981); another takes its place.
+    pub temporary: bool,
 }
 
 impl Netlink {
@@ -71,7 +75,7 @@ impl Netlink {
     }
 }
 
-fn message(index: u32, net: IpNet) -> AddressMessage {
+pub(super) fn message(index: u32, net: IpNet) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = net.prefix_len();
@@ -93,18 +97,26 @@ fn into_address(reply: RouteNetlinkMessage, family: AddressFamily) -> Option<Add
         return None;
     }
     let (mut local, mut address) = (None, None);
-    let mut nodad = message.header.flags.contains(AddressHeaderFlags::Nodad);
+    // The attribute has all of them, the header those of the first eight bits.
+    let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
     for attribute in message.attributes {
         match attribute {
             AddressAttribute::Local(ip) => local = Some(ip),
             AddressAttribute::Address(ip) => address = Some(ip),
-            AddressAttribute::Flags(flags) => nodad = flags.contains(AddressFlags::Nodad),
+            AddressAttribute::Flags(all) => flags = all,
             _ => {}
         }
     }
     // On a point-to-point link IFA_ADDRESS is the other end; IPv6 sends IFA_LOCAL only there.
     let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-    Some(Address { index: message.header.index, net, nodad })
+    Some(Address {
+        index: message.header.index,
+        net,
+        nodad: flags.contains(AddressFlags::Nodad),
+        duplicate: flags.contains(AddressFlags::Dadfailed),
+        // The bit means something else in IPv4: a further address of the same network.
+        temporary: net.addr().is_ipv6() && flags.contains(AddressFlags::Secondary),
+    })
 }
 
 #[cfg(test)]

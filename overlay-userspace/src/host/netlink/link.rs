@@ -85,9 +85,12 @@ pub struct VxlanInfo {
     pub collect_metadata: bool,
     /// Learns VTEPs from packets.
     pub learning: bool,
+    /// Takes UDP checksums of zero over IPv6 (RFC 6935); over IPv4 every device does.
+    pub zero_checksums: bool,
 }
 
-/// The anchor device: vxlan in external mode, no learning, no neighbour resolution.
+/// The anchor device: vxlan in external mode, no learning, no neighbour resolution, UDP checksums of zero over IPv6 as over
+/// IPv4.
 #[derive(Debug, Clone)]
 pub struct VxlanSpec<'a> {
     /// Interface name.
@@ -168,6 +171,9 @@ impl Netlink {
                     InfoVxlan::CollectMetadata(true),
                     InfoVxlan::Learning(false),
                     InfoVxlan::Port(spec.port),
+                    // What it sends goes by each packet's tunnel key; what its socket takes is set here, once for all.
+                    InfoVxlan::UDPZeroCsumTX(true),
+                    InfoVxlan::UDPZeroCsumRX(true),
                 ])),
             ]),
         ];
@@ -233,7 +239,7 @@ impl Netlink {
 
     /// Brings a link up.
     pub fn set_up(&mut self, index: u32) -> Result<(), NetlinkError> {
-        self.set(index, "bring up", flag(index, LinkFlags::Up, true))
+        self.set(index, "bring up", up(index))
     }
 
     /// Finishes what the kernel has begun when the carrier of a link of this connection's namespace came up: a link that
@@ -340,6 +346,11 @@ fn at(index: u32) -> LinkMessage {
     message
 }
 
+/// The request to bring a link up.
+pub(super) fn up(index: u32) -> LinkMessage {
+    flag(index, LinkFlags::Up, true)
+}
+
 fn flag(index: u32, flag: LinkFlags, value: bool) -> LinkMessage {
     let mut message = at(index);
     message.header.change_mask = flag;
@@ -414,6 +425,7 @@ fn into_vxlan(data: &[InfoVxlan]) -> VxlanInfo {
             InfoVxlan::Port(port) => info.port = port,
             InfoVxlan::CollectMetadata(value) => info.collect_metadata = value,
             InfoVxlan::Learning(value) => info.learning = value,
+            InfoVxlan::UDPZeroCsumRX(value) => info.zero_checksums = value,
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
 use nix::errno::Errno;
 
@@ -50,15 +50,11 @@ impl Netlink {
         address: IpAddr,
         mac: MacAddress,
     ) -> Result<(), NetlinkError> {
-        let mut message = message(index, address);
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        self.execute(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE).map_err(
-            |failure| {
-                let device = self.device(index);
-                failure.during(format!("write neighbour {address} on link {device}"))
-            },
-        )
+        let message = RouteNetlinkMessage::NewNeighbour(permanent(index, address, mac));
+        self.execute(message, NLM_F_CREATE | NLM_F_REPLACE).map_err(|failure| {
+            let device = self.device(index);
+            failure.during(format!("write neighbour {address} on link {device}"))
+        })
     }
 
     /// Deletes an entry; false when there was none.
@@ -83,6 +79,22 @@ fn message(index: u32, address: IpAddr) -> NeighbourMessage {
     };
     message.header.family = family;
     message.attributes.push(NeighbourAttribute::Destination(destination));
+    message
+}
+
+/// A permanent entry.
+pub(super) fn permanent(index: u32, address: IpAddr, mac: MacAddress) -> NeighbourMessage {
+    let mut message = message(index, address);
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+    message
+}
+
+/// An address that is answered for.
+pub(super) fn proxy(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = message(index, address);
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Proxy;
     message
 }
 

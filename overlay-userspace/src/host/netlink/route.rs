@@ -14,6 +14,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{Netlink, NetlinkError};
+use crate::family::{Family, OfFamily as _};
 
 /// The protocol id that marks routes as ours: `ip route show proto 79`.
 ///
@@ -100,6 +101,11 @@ impl fmt::Display for Route {
 }
 
 impl Netlink {
+    /// Routes of one family in the main table that are ours.
+    pub fn own_routes(&mut self, family: Family) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_in(family, RouteHeader::RT_TABLE_MAIN, Some(ROUTE_PROTOCOL))
+    }
+
     /// Routes of the main table, IPv4 first; only those of one protocol id if that is given.
     pub fn routes(&mut self, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
         self.routes_of_table(RouteHeader::RT_TABLE_MAIN, protocol)
@@ -108,38 +114,55 @@ impl Netlink {
     /// As [`Netlink::routes`], of another table.
     pub fn routes_of_table(&mut self, table: u8, protocol: Option<u8>) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.header.table = table;
-            message.header.protocol = protocol.unwrap_or(0).into();
-            let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
-                Ok(replies) => replies,
-                // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
-                Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
-                Err(failure) => return Err(failure.during("list routes".into())),
-            };
-            routes.extend(
-                replies
-                    .into_iter()
-                    .filter_map(|reply| into_route(reply, family, Some(table)))
-                    .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol)),
-            );
+        for family in Family::ALL {
+            routes.extend(self.routes_in(family, table, protocol)?);
         }
         Ok(routes)
     }
 
-    /// IPv4 routes through a link, of all tables.
-    pub fn routes_of_link(&mut self, index: u32) -> Result<Vec<Route>, NetlinkError> {
+    /// Routes of one family and table; only those of one protocol id if that is given.
+    pub fn routes_in(
+        &mut self,
+        family: Family,
+        table: u8,
+        protocol: Option<u8>,
+    ) -> Result<Vec<Route>, NetlinkError> {
+        let family = kernel_family(family);
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family;
+        message.header.table = table;
+        message.header.protocol = protocol.unwrap_or(0).into();
+        let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
+            Ok(replies) => replies,
+            // A table is made with its first route; EOPNOTSUPP is a kernel without the family.
+            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
+            Err(failure) => return Err(failure.during("list routes".into())),
+        };
+        Ok(replies
+            .into_iter()
+            .filter_map(|reply| into_route(reply, family, Some(table)))
+            .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol))
+            .collect())
+    }
+
+    /// Routes of a family through a link, of all tables but the local one, which follows the addresses.
+    pub fn routes_of_link(&mut self, family: Family, index: u32) -> Result<Vec<Route>, NetlinkError> {
+        let family = kernel_family(family);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
         message.attributes.push(RouteAttribute::Oif(index));
         let replies = match self.dump(&RouteNetlinkMessage::GetRoute(message)) {
             Ok(replies) => replies,
-            Err(failure) if failure.is(Errno::ENOENT) || failure.is(Errno::ENODEV) => Vec::new(),
+            Err(failure)
+                if failure.is(Errno::ENOENT)
+                    || failure.is(Errno::ENODEV)
+                    || failure.is(Errno::EOPNOTSUPP) =>
+            {
+                Vec::new()
+            }
             Err(failure) => return Err(failure.during("list routes".into())),
         };
-        let routes = replies.into_iter().filter_map(|reply| into_route(reply, AddressFamily::Inet, None));
+        let routes = replies.into_iter().filter_map(|reply| into_route(reply, family, None));
         Ok(routes.filter(|route| route.oif == Some(index)).collect())
     }
 
@@ -172,10 +195,7 @@ pub(super) fn message(route: &Route) -> RouteMessage {
     let dst = route.dst.trunc();
     let mut message = RouteMessage::default();
     let header = &mut message.header;
-    header.address_family = match dst {
-        IpNet::V4(_) => AddressFamily::Inet,
-        IpNet::V6(_) => AddressFamily::Inet6,
-    };
+    header.address_family = kernel_family(dst.family());
     header.destination_prefix_length = dst.prefix_len();
     header.table = RouteHeader::RT_TABLE_MAIN;
     header.protocol = route.protocol.into();
@@ -204,13 +224,22 @@ pub(super) fn message(route: &Route) -> RouteMessage {
     message
 }
 
-/// A route of one table, or of any.
+/// The kernel's number of a family.
+pub(super) const fn kernel_family(family: Family) -> AddressFamily {
+    match family {
+        Family::Ipv4 => AddressFamily::Inet,
+        Family::Ipv6 => AddressFamily::Inet6,
+    }
+}
+
+/// A route of one table, or of any but the local one.
 fn into_route(reply: RouteNetlinkMessage, family: AddressFamily, table: Option<u8>) -> Option<Route> {
     let RouteNetlinkMessage::NewRoute(message) = reply else { return None };
     let header = &message.header;
     // Without IPv6 all families come; a kernel without strict checking sends all tables and its cache.
     if header.address_family != family
         || table.is_some_and(|table| header.table != table)
+        || table.is_none() && header.table == libc::RT_TABLE_LOCAL
         || header.flags.contains(RouteFlags::Cloned)
     {
         return None;
@@ -330,17 +359,24 @@ mod tests {
     fn routes_of_a_link_are_those_of_all_tables_and_of_no_other_link() {
         in_fresh_netns(|| {
             ip("link add d0 type veth peer name d0p");
-            ip("link set d0p up");
-            ip("link set d0 up");
-            ip_batch(
-                "route add 192.0.2.0/24 dev d0\nroute add 198.51.100.0/24 dev d0 table 100\nroute add 203.0.113.0/24 dev d0p\n",
-            );
+            ip("link set d0p addrgenmode none up");
+            ip("link set d0 addrgenmode none up");
             let mut netlink = Netlink::open().unwrap();
             let index = netlink.link("d0").unwrap().unwrap().index;
-            let routes: Vec<_> = netlink.routes_of_link(index).unwrap().into_iter().map(|r| r.dst).collect();
-            assert_eq!(routes.len(), 2, "{routes:?}");
-            assert!(routes.contains(&net("192.0.2.0/24")) && routes.contains(&net("198.51.100.0/24")));
-            assert!(netlink.routes_of_link(99).unwrap().is_empty());
+            for (family, [main, other, elsewhere]) in [
+                (Family::Ipv4, ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"]),
+                (Family::Ipv6, ["2001:db8:1::/48", "2001:db8:2::/48", "2001:db8:3::/48"]),
+            ] {
+                ip_batch(&format!(
+                    "route add {main} dev d0\nroute add {other} dev d0 table 100\nroute add {elsewhere} dev d0p\n"
+                ));
+                let found = netlink.routes_of_link(family, index).unwrap();
+                let mut routes: Vec<_> = found.into_iter().map(|route| route.dst).collect();
+                // That of multicast is in the local table, which is left out.
+                routes.sort();
+                assert_eq!(routes, [net(main), net(other)]);
+                assert!(netlink.routes_of_link(family, 99).unwrap().is_empty());
+            }
         });
     }
 

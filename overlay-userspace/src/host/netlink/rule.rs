@@ -1,14 +1,14 @@
-//! Policy rules by source address, and the tables that they lead to (ip-rule(8)), IPv4.
+//! Policy rules by source address, and the tables that they lead to (ip-rule(8)), in both families.
 //!
 //! Called by the CNI plugin for a pod that is on this network more than once: what it sends from each address has to leave
 //! by the device of that address; and by the agent, for what leaves the node from a pod's address.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
@@ -16,19 +16,20 @@ use nix::errno::Errno;
 
 use super::{
     Netlink, NetlinkError,
-    route::{ROUTE_PROTOCOL, Route, message},
+    route::{ROUTE_PROTOCOL, Route, kernel_family, message},
 };
+use crate::family::{Family, OfFamily as _};
 
 /// Before the main table (32766), and after what people write by hand without a priority of their own below it.
 const PRIORITY: u32 = 7900;
 
-fn rule(from: Ipv4Net, table: u32) -> RuleMessage {
+fn rule(from: IpNet, table: u32) -> RuleMessage {
     let mut rule = RuleMessage::default();
-    rule.header.family = AddressFamily::Inet;
+    rule.header.family = kernel_family(from.family());
     rule.header.src_len = from.prefix_len();
     rule.header.action = RuleAction::ToTable;
     rule.attributes = vec![
-        RuleAttribute::Source(from.network().into()),
+        RuleAttribute::Source(from.network()),
         RuleAttribute::Priority(PRIORITY),
         RuleAttribute::Table(table),
         RuleAttribute::Protocol(ROUTE_PROTOCOL.into()),
@@ -36,9 +37,14 @@ fn rule(from: Ipv4Net, table: u32) -> RuleMessage {
     rule
 }
 
-/// Priority and table of the rules that a namespace begins with: local, main, default (`fib_default_rules_init`,
-/// net/ipv4/fib_rules.c).
-const DEFAULT_RULES: [(u32, u32); 3] = [(0, 255), (32_766, 254), (32_767, 253)];
+/// Priority and table of the rules that a namespace begins with: local, main, and for IPv4 default
+/// (`fib_default_rules_init`, net/ipv4/fib_rules.c; `fib6_rules_net_init_work`, net/ipv6/fib6_rules.c).
+const fn default_rules(family: Family) -> &'static [(u32, u32)] {
+    match family {
+        Family::Ipv4 => &[(0, 255), (32_766, 254), (32_767, 253)],
+        Family::Ipv6 => &[(0, 255), (32_766, 254)],
+    }
+}
 
 /// Priority and table of a rule that leads every packet to a table, `None` for one that asks anything.
 fn default_rule(rule: &RuleMessage) -> Option<(u32, u32)> {
@@ -66,7 +72,7 @@ impl Netlink {
     /// Makes what is sent from `from` look into `table` before the main one. One that exists is fine.
     pub fn add_source_rule(
         &mut self,
-        from: impl Into<Ipv4Net>,
+        from: impl Into<IpNet>,
         table: impl Into<u32>,
     ) -> Result<(), NetlinkError> {
         let (from, table) = (from.into(), table.into());
@@ -78,22 +84,24 @@ impl Netlink {
         }
     }
 
-    /// All rules of IPv4, whoever made them.
-    fn rules(&mut self) -> Result<Vec<RuleMessage>, NetlinkError> {
+    /// All rules of a family, whoever made them; none in a kernel that has no policy rules for it.
+    fn rules(&mut self, family: Family) -> Result<Vec<RuleMessage>, NetlinkError> {
         let mut request = RuleMessage::default();
-        request.header.family = AddressFamily::Inet;
-        let replies = self
-            .dump(&RouteNetlinkMessage::GetRule(request))
-            .map_err(|failure| failure.during("list rules".into()))?;
+        request.header.family = kernel_family(family);
+        let replies = match self.dump(&RouteNetlinkMessage::GetRule(request)) {
+            Ok(replies) => replies,
+            Err(failure) if failure.is(Errno::EAFNOSUPPORT) || failure.is(Errno::EOPNOTSUPP) => Vec::new(),
+            Err(failure) => return Err(failure.during(format!("list rules of {family}"))),
+        };
         let rule = |reply| match reply {
-            RouteNetlinkMessage::NewRule(rule) => Some(rule),
+            RouteNetlinkMessage::NewRule(rule) if rule.header.family == kernel_family(family) => Some(rule),
             _ => None,
         };
         Ok(replies.into_iter().filter_map(rule).collect())
     }
 
-    /// All rules of ours: source and table.
-    pub fn source_rules(&mut self) -> Result<Vec<(Ipv4Net, u32)>, NetlinkError> {
+    /// All rules of ours, IPv4 first: source and table.
+    pub fn source_rules(&mut self) -> Result<Vec<(IpNet, u32)>, NetlinkError> {
         let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
         let read = |rule: RuleMessage| {
             if !rule.attributes.contains(&ours) {
@@ -103,8 +111,8 @@ impl Netlink {
             let mut table = None;
             for attribute in &rule.attributes {
                 match attribute {
-                    RuleAttribute::Source(IpAddr::V4(address)) => {
-                        source = Ipv4Net::new(*address, rule.header.src_len).ok();
+                    RuleAttribute::Source(address) => {
+                        source = IpNet::new(*address, rule.header.src_len).ok();
                     }
                     RuleAttribute::Table(number) => table = Some(*number),
                     _ => {}
@@ -112,15 +120,24 @@ impl Netlink {
             }
             source.zip(table)
         };
-        Ok(self.rules()?.into_iter().filter_map(read).collect())
+        let mut rules = Vec::new();
+        for family in Family::ALL {
+            rules.extend(self.rules(family)?.into_iter().filter_map(read));
+        }
+        Ok(rules)
     }
 
-    /// Are there other rules than those that every namespace begins with, and ours? Then the main table alone does not say
-    /// where a packet goes.
-    pub fn has_foreign_rules(&mut self) -> Result<bool, NetlinkError> {
+    /// Are there other rules of this family than those that every namespace begins with, and ours? Then the main table
+    /// alone does not say where a packet goes.
+    pub fn has_foreign_rules(&mut self, family: Family) -> Result<bool, NetlinkError> {
         let ours = RuleAttribute::Protocol(ROUTE_PROTOCOL.into());
+        let rules = self.rules(family)?;
+        // A kernel without policy rules has the main table alone.
+        if rules.is_empty() && family == Family::Ipv6 {
+            return Ok(false);
+        }
         let mut defaults = Vec::new();
-        for rule in self.rules()? {
+        for rule in rules {
             if rule.attributes.contains(&ours) {
                 continue;
             }
@@ -128,13 +145,13 @@ impl Netlink {
             defaults.push(default);
         }
         // One that is missing changes the way of a packet, too.
-        Ok(defaults != DEFAULT_RULES)
+        Ok(defaults != default_rules(family))
     }
 
     /// Deletes a rule of ours; missing is fine.
     pub fn delete_source_rule(
         &mut self,
-        from: impl Into<Ipv4Net>,
+        from: impl Into<IpNet>,
         table: impl Into<u32>,
     ) -> Result<(), NetlinkError> {
         let (from, table) = (from.into(), table.into());
@@ -147,8 +164,8 @@ impl Netlink {
     }
 
     /// Deletes the rules of ours for this source; a table goes with the devices that its routes use.
-    pub fn delete_source_rules(&mut self, from: Ipv4Addr) -> Result<(), NetlinkError> {
-        let from = Ipv4Net::from(from);
+    pub fn delete_source_rules(&mut self, from: IpAddr) -> Result<(), NetlinkError> {
+        let from = IpNet::from(from);
         for (_, table) in self.source_rules()?.into_iter().filter(|(source, _)| *source == from) {
             self.delete_source_rule(from, table)?;
         }
@@ -185,25 +202,34 @@ mod tests {
     use crate::host::netns::testing::{in_fresh_netns, ip, run};
 
     #[test]
-    fn only_rules_of_others_are_foreign() {
+    fn only_rules_of_others_are_foreign_in_each_family() {
+        const CASES: [(Family, &str, &str, &str); 2] = [
+            (Family::Ipv4, "-4", "10.9.0.0/16", "192.0.2.1"),
+            (Family::Ipv6, "-6", "fd00:9::/48", "2001:db8::1"),
+        ];
         in_fresh_netns(|| {
             let mut netlink = Netlink::open().unwrap();
-            assert!(!netlink.has_foreign_rules().unwrap());
-            netlink.add_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
-            assert!(!netlink.has_foreign_rules().unwrap());
-            for rule in [
-                "from 192.0.2.1 table 100",
-                "fwmark 5 table 100",
-                "to 192.0.2.1 prohibit",
-                "iif lo table 100",
-            ] {
-                ip(&format!("rule add {rule}"));
-                assert!(netlink.has_foreign_rules().unwrap(), "{rule}");
-                ip(&format!("rule del {rule}"));
-                assert!(!netlink.has_foreign_rules().unwrap(), "{rule}");
+            for (family, flag, own, address) in CASES {
+                assert!(!netlink.has_foreign_rules(family).unwrap());
+                netlink.add_source_rule(own.parse::<IpNet>().unwrap(), 79_u32).unwrap();
+                assert!(!netlink.has_foreign_rules(family).unwrap());
+                for rule in [
+                    format!("from {address} table 100"),
+                    "fwmark 5 table 100".to_owned(),
+                    format!("to {address} prohibit"),
+                    "iif lo table 100".to_owned(),
+                ] {
+                    ip(&format!("{flag} rule add {rule}"));
+                    assert!(netlink.has_foreign_rules(family).unwrap(), "{family}: {rule}");
+                    assert!(!netlink.has_foreign_rules(family.other()).unwrap(), "{family}: {rule}");
+                    ip(&format!("{flag} rule del {rule}"));
+                    assert!(!netlink.has_foreign_rules(family).unwrap(), "{family}: {rule}");
+                }
             }
-            ip("rule del from all table default");
-            assert!(netlink.has_foreign_rules().unwrap());
+            for (family, flag, table) in [(Family::Ipv4, "-4", "default"), (Family::Ipv6, "-6", "main")] {
+                ip(&format!("{flag} rule del from all table {table}"));
+                assert!(netlink.has_foreign_rules(family).unwrap());
+            }
         });
     }
 
@@ -211,27 +237,34 @@ mod tests {
     fn a_source_finds_its_own_table_until_the_rule_is_deleted() {
         in_fresh_netns(|| {
             ip("link add d0 type veth peer name d0p");
-            ip("link set d0 up");
+            ip("link set d0 addrgenmode none up");
             ip("link set d0p up");
             ip("address add 10.0.0.1/32 dev d0");
-            let from = Ipv4Addr::new(10, 0, 0, 1);
+            ip("address add fd00::1/128 dev d0 nodad");
             let mut netlink = Netlink::open().unwrap();
             let index = netlink.link("d0").unwrap().unwrap().index;
-            let default = "0.0.0.0/0".parse().unwrap();
-            netlink.replace_route_in(7903, &Route::unicast(default, index)).unwrap();
-            netlink.add_source_rule(from, 7903_u32).unwrap();
-            netlink.add_source_rule(from, 7903_u32).unwrap();
-            netlink.add_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
-            let mut rules = netlink.source_rules().unwrap();
-            rules.sort();
-            assert_eq!(rules, [(from.into(), 7903), ("10.9.0.0/16".parse().unwrap(), 79)]);
-            netlink.delete_source_rules(Ipv4Addr::new(10, 9, 0, 0)).unwrap();
-            netlink.delete_source_rule("10.9.0.0/16".parse::<Ipv4Net>().unwrap(), 79_u32).unwrap();
-            assert!(run("ip route get 192.0.2.1 from 10.0.0.1").contains("dev d0 table 7903"));
-            assert_eq!(run("ip -4 route show"), "", "the main table is left alone");
-            netlink.delete_source_rules(from).unwrap();
-            assert_eq!(netlink.source_rules().unwrap(), []);
-            netlink.delete_source_rules(from).unwrap();
+            for (from, default, other, far) in [
+                ("10.0.0.1", "0.0.0.0/0", "10.9.0.0/16", "192.0.2.1"),
+                ("fd00::1", "::/0", "fd00:9::/48", "2001:db8::1"),
+            ] {
+                let from: IpAddr = from.parse().unwrap();
+                let other: IpNet = other.parse().unwrap();
+                netlink.replace_route_in(7903, &Route::unicast(default.parse().unwrap(), index)).unwrap();
+                netlink.add_source_rule(from, 7903_u32).unwrap();
+                netlink.add_source_rule(from, 7903_u32).unwrap();
+                netlink.add_source_rule(other, 79_u32).unwrap();
+                let mut rules = netlink.source_rules().unwrap();
+                rules.sort();
+                assert_eq!(rules, [(from.into(), 7903), (other, 79)]);
+                netlink.delete_source_rules(other.network()).unwrap();
+                netlink.delete_source_rule(other, 79_u32).unwrap();
+                assert!(run(&format!("ip route get {far} from {from}")).contains("dev d0 table 7903"));
+                let main = netlink.routes(None).unwrap();
+                assert!(main.iter().all(|route| route.dst.prefix_len() != 0), "the main table is left alone");
+                netlink.delete_source_rules(from).unwrap();
+                assert_eq!(netlink.source_rules().unwrap(), []);
+                netlink.delete_source_rules(from).unwrap();
+            }
         });
     }
 }

@@ -2,23 +2,24 @@
 //!
 //! Called by [`crate::trace`], to say how a packet goes on that a program leaves to the stack.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
 use nix::errno::Errno;
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, route::kernel_family};
+use crate::family::{Family, OfFamily as _};
 
 /// A packet whose way is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct Traveller {
     /// Its source; none for one that the node sends itself.
-    pub src: Option<Ipv4Addr>,
+    pub src: Option<IpAddr>,
     /// Its destination.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// The link that it came in by; none for one that the node sends itself.
     pub iif: Option<u32>,
     /// IP protocol number and ports in host order, which policy rules and several next hops go by.
@@ -50,11 +51,15 @@ impl Netlink {
     pub fn way(&mut self, traveller: Traveller) -> Result<Way, NetlinkError> {
         let Traveller { src, dst, iif, transport } = traveller;
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = 32;
-        message.header.source_prefix_length = if src.is_some() { 32 } else { 0 };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(dst)));
-        message.attributes.extend(src.map(|src| RouteAttribute::Source(RouteAddress::Inet(src))));
+        let whole = match dst.family() {
+            Family::Ipv4 => 32,
+            Family::Ipv6 => 128,
+        };
+        message.header.address_family = kernel_family(dst.family());
+        message.header.destination_prefix_length = whole;
+        message.header.source_prefix_length = if src.is_some() { whole } else { 0 };
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst)));
+        message.attributes.extend(src.map(|src| RouteAttribute::Source(RouteAddress::from(src))));
         message.attributes.extend(iif.map(RouteAttribute::Iif));
         if let Some((protocol, sport, dport)) = transport {
             message.attributes.push(RouteAttribute::IpProto(protocol));
@@ -98,6 +103,10 @@ fn way(reply: &RouteMessage) -> Way {
     match (reply.header.kind, oif) {
         (RouteType::Local, _) => Way::Local(oif),
         (RouteType::Unicast, Some(oif)) => Way::Out { oif, gateway, mtu },
+        // IPv6 answers with the route that refuses, where IPv4 answers with the error that it refuses by.
+        (RouteType::Unreachable, _) => Way::Refused(Errno::EHOSTUNREACH),
+        (RouteType::Prohibit, _) => Way::Refused(Errno::EACCES),
+        (RouteType::BlackHole, _) => Way::Refused(Errno::EINVAL),
         (kind, _) => Way::Other(kind.into()),
     }
 }
@@ -107,29 +116,61 @@ mod tests {
     use super::*;
     use crate::host::netns::testing::{in_fresh_netns, ip};
 
+    /// This node's own address, a stranger on its link, a next hop with what is behind it, what a route refuses, and what
+    /// no route leads to.
+    const CASES: [[&str; 7]; 2] = [
+        [
+            "192.0.2.1/24",
+            "192.0.2.77",
+            "192.0.2.9",
+            "198.51.100.0/24",
+            "198.51.100.7",
+            "203.0.113.7",
+            "10.0.0.1",
+        ],
+        [
+            "2001:db8:1::1/64",
+            "2001:db8:1::77",
+            "2001:db8:1::9",
+            "2001:db8:2::/64",
+            "2001:db8:2::7",
+            "2001:db8:3::7",
+            "fd00::1",
+        ],
+    ];
+
     #[test]
     fn ways_are_those_that_the_kernel_takes() {
         in_fresh_netns(|| {
             ip("link set lo up");
             ip("link add d0 up type veth peer name d0p");
             ip("link set d0p up");
-            ip("addr add 192.0.2.1/24 dev d0");
-            ip("route add 198.51.100.0/24 via 192.0.2.9 mtu 1300");
-            ip("route add unreachable 203.0.113.0/24");
-            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{path}"), "1").unwrap();
+            }
             let mut netlink = Netlink::open().unwrap();
             let index = netlink.link("d0").unwrap().unwrap().index;
-            let mut to = |dst: [u8; 4], iif: Option<u32>| {
-                let src = iif.map(|_| Ipv4Addr::new(192, 0, 2, 77));
-                netlink.way(Traveller { src, dst: dst.into(), iif, transport: Some((17, 7, 9)) }).unwrap()
-            };
-            for iif in [None, Some(index)] {
-                assert!(matches!(to([192, 0, 2, 1], iif), Way::Local(_)));
-                assert_eq!(to([203, 0, 113, 7], iif), Way::Refused(Errno::EHOSTUNREACH));
-                let gateway = Some([192, 0, 2, 9].into());
-                assert_eq!(to([198, 51, 100, 7], iif), Way::Out { oif: index, gateway, mtu: Some(1300) });
+            for [own, near, hop, far, behind, refused, nowhere] in CASES {
+                let address = |text: &str| text.parse::<IpAddr>().unwrap();
+                let nodad = if own.contains(':') { "nodad" } else { "" };
+                ip(&format!("addr add {own} dev d0 {nodad}"));
+                ip(&format!("route add {far} via {hop} mtu 1300"));
+                ip(&format!("route add unreachable {refused}"));
+                let mut to = |dst: &str, iif: Option<u32>| {
+                    let src = iif.map(|_| address(near));
+                    netlink
+                        .way(Traveller { src, dst: address(dst), iif, transport: Some((17, 7, 9)) })
+                        .unwrap()
+                };
+                for iif in [None, Some(index)] {
+                    let (own, _) = own.split_once('/').unwrap();
+                    assert!(matches!(to(own, iif), Way::Local(_)), "{own} by {iif:?}: {:?}", to(own, iif));
+                    assert_eq!(to(refused, iif), Way::Refused(Errno::EHOSTUNREACH), "by {iif:?}");
+                    let gateway = Some(address(hop));
+                    assert_eq!(to(behind, iif), Way::Out { oif: index, gateway, mtu: Some(1300) });
+                }
+                assert_eq!(to(nowhere, None), Way::Refused(Errno::ENETUNREACH));
             }
-            assert_eq!(to([10, 0, 0, 1], None), Way::Refused(Errno::ENETUNREACH));
         });
     }
 }

@@ -2,20 +2,21 @@
 //! firewalld ends `filter_FORWARD` with a reject.
 //!
 //! The fast path passes them by; what takes the stack (services, the world) does not, and no accept of ours in a table
-//! of our own would help: a packet has to pass the chains of every table. So an accept from and one to the cluster CIDR
-//! go to the top of each base chain on the way of forwarded packets that drops by default, by its policy or by a rule
-//! without a condition, and nothing else there is touched. Rules with conditions are somebody's will. Ours are marked
+//! of our own would help: a packet has to pass the chains of every table. So an accept from and one to the cluster CIDR of
+//! each family that a chain serves go to the top of each base chain on the way of forwarded packets that drops by default, by
+//! its policy or by a rule without a condition, and nothing else there is touched. Rules with conditions are somebody's will. Ours are marked
 //! with a comment, and such that iptables-nft can still show and save the chain.
 //!
 //! What may not be changed is said, with the chain and the remedy: chains of a table that another process owns, and
 //! chains on the way of the tunnel's UDP port, which is the node's door and not the pods'.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{NftError, TABLE, json, ports, run};
+use super::{NftError, is_own, json, run};
+use crate::family::{ByFamily, Family, OfFamily as _};
 
 mod fate;
 mod legacy;
@@ -27,6 +28,17 @@ const COMMENT: &str = "overlay";
 
 /// The table of firewalld.
 const FIREWALLD: &str = "firewalld";
+
+/// What has to get through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// The cluster CIDRs: what the stack forwards for pods.
+    pub clusters: ByFamily<IpNet>,
+    /// The node's addresses that tunnel packets go to.
+    pub vteps: ByFamily<IpAddr>,
+    /// The tunnel's UDP port (host byte order).
+    pub port: u16,
+}
 
 /// What stands in the way of the stack's packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,7 +71,7 @@ impl fmt::Display for Obstacle {
 /// A foreign base chain on the way of forwarded packets that drops by default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DropChain {
-    /// Family of its table: `ip`, `ip6` or `inet`; or `legacy iptables`.
+    /// Family of its table: `ip`, `ip6` or `inet`; or `legacy iptables`, `legacy ip6tables`.
     pub family: String,
     /// Its table.
     pub table: String,
@@ -70,22 +82,31 @@ pub struct DropChain {
 }
 
 impl DropChain {
-    /// The commands that let the cluster through the chain: accepts on top of it, or what its owner has for that.
-    pub fn commands(&self, cluster: IpNet) -> Vec<String> {
+    /// The ranges that have to pass it.
+    pub fn of<'a>(&self, clusters: &'a ByFamily<IpNet>) -> impl Iterator<Item = IpNet> + use<'a> {
+        let family = self.family.clone();
+        clusters.iter().filter(move |(version, _)| serves(&family, *version)).map(|(_, net)| net.trunc())
+    }
+
+    /// The commands that let the clusters through the chain: accepts on top of it, or what its owner has for that.
+    pub fn commands(&self, clusters: &ByFamily<IpNet>) -> Vec<String> {
         if self.table == FIREWALLD {
-            return firewall_cmd(cluster).into();
+            return firewall_cmd(self.of(clusters));
         }
-        if self.family == legacy::FAMILY {
-            return legacy::commands(&legacy::accepts(cluster));
+        if let Some(family) = legacy::family(&self.family) {
+            return self
+                .of(clusters)
+                .flat_map(|cluster| legacy::commands(family, &legacy::accepts(cluster)))
+                .collect();
         }
-        let version = if cluster.addr().is_ipv4() { "ip" } else { "ip6" };
-        let insert = |side| {
-            format!(
-                "nft insert rule {self} {version} {side} {} counter accept comment overlay",
-                cluster.trunc()
-            )
+        let insert = |(side, cluster): (&str, IpNet)| {
+            let version = cluster.family().nft();
+            format!("nft insert rule {self} {version} {side} {cluster} counter accept comment overlay")
         };
-        ["daddr", "saddr"].map(insert).into()
+        // Each goes on top of the one before.
+        let mut clusters: Vec<_> = self.of(clusters).collect();
+        clusters.reverse();
+        clusters.into_iter().flat_map(|net| ["daddr", "saddr"].map(|side| (side, net))).map(insert).collect()
     }
 }
 
@@ -95,24 +116,32 @@ impl fmt::Display for DropChain {
     }
 }
 
-/// Lets the cluster's packets through every chain that drops by default, and says which those are; `port` is the
-/// tunnel's UDP port.
+/// Lets the clusters' packets through every chain that drops by default, and says which those are.
 ///
 /// Takes its accepts back from a chain that no longer drops. A chain that cannot be changed is a warning.
-pub fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
-    examine(cluster, port, true)
+pub fn ensure(carried: &Carried) -> Result<Foreign, NftError> {
+    examine(carried, true)
 }
 
 /// What [`ensure`] would find, `changed` where it would write; nothing is written.
-pub fn look(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
-    examine(cluster, port, false)
+pub fn look(carried: &Carried) -> Result<Foreign, NftError> {
+    examine(carried, false)
 }
 
-fn examine(cluster: IpNet, port: u16, write: bool) -> Result<Foreign, NftError> {
-    let cluster = cluster.trunc();
-    let accepts = accepts(cluster);
+fn examine(carried: &Carried, write: bool) -> Result<Foreign, NftError> {
+    let Carried { clusters, vteps, port } = *carried;
     let mut foreign = Foreign::default();
-    for chain in base_chains()?.into_iter().filter(|chain| chain.serves(cluster)) {
+    for chain in base_chains()? {
+        let served = |family: &Family| serves(&chain.family, *family);
+        let tunnel = chain.carries_tunnel() && vteps.iter().any(|(family, _)| served(&family));
+        let accepts: Vec<_> = clusters
+            .iter()
+            .filter(|(family, _)| served(family))
+            .flat_map(|(_, cluster)| accepts(cluster.trunc()))
+            .collect();
+        if accepts.is_empty() && !tunnel {
+            continue;
+        }
         let (rules, drops) = match chain.look(&mut foreign.examined) {
             Ok(seen) => seen,
             // It went away.
@@ -121,12 +150,12 @@ fn examine(cluster: IpNet, port: u16, write: bool) -> Result<Foreign, NftError> 
         };
         let wanted: &[Value] = if drops { &accepts } else { &[] };
         let held = !chain.forwards() || is_held(&rules, wanted);
-        if drops && (chain.carries_tunnel() || !held) {
+        if drops && (tunnel || !held) {
             let table = Listing::read(&chain);
             if table.is_dormant() {
                 continue;
             }
-            if chain.carries_tunnel() && !table.is_about(port) {
+            if tunnel && !table.is_about(port) {
                 foreign.warnings.push(chain.closes(port));
             }
         }
@@ -141,11 +170,13 @@ fn examine(cluster: IpNet, port: u16, write: bool) -> Result<Foreign, NftError> 
                 what: format!(
                     "chain {chain} drops what the stack forwards for pods, and cannot be changed: {error}"
                 ),
-                remedy: chain.remedy(cluster),
+                remedy: chain.remedy(&clusters),
             }),
         }
     }
-    legacy::examine(cluster, &mut foreign, write);
+    for cluster in clusters.values() {
+        legacy::examine(*cluster, &mut foreign, write);
+    }
     Ok(foreign)
 }
 
@@ -161,8 +192,8 @@ pub fn remove() -> Result<Vec<DropChain>, NftError> {
 
 /// Takes our accepts out of one chain.
 pub fn remove_from(chain: &DropChain) -> Result<(), NftError> {
-    if chain.family == legacy::FAMILY {
-        return legacy::remove();
+    if let Some(family) = legacy::family(&chain.family) {
+        return legacy::remove(family);
     }
     let DropChain { family, table, chain, .. } = chain.clone();
     Chain { family, table, name: chain, hook: String::new(), drops_by_policy: false }.hold(&[]).map(drop)
@@ -179,16 +210,27 @@ pub fn held() -> Result<Vec<DropChain>, NftError> {
             Err(error) => return Err(error),
         }
     }
-    held.extend(legacy::held()?);
+    for family in Family::ALL {
+        held.extend(legacy::held(family)?);
+    }
     Ok(held)
+}
+
+/// Takes our accepts out of the chains that serve this family alone, for when that is not in use any more; the others are
+/// [`ensure`]'s.
+pub fn release(family: Family) -> Result<(), NftError> {
+    let alone = |chain: &DropChain| serves(&chain.family, family) && !serves(&chain.family, family.other());
+    held()?.iter().filter(|chain| alone(chain)).try_for_each(remove_from)
+}
+
+/// Whether packets of an IP version pass the chains of a family of nft, or of legacy iptables.
+fn serves(family: &str, version: Family) -> bool {
+    family == "inet" || family == version.nft() || legacy::family(family) == Some(version)
 }
 
 /// The matches of our rules, from top to bottom.
 fn accepts(cluster: IpNet) -> [Value; 2] {
-    let protocol = match cluster {
-        IpNet::V4(_) => "ip",
-        IpNet::V6(_) => "ip6",
-    };
+    let protocol = cluster.family().nft();
     ["saddr", "daddr"].map(|field| {
         json!({ "match": {
             "op": "==",
@@ -218,16 +260,6 @@ impl Chain {
     fn found(&self, changed: bool) -> DropChain {
         let Self { family, table, name, .. } = self;
         DropChain { family: family.clone(), table: table.clone(), chain: name.clone(), changed }
-    }
-
-    /// Whether packets of the cluster's IP version pass it.
-    fn serves(&self, cluster: IpNet) -> bool {
-        match self.family.as_str() {
-            "inet" => true,
-            "ip" => matches!(cluster, IpNet::V4(_)),
-            "ip6" => matches!(cluster, IpNet::V6(_)),
-            _ => false,
-        }
     }
 
     /// Whether forwarded packets pass it.
@@ -276,12 +308,14 @@ impl Chain {
         Obstacle { chain: self.to_string(), what, remedy }
     }
 
-    /// What lets the cluster through where we may not.
-    fn remedy(&self, cluster: IpNet) -> String {
+    /// What lets the clusters through where we may not.
+    fn remedy(&self, clusters: &ByFamily<IpNet>) -> String {
+        let chain = self.found(false);
         if self.table == FIREWALLD {
-            return format!("run: {}", firewall_cmd(cluster).join("; "));
+            return format!("run: {}", firewall_cmd(chain.of(clusters)).join("; "));
         }
-        format!("have its owner accept what is from or to {cluster} in that chain")
+        let nets: Vec<_> = chain.of(clusters).map(|net| net.to_string()).collect();
+        format!("have its owner accept what is from or to {} in that chain", nets.join(" and "))
     }
 
     /// Makes accepts for `wanted` the only rules of ours, and the first of the chain; true when they were not.
@@ -322,11 +356,9 @@ impl Chain {
 }
 
 /// How firewalld is told; what is written into its table by others it may not keep, or not allow.
-fn firewall_cmd(cluster: IpNet) -> [String; 2] {
-    [
-        format!("firewall-cmd --permanent --zone=trusted --add-source={cluster}"),
-        "firewall-cmd --reload".into(),
-    ]
+fn firewall_cmd(clusters: impl Iterator<Item = IpNet>) -> Vec<String> {
+    let trust = |cluster| format!("firewall-cmd --permanent --zone=trusted --add-source={cluster}");
+    clusters.map(trust).chain(["firewall-cmd --reload".to_owned()]).collect()
 }
 
 /// Whether accepts for `wanted` are the only rules of ours, and the first of all.
@@ -365,7 +397,8 @@ fn base_chains() -> Result<Vec<Chain>, NftError> {
             hook: text(&chain["hook"]),
             drops_by_policy: chain["policy"] == "drop",
         })
-        .filter(|chain| chain.table != TABLE && chain.table != ports::TABLE)
+        .filter(|chain| Family::ALL.iter().any(|family| serves(&chain.family, *family)))
+        .filter(|chain| !is_own(&chain.family, &chain.table))
         .collect())
 }
 

@@ -3,20 +3,25 @@
 use serde_json::json;
 
 use super::{NftError, TABLE, json, ports};
+use crate::family::Family;
 
-/// The names of those that are there, in family `ip`.
-pub fn tables() -> Result<Vec<&'static str>, NftError> {
+/// Family and name of those that are there, IPv4 first.
+pub fn tables() -> Result<Vec<(Family, &'static str)>, NftError> {
     // Listed by their chains: nft 1.0.6 crashes when it has to write down a table's flags in JSON. None is without.
     let objects = json(&[json!({ "list": { "chains": null } })], "list chains")?;
     let chains: Vec<_> = objects.iter().filter_map(|object| object.get("chain")).collect();
-    let there = |name: &str| chains.iter().any(|chain| chain["family"] == "ip" && chain["table"] == name);
-    Ok([TABLE, ports::TABLE].into_iter().filter(|name| there(name)).collect())
+    let there = |(family, name): &(Family, &str)| {
+        chains.iter().any(|chain| chain["family"] == family.nft() && chain["table"] == *name)
+    };
+    let all = Family::ALL.into_iter().flat_map(|family| [TABLE, ports::TABLE].map(|name| (family, name)));
+    Ok(all.filter(there).collect())
 }
 
 /// Removes one; false when there was none.
-pub fn remove(name: &str) -> Result<bool, NftError> {
-    let table = json!({ "delete": { "table": { "family": "ip", "name": name } } });
-    match json(&[table], &format!("remove table ip {name}")) {
+pub fn remove(family: Family, name: &str) -> Result<bool, NftError> {
+    let ip = family.nft();
+    let table = json!({ "delete": { "table": { "family": ip, "name": name } } });
+    match json(&[table], &format!("remove table {ip} {name}")) {
         Ok(_) => Ok(true),
         Err(error) if error.is_absent() => Ok(false),
         Err(error) => Err(error),
@@ -31,16 +36,17 @@ mod tests {
     #[test]
     fn tables_of_ours_are_found_and_removed_and_namesakes_left() {
         in_fresh_netns(|| {
-            for table in ["ip overlay", "ip overlay-ports", "ip6 overlay", "ip other"] {
+            for table in ["ip overlay", "ip overlay-ports", "ip6 overlay", "inet overlay", "ip6 other"] {
                 run(&format!("nft add table {table}"));
                 run(&format!("nft add chain {table} c"));
             }
-            assert_eq!(tables().unwrap(), [TABLE, ports::TABLE]);
-            for table in tables().unwrap() {
-                assert!(remove(table).unwrap());
-                assert!(!remove(table).unwrap());
+            let all = [(Family::Ipv4, TABLE), (Family::Ipv4, ports::TABLE), (Family::Ipv6, TABLE)];
+            assert_eq!(tables().unwrap(), all);
+            for (family, table) in tables().unwrap() {
+                assert!(remove(family, table).unwrap());
+                assert!(!remove(family, table).unwrap());
             }
-            assert_eq!(run("nft list tables"), "table ip6 overlay\ntable ip other\n");
+            assert_eq!(run("nft list tables"), "table inet overlay\ntable ip6 other\n");
         });
     }
 }

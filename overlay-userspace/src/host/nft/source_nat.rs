@@ -1,4 +1,5 @@
-//! Source addresses and ports that the node translates, in the table `ip overlay`.
+//! Source addresses and ports that the node translates, in the tables `ip overlay` and `ip6 overlay`: one for each family
+//! that is in use, made from the same rules and independent of each other.
 //!
 //! * Chain `postrouting`: masquerade at the edge. What the node's own pods send to the world leaves with the node's
 //!   address; what stays in the cluster does not. UDP to the tunnel port is never translated, wherever it goes:
@@ -12,32 +13,33 @@
 //!   - What came from another node's pod and leaves through the tunnel again gets the gateway address, because a peer
 //!     believes an inner source only from the node that it belongs to.
 //!
-//! The table carries a digest of the text it was made from. Reconcile compares that digest, and the numbers of
+//! A table carries a digest of the text it was made from. Reconcile compares that digest, and the numbers of
 //! chains, rules and elements, with what it wants, and replaces the table in one transaction only when they
 //! differ: counters survive, and translations of existing connections are conntrack's in any case.
 
 use std::{
     collections::BTreeSet,
     fmt::{Display, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{NftError, TABLE, apply, digest, json, own};
+use crate::family::{Family, OfFamily as _};
 
 /// Source ports of Service flows between pods: below the range from which Linux picks ports for sockets that are not
 /// bound to one (`net.ipv4.ip_local_port_range`, 32768 to 60999 by default).
 const SERVICE_PORTS: &str = "1024-32767";
 
-/// What is to be translated.
+/// What is to be translated, in one family: that of `cluster`. All addresses are of that family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceNat {
     /// The node's own pod subnets.
-    pub subnets: Vec<Ipv4Net>,
+    pub subnets: Vec<IpNet>,
     /// The cluster CIDR.
-    pub cluster: Ipv4Net,
+    pub cluster: IpNet,
     /// Name of the device that leads into the tunnel.
     pub anchor: String,
     /// What pods send to the world; `None` leaves it as it is.
@@ -49,10 +51,10 @@ pub struct SourceNat {
 pub struct Masquerade {
     /// Addresses of all nodes. What pods send there leaves by the anchor, with their own address; the set is needed
     /// only to keep it out of `never`.
-    pub nodes: BTreeSet<Ipv4Addr>,
+    pub nodes: BTreeSet<IpAddr>,
     /// Destinations that see the pods' own addresses; of no effect on `nodes`, which do not take them off the
     /// underlay.
-    pub never: Vec<Ipv4Net>,
+    pub never: Vec<IpNet>,
     /// UDP port of the tunnel (host byte order).
     pub port: u16,
 }
@@ -64,9 +66,22 @@ struct Chain {
     rules: Vec<String>,
 }
 
+/// What is for many, and never translated.
+const fn multicast(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "224.0.0.0/4",
+        Family::Ipv6 => "ff00::/8",
+    }
+}
+
 impl SourceNat {
+    /// The family of the table.
+    pub fn family(&self) -> Family {
+        self.cluster.family()
+    }
+
     /// The elements of the set of nodes, where there is one: thousands that come and go are not to be written for nothing.
-    fn nodes(&self) -> Option<&BTreeSet<Ipv4Addr>> {
+    fn nodes(&self) -> Option<&BTreeSet<IpAddr>> {
         let masquerade = self.masquerade.as_ref().filter(|masquerade| !masquerade.never.is_empty());
         masquerade.map(|masquerade| &masquerade.nodes)
     }
@@ -84,15 +99,16 @@ impl SourceNat {
 
     fn services(&self) -> Vec<String> {
         let Self { subnets, cluster, anchor, .. } = self;
-        let from_cluster = format!("ct status dnat ip saddr {}", cluster.trunc());
+        let ip = self.family().nft();
+        let from_cluster = format!("ct status dnat {ip} saddr {}", cluster.trunc());
         vec![
             format!(
                 "{from_cluster} {}oifname \"{anchor}\" masquerade fully-random comment \"relayed\"",
-                unless_from(subnets)
+                unless_from(ip, subnets)
             ),
             // Other protocols have no ports; the range stands for one of these.
             format!(
-                "{from_cluster} ip daddr {} meta l4proto {{ tcp, udp, sctp }} \
+                "{from_cluster} {ip} daddr {} meta l4proto {{ tcp, udp, sctp }} \
                  snat to :{SERVICE_PORTS} fully-random",
                 cluster.trunc()
             ),
@@ -105,17 +121,18 @@ impl Masquerade {
         let Self { never, port, .. } = self;
         let SourceNat { subnets, cluster, anchor, .. } = nat;
         let mut rules = Vec::new();
-        rules.push(format!("{}return", unless_from(subnets)));
-        rules.push(format!("ip daddr {} return", cluster.trunc()));
+        let ip = nat.family().nft();
+        rules.push(format!("{}return", unless_from(ip, subnets)));
+        rules.push(format!("{ip} daddr {} return", cluster.trunc()));
         // Only into the tunnel: on another way a node drops a pod's address, and so does the underlay.
         rules.push(format!("oifname \"{anchor}\" return"));
-        rules.push("ip daddr 224.0.0.0/4 return".to_owned());
+        rules.push(format!("{ip} daddr {} return", multicast(nat.family())));
         rules.push(format!("udp dport {port} return comment \"tunnel\""));
         if !never.is_empty() {
             // The kernel refuses a set whose elements overlap.
             rules.push(format!(
-                "ip daddr != @nodes ip daddr {{ {} }} return",
-                list(Ipv4Net::aggregate(never))
+                "{ip} daddr != @nodes {ip} daddr {{ {} }} return",
+                list(IpNet::aggregate(never))
             ));
         }
         rules.push("masquerade fully-random".to_owned());
@@ -124,21 +141,22 @@ impl Masquerade {
 }
 
 /// Matches all sources but those.
-fn unless_from(subnets: &[Ipv4Net]) -> String {
+fn unless_from(ip: &str, subnets: &[IpNet]) -> String {
     match subnets {
         [] => String::new(),
-        subnets => format!("ip saddr != {{ {} }} ", list(subnets)),
+        subnets => format!("{ip} saddr != {{ {} }} ", list(subnets)),
     }
 }
 
 /// The script that puts the table in place of whatever has its name; the same for equal input.
 pub fn render(nat: &SourceNat) -> String {
     let body = body(nat);
+    let ip = nat.family().nft();
     // `add` first, so that `delete` cannot fail; all of it is one transaction.
     format!(
-        "add table ip {TABLE}\n\
-         delete table ip {TABLE}\n\
-         table ip {TABLE} {{\n{body} comment \"{}\"\n\t}}\n}}\n",
+        "add table {ip} {TABLE}\n\
+         delete table {ip} {TABLE}\n\
+         table {ip} {TABLE} {{\n{body} comment \"{}\"\n\t}}\n}}\n",
         digest(&body)
     )
 }
@@ -147,7 +165,11 @@ pub fn render(nat: &SourceNat) -> String {
 fn body(nat: &SourceNat) -> String {
     let mut text = String::new();
     if let Some(nodes) = nat.nodes() {
-        text.push_str("\tset nodes {\n\t\ttype ipv4_addr\n");
+        let kind = match nat.family() {
+            Family::Ipv4 => "ipv4_addr",
+            Family::Ipv6 => "ipv6_addr",
+        };
+        let _ = writeln!(text, "\tset nodes {{\n\t\ttype {kind}");
         if !nodes.is_empty() {
             let _ = writeln!(text, "\t\telements = {{ {} }}", list(nodes));
         }
@@ -172,7 +194,7 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
 
 /// Whether what is loaded is just that.
 pub fn is_loaded(nat: &SourceNat) -> Result<bool, NftError> {
-    Ok(loaded()?.is_some_and(|table| table == Loaded::wanted(nat)))
+    Ok(loaded(nat.family())?.is_some_and(|table| table == Loaded::wanted(nat)))
 }
 
 /// Loads the table if what is loaded differs; true when it did.
@@ -180,14 +202,15 @@ pub fn ensure(nat: &SourceNat) -> Result<bool, NftError> {
     if is_loaded(nat)? {
         return Ok(false);
     }
-    apply(&render(nat), "load the table of translated sources")?;
+    apply(&render(nat), &format!("load the table of translated {} sources", nat.family()))?;
     Ok(true)
 }
 
 /// The rule that gives what a pod sends to this destination, outside of the cluster, the node's address, as nft lists it;
 /// `None` where there is none, or an exception before it.
-pub fn rule_for(dst: Ipv4Addr) -> Result<Option<String>, NftError> {
-    let arguments = ["list", "chain", "ip", TABLE, "postrouting"];
+pub fn rule_for(dst: IpAddr) -> Result<Option<String>, NftError> {
+    let ip = dst.family().nft();
+    let arguments = ["list", "chain", ip, TABLE, "postrouting"];
     match super::run("nft", "nftables", &arguments, "", "read the masquerade") {
         Ok(listed) => Ok(masquerading(&listed, dst)),
         Err(error) if error.is_absent() => Ok(None),
@@ -195,12 +218,13 @@ pub fn rule_for(dst: Ipv4Addr) -> Result<Option<String>, NftError> {
     }
 }
 
-fn masquerading(listed: &str, dst: Ipv4Addr) -> Option<String> {
+fn masquerading(listed: &str, dst: IpAddr) -> Option<String> {
     let excepted = |rule: &str| {
         let nets = rule.split([' ', ',']).filter_map(|word| {
-            word.parse::<Ipv4Net>().ok().or_else(|| word.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+            word.parse::<IpNet>().ok().or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from))
         });
-        rule.contains("ip daddr") && nets.into_iter().any(|net| net.contains(&dst))
+        rule.contains(&format!("{} daddr", dst.family().nft()))
+            && nets.into_iter().any(|net| net.contains(&dst))
     };
     for rule in listed.lines().map(str::trim) {
         let words: Vec<_> = rule.split_whitespace().collect();
@@ -214,9 +238,9 @@ fn masquerading(listed: &str, dst: Ipv4Addr) -> Option<String> {
     None
 }
 
-/// Removes the table; false when there was none.
-pub fn remove() -> Result<bool, NftError> {
-    own::remove(TABLE)
+/// Removes the table of a family; false when there was none.
+pub fn remove(family: Family) -> Result<bool, NftError> {
+    own::remove(family, TABLE)
 }
 
 /// What tells an untouched table from a changed one.
@@ -240,9 +264,9 @@ impl Loaded {
     }
 }
 
-fn loaded() -> Result<Option<Loaded>, NftError> {
-    let list = json!({ "list": { "table": { "family": "ip", "name": TABLE } } });
-    let objects = match json(&[list], "read the table of translated sources") {
+fn loaded(family: Family) -> Result<Option<Loaded>, NftError> {
+    let list = json!({ "list": { "table": { "family": family.nft(), "name": TABLE } } });
+    let objects = match json(&[list], &format!("read the table of translated {family} sources")) {
         Ok(objects) => objects,
         Err(error) if error.is_absent() => return Ok(None),
         Err(error) => return Err(error),

@@ -5,17 +5,18 @@
 //! another make may not be recognised, and so nothing found proves nothing. Rules are not changed. Called by
 //! [`crate::trace`].
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr};
+use std::{collections::BTreeSet, fs, net::IpAddr};
 
 use serde_json::json;
 
-use super::{NftError, TABLE, json, ports, run};
+use super::{NftError, is_own, json, run};
+use crate::family::{Family, OfFamily as _};
 
 /// What a packet is addressed to.
 #[derive(Debug, Clone, Copy)]
 pub struct Addressed {
     /// Its destination.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// Its destination port.
@@ -48,19 +49,28 @@ struct Block {
 /// The rules for such packets.
 pub fn find(addressed: Addressed) -> Result<Vec<Translation>, NftError> {
     let mut found = Vec::new();
+    let ip = addressed.dst.family().nft();
+    let [nft_save, legacy_save, names] = match addressed.dst.family() {
+        Family::Ipv4 => {
+            ["iptables-nft-save", "iptables-legacy-save", "/proc/thread-self/net/ip_tables_names"]
+        }
+        Family::Ipv6 => {
+            ["ip6tables-nft-save", "ip6tables-legacy-save", "/proc/thread-self/net/ip6_tables_names"]
+        }
+    };
     let objects = json(&[json!({ "list": { "chains": null } })], "list chains")?;
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let tables: BTreeSet<_> = objects
         .iter()
         .filter_map(|object| object.get("chain"))
-        .filter(|chain| chain["type"] == "nat" && (chain["family"] == "ip" || chain["family"] == "inet"))
+        .filter(|chain| chain["type"] == "nat" && (chain["family"] == ip || chain["family"] == "inet"))
         .map(|chain| (text(&chain["family"]), text(&chain["table"])))
-        .filter(|(_, table)| table != TABLE && table != ports::TABLE)
+        .filter(|(family, table)| !is_own(family, table))
         .collect();
     for (family, table) in tables {
-        if (family.as_str(), table.as_str()) == ("ip", "nat") {
+        if (family.as_str(), table.as_str()) == (ip, "nat") {
             // Not by nft, which has no words for what iptables' targets do.
-            let saved = run("iptables-nft-save", "iptables", &[], "", "read the rules of iptables")?;
+            let saved = run(nft_save, "iptables", &[], "", "read the rules of iptables")?;
             found.extend(matching(&saved_blocks(&saved), addressed));
             continue;
         }
@@ -69,9 +79,9 @@ pub fn find(addressed: Addressed) -> Result<Vec<Translation>, NftError> {
         found.extend(matching(&listed_blocks(&listed), addressed));
     }
     // Asking legacy iptables would load its tables.
-    let names = fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+    let names = fs::read_to_string(names).unwrap_or_default();
     if names.lines().any(|name| name == "nat") {
-        let saved = run("iptables-legacy-save", "iptables", &[], "", "read the rules of legacy iptables")?;
+        let saved = run(legacy_save, "iptables", &[], "", "read the rules of legacy iptables")?;
         found.extend(matching(&saved_blocks(&saved), addressed));
     }
     Ok(found)
@@ -138,7 +148,8 @@ fn words(entry: &str) -> impl Iterator<Item = &str> {
 fn is_about(block: &Block, entry: &str, addressed: Addressed) -> bool {
     let Addressed { dst, protocol, port, local } = addressed;
     let has = |wanted: &str| words(entry).any(|word| word == wanted);
-    let to = has(&dst.to_string()) || has(&format!("{dst}/32"));
+    let whole = if dst.is_ipv4() { 32 } else { 128 };
+    let to = has(&dst.to_string()) || has(&format!("{dst}/{whole}"));
     let node_port = local && block.name.to_lowercase().contains("nodeport");
     (to || node_port) && has(protocol) && has(&port.to_string())
 }
@@ -206,8 +217,11 @@ fn follow(blocks: &[Block], table: &str, entry: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const WEB: Addressed =
-        Addressed { dst: Ipv4Addr::new(10, 96, 0, 10), protocol: "tcp", port: 80, local: false };
+    const WEB: Addressed = Addressed { dst: at(10, 96, 0, 10), protocol: "tcp", port: 80, local: false };
+
+    const fn at(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+        IpAddr::V4(std::net::Ipv4Addr::new(a, b, c, d))
+    }
 
     const SAVED: &str = r#"*filter
 -A KUBE-SERVICES -d 10.96.0.11/32 -p tcp -m comment --comment "default/none has no endpoints" -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable
@@ -267,7 +281,7 @@ COMMIT
         let blocks = [saved_blocks(SAVED), listed_blocks(LISTED)];
         for other in [
             Addressed { port: 8, ..WEB },
-            Addressed { dst: Ipv4Addr::new(10, 96, 0, 1), ..WEB },
+            Addressed { dst: at(10, 96, 0, 1), ..WEB },
             Addressed { protocol: "sctp", ..WEB },
         ] {
             for blocks in &blocks {
@@ -279,7 +293,7 @@ COMMIT
     #[test]
     fn a_service_without_endpoints_refuses() {
         for blocks in [saved_blocks(SAVED), listed_blocks(LISTED)] {
-            let found = matching(&blocks, Addressed { dst: Ipv4Addr::new(10, 96, 0, 11), ..WEB });
+            let found = matching(&blocks, Addressed { dst: at(10, 96, 0, 11), ..WEB });
             assert_eq!(found.len(), 1, "{found:#?}");
             assert!(found[0].refuses && found[0].targets.is_empty());
         }
@@ -287,9 +301,35 @@ COMMIT
 
     #[test]
     fn node_ports_are_meant_at_addresses_of_the_node_alone() {
-        let at = |local| Addressed { dst: Ipv4Addr::new(192, 0, 2, 1), port: 30080, local, ..WEB };
+        let at = |local| Addressed { dst: at(192, 0, 2, 1), port: 30080, local, ..WEB };
         let blocks = saved_blocks(SAVED);
         assert_eq!(matching(&blocks, at(false)), []);
         assert_eq!(matching(&blocks, at(true))[0].targets.len(), 2);
+    }
+
+    #[test]
+    fn services_of_ipv6_are_followed_to_their_targets() {
+        const SAVED: &str = "*nat
+-A KUBE-SERVICES -d fd00:96::a/128 -p tcp -m tcp --dport 80 -j KUBE-SVC-A
+-A KUBE-SVC-A -j KUBE-SEP-1
+-A KUBE-SEP-1 -p tcp -j DNAT --to-destination [fd00:10:244:1::2]:8080
+COMMIT
+";
+        const LISTED: &str = "table ip6 kube-proxy {
+	map service-ips {
+		elements = { fd00:96::a . tcp . 80 : goto service-A }
+	}
+
+	chain service-A {
+		meta l4proto tcp dnat ip6 to [fd00:10:244:1::2]:8080
+	}
+}
+";
+        let web = Addressed { dst: "fd00:96::a".parse().unwrap(), ..WEB };
+        for blocks in [saved_blocks(SAVED), listed_blocks(LISTED)] {
+            let found = matching(&blocks, web);
+            assert_eq!(found.len(), 1, "{found:#?}");
+            assert_eq!(found[0].targets, ["[fd00:10:244:1::2]:8080"]);
+        }
     }
 }

@@ -2,18 +2,23 @@ use super::*;
 use crate::cluster::NodeSpec;
 
 fn nodes(count: u8, own: u8) -> Snapshot {
-    let nodes = (1..=count).map(|number| NodeSpec {
-        name: format!("n{number}"),
-        address: Ipv4Addr::new(192, 0, 2, number).into(),
-        subnet: format!("10.244.{number}.0/24").parse().unwrap(),
-        vtep_mac: None,
+    let nodes = (1..=count).map(|number| {
+        let (address, subnet) = (format!("192.0.2.{number}"), format!("10.244.{number}.0/24"));
+        NodeSpec::of(&format!("n{number}"), &[&address], &[&subnet])
     });
-    Snapshot::new(nodes.collect(), &format!("n{own}"), "10.244.0.0/16".parse().unwrap()).unwrap()
+    snapshot(nodes.collect(), &format!("n{own}"))
 }
 
-fn gateway_of(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 244, number, 1)
+fn snapshot(nodes: Vec<NodeSpec>, own: &str) -> Snapshot {
+    let cidr: ipnet::IpNet = "10.244.0.0/16".parse().unwrap();
+    Snapshot::new(nodes, own, &cidr.into()).unwrap()
 }
+
+fn gateway_of(number: u8) -> IpAddr {
+    [10, 244, number, 1].into()
+}
+
+const ORDER: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 /// A table, its clock, and what it asks.
 struct Bench {
@@ -27,12 +32,12 @@ impl Bench {
     fn new(count: u8, own: u8, rate: u32) -> Self {
         let now = Instant::now();
         let mut table = Table::new(now);
-        table.set(&nodes(count, own), now);
+        table.set(&nodes(count, own), ORDER, Family::Ipv4, now);
         Self { table, now, nonce: 0, rate }
     }
 
     /// As the agent does at its interval; whom it asked.
-    fn step(&mut self, answers: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
+    fn step(&mut self, answers: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         self.now += self.table.interval(self.rate);
         self.table.expire(self.now);
         self.nonce += 1;
@@ -44,7 +49,7 @@ impl Bench {
         Some(gateway)
     }
 
-    fn run(&mut self, time: Duration, answers: impl Fn(Ipv4Addr) -> bool) -> Vec<Ipv4Addr> {
+    fn run(&mut self, time: Duration, answers: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
         let end = self.now + time;
         let mut asked = Vec::new();
         while self.now < end {
@@ -71,7 +76,7 @@ fn a_node_sends_at_most_its_rate_whatever_the_number_of_peers() {
 fn the_rate_holds_when_nobody_answers_and_no_peer_is_asked_twice_in_a_second() {
     for count in [3, 30] {
         let mut bench = Bench::new(count, 1, 10);
-        let mut last: HashMap<Ipv4Addr, Instant> = HashMap::new();
+        let mut last: HashMap<IpAddr, Instant> = HashMap::new();
         let mut asked = 0;
         let end = bench.now + Duration::from_mins(1);
         while bench.now < end {
@@ -91,7 +96,7 @@ fn the_rate_holds_when_nobody_answers_and_no_peer_is_asked_twice_in_a_second() {
 fn a_round_begins_after_the_own_address_and_takes_everybody() {
     let mut bench = Bench::new(40, 20, 10);
     let asked = bench.run(Duration::from_secs(4), |_| true);
-    let expected: Vec<Ipv4Addr> = (21..=40).chain(1..20).map(gateway_of).collect();
+    let expected: Vec<IpAddr> = (21..=40).chain(1..20).map(gateway_of).collect();
     assert_eq!(asked[..39], expected);
     assert_eq!(asked[39..], expected[..asked.len() - 39]);
 }
@@ -172,7 +177,7 @@ fn latency_is_smoothed() {
 fn only_gateways_are_answered_and_each_at_a_limited_rate() {
     let mut bench = Bench::new(3, 1, 10);
     let now = bench.now;
-    assert_eq!(bench.table.may_ask(Ipv4Addr::new(10, 244, 2, 7), now), None);
+    assert_eq!(bench.table.may_ask([10, 244, 2, 7].into(), now), None);
     assert_eq!(bench.table.may_ask(gateway_of(4), now), None);
     for from in [gateway_of(1), gateway_of(2)] {
         let answered = (0..1000).filter(|_| bench.table.may_ask(from, now) == Some(true)).count();
@@ -186,10 +191,10 @@ fn only_gateways_are_answered_and_each_at_a_limited_rate() {
 fn what_is_known_of_a_peer_survives_a_change_of_the_list() {
     let mut bench = Bench::new(3, 1, 10);
     bench.run(Duration::from_secs(5), |_| true);
-    bench.table.set(&nodes(5, 1), bench.now);
+    bench.table.set(&nodes(5, 1), ORDER, Family::Ipv4, bench.now);
     assert_eq!(bench.peer(2).state(), State::Up);
     assert_eq!(bench.peer(5).state(), State::Unknown);
-    bench.table.set(&nodes(2, 1), bench.now);
+    bench.table.set(&nodes(2, 1), ORDER, Family::Ipv4, bench.now);
     assert_eq!(bench.table.peers().len(), 1);
     let asked = bench.run(Duration::from_secs(5), |_| true);
     assert!(asked.iter().all(|gateway| *gateway == gateway_of(2)), "{asked:?}");
@@ -199,9 +204,9 @@ fn what_is_known_of_a_peer_survives_a_change_of_the_list() {
 fn a_node_that_is_not_overlay_is_not_asked() {
     let list = nodes(3, 1);
     let mut specs = list.nodes().to_vec();
-    specs[2].vtep_mac = Some([2, 0, 0, 0, 0, 3]);
+    specs[2].vtep_macs.v4 = Some([2, 0, 0, 0, 0, 3]);
     let mut bench = Bench::new(3, 1, 10);
-    bench.table.set(&Snapshot::new(specs, "n1", "10.244.0.0/16".parse().unwrap()).unwrap(), bench.now);
+    bench.table.set(&snapshot(specs, "n1"), ORDER, Family::Ipv4, bench.now);
     let asked = bench.run(Duration::from_secs(5), |_| true);
     assert!(asked.len() >= 4 && asked.iter().all(|gateway| *gateway == gateway_of(2)), "{asked:?}");
     assert_eq!(bench.peer(3).state(), State::Foreign);
@@ -235,6 +240,82 @@ fn rows_of_peers_are_collected_in_parts_and_only_of_nodes_that_are_known() {
     let known: std::collections::BTreeSet<_> = bench.peer(2).row.keys().map(|node| node.to_ip()).collect();
     assert_eq!(known, ["192.0.2.1", "192.0.2.3"].map(|ip| ip.parse().unwrap()).into());
     // Too many to keep each one's row.
-    bench.table.set(&nodes(100, 1), bench.now);
+    bench.table.set(&nodes(100, 1), ORDER, Family::Ipv4, bench.now);
     assert!(!bench.table.detailed() && bench.peer(2).row.is_empty());
+}
+
+#[test]
+fn each_peer_is_asked_in_the_first_family_that_both_have() {
+    let dual = |number: u8| {
+        NodeSpec::of(
+            &format!("n{number}"),
+            &[&format!("192.0.2.{number}"), &format!("2001:db8::{number}")],
+            &[&format!("10.244.{number}.0/24"), &format!("fd00:10:244:{number}::/64")],
+        )
+    };
+    let one = |number: u8, subnet: &str| {
+        NodeSpec::of(&format!("n{number}"), &[&format!("192.0.2.{number}")], &[subnet])
+    };
+    let nodes = vec![dual(1), dual(2), one(3, "10.244.3.0/24"), one(4, "fd00:10:244:4::/64")];
+    let cidrs =
+        crate::cluster::Cidrs::new(["10.244.0.0/16", "fd00:10:244::/48"].map(|net| net.parse().unwrap()))
+            .unwrap();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    for (order, preferred, expected, tunnel) in [
+        (ORDER, Family::Ipv4, ["10.244.2.1", "10.244.3.1", "fd00:10:244:4::1"], "192.0.2.2"),
+        (
+            [Family::Ipv6, Family::Ipv4],
+            Family::Ipv6,
+            ["10.244.3.1", "fd00:10:244:2::1", "fd00:10:244:4::1"],
+            "2001:db8::2",
+        ),
+    ] {
+        let now = Instant::now();
+        let mut table = Table::new(now);
+        table.set(&Snapshot::new(nodes.clone(), "n1", &cidrs).unwrap(), order, preferred, now);
+        let asked: Vec<_> = table.peers().iter().map(|peer| peer.gateway).collect();
+        assert_eq!(asked, expected.map(ip));
+        assert!(table.peers().iter().any(|peer| peer.name == "n2" && peer.address == ip(tunnel)));
+        // Whoever asks from the other of its gateways is known as well.
+        for (from, known) in [
+            ("10.244.2.1", true),
+            ("fd00:10:244:2::1", true),
+            ("fd00:10:244:1::1", true),
+            ("fd00:10:244:3::1", false),
+        ] {
+            assert_eq!(table.may_ask(ip(from), now).is_some(), known, "{from}");
+        }
+    }
+    // From a node of one family, those of the other are out of reach.
+    let mut table = Table::new(Instant::now());
+    table.set(&Snapshot::new(nodes, "n3", &cidrs).unwrap(), ORDER, Family::Ipv4, Instant::now());
+    assert_eq!(table.peers().iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["n1", "n2"]);
+}
+
+#[test]
+fn a_node_is_one_whatever_address_others_call_it_by() {
+    let dual = |number: u8| {
+        NodeSpec::of(
+            &format!("n{number}"),
+            &[&format!("192.0.2.{number}"), &format!("2001:db8::{number}")],
+            &[&format!("10.244.{number}.0/24")],
+        )
+    };
+    let now = Instant::now();
+    let mut table = Table::new(now);
+    table.set(&snapshot(vec![dual(1), dual(2), dual(3)], "n1"), ORDER, Family::Ipv4, now);
+    let entry = |address: &str| Entry {
+        node: address.parse::<IpAddr>().unwrap().into(),
+        state: State::Up,
+        latency: None,
+        loss: 0,
+        age: None,
+    };
+    let (gateway, _) = table.ask(1, now).unwrap();
+    assert_eq!(gateway, gateway_of(2));
+    let row = [entry("2001:db8::1"), entry("192.0.2.3"), entry("2001:db8::9")];
+    assert!(table.answered(gateway, 1, Duration::ZERO, (0, 3, &row), now));
+    let mut told: Vec<_> = table.peers()[0].row.keys().map(|addr| addr.to_ip().to_string()).collect();
+    told.sort();
+    assert_eq!(told, ["192.0.2.1", "192.0.2.3"]);
 }

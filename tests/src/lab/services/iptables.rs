@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use overlay_userspace::family::{Family, OfFamily as _};
 
 use super::{Backend, External, ProxyNode, Service, ServicePort, hash};
 use crate::lab::{Namespace, exec};
 
-/// What the kubelet of that release writes, and kube-proxy's chains rely on: packets marked for dropping are dropped.
+/// What the kubelet of that release writes, and kube-proxy's chains rely on: packets marked for dropping are dropped. For IPv6
+/// without the second rule.
 const KUBELET: &str = "\
 *filter
 :KUBE-FIREWALL - [0:0]
@@ -66,13 +69,15 @@ pub(super) struct Chains(BTreeSet<String>);
 
 /// Adds the kubelet's rules.
 #[track_caller]
-pub(super) fn kubelet(namespace: &Namespace) {
-    restore(namespace, KUBELET);
+pub(super) fn kubelet(namespace: &Namespace, family: Family) {
+    let lines = KUBELET.split_inclusive('\n');
+    let rules = lines.filter(|line| family == Family::Ipv4 || !line.contains("127.0.0.0/8"));
+    restore(namespace, family, &rules.collect::<String>());
 }
 
 /// Brings the rules of these Services about on `node`.
 #[track_caller]
-pub(super) fn apply(node: &ProxyNode, cluster: Ipv4Net, services: &[Service], chains: &mut Chains) {
+pub(super) fn apply(node: &ProxyNode, cluster: IpNet, services: &[Service], chains: &mut Chains) {
     let first = chains.0.is_empty();
     let document = Document::write(node, cluster, services);
     let mut text = String::from("*filter\n");
@@ -94,7 +99,7 @@ pub(super) fn apply(node: &ProxyNode, cluster: Ipv4Net, services: &[Service], ch
         writeln!(text, "-X {chain}").expect("a string takes everything");
     }
     text.push_str("COMMIT\n");
-    restore(&node.namespace, &text);
+    restore(&node.namespace, cluster.family(), &text);
     chains.0 = document.chains;
 }
 
@@ -103,8 +108,20 @@ fn declare(text: &mut String, chain: &str) {
 }
 
 #[track_caller]
-fn restore(namespace: &Namespace, document: &str) {
-    exec::must(namespace.command("iptables-nft-restore").args(["--noflush", "--counters"]), document);
+fn restore(namespace: &Namespace, family: Family, document: &str) {
+    let program = match family {
+        Family::Ipv4 => "iptables-nft-restore",
+        Family::Ipv6 => "ip6tables-nft-restore",
+    };
+    exec::must(namespace.command(program).args(["--noflush", "--counters"]), document);
+}
+
+/// The addresses of a node that only it has.
+const fn loopback(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "127.0.0.0/8",
+        Family::Ipv6 => "::1/128",
+    }
 }
 
 /// Rules and chains of Services on one node.
@@ -115,7 +132,7 @@ struct Document {
 }
 
 impl Document {
-    fn write(node: &ProxyNode, cluster: Ipv4Net, services: &[Service]) -> Self {
+    fn write(node: &ProxyNode, cluster: IpNet, services: &[Service]) -> Self {
         let mut document = Self { filter: String::new(), nat: String::new(), chains: BTreeSet::new() };
         for (service, port) in Service::ports_of(services) {
             if service.backends.is_empty() {
@@ -145,22 +162,22 @@ impl Document {
             service.name
         );
         let write = &mut self.filter;
-        let ip = service.cluster_ip;
-        writeln!(write, "-A KUBE-SERVICES {comment} -d {ip}/32 --dport {port} -j REJECT").expect("a string");
+        let ip = IpNet::from(service.cluster_ip);
+        writeln!(write, "-A KUBE-SERVICES {comment} -d {ip} --dport {port} -j REJECT").expect("a string");
         if let Some(node_port) = node_port {
             let rule = format!("{comment} -m addrtype --dst-type LOCAL --dport {node_port} -j REJECT");
             writeln!(write, "-A KUBE-EXTERNAL-SERVICES {rule}").expect("a string");
         }
     }
 
-    fn port(&mut self, node: &ProxyNode, cluster: Ipv4Net, service: &Service, port: ServicePort) {
+    fn port(&mut self, node: &ProxyNode, cluster: IpNet, service: &Service, port: ServicePort) {
         let ServicePort { protocol, port: number, node_port, .. } = port;
         let name = service.port_name(port);
         let svc = format!("KUBE-SVC-{}", hash(&name));
         self.chain(&svc);
         let matches = format!(
-            "KUBE-SERVICES -m comment --comment \"{name} cluster IP\" -m {protocol} -p {protocol} -d {}/32 --dport {number}",
-            service.cluster_ip
+            "KUBE-SERVICES -m comment --comment \"{name} cluster IP\" -m {protocol} -p {protocol} -d {} --dport {number}",
+            IpNet::from(service.cluster_ip)
         );
         self.rule(&format!("{matches} ! -s {cluster} -j KUBE-MARK-MASQ"));
         self.rule(&format!("{matches} -j {svc}"));
@@ -171,7 +188,8 @@ impl Document {
             let matches = format!(
                 "KUBE-NODEPORTS -m comment --comment {name} -m {protocol} -p {protocol} --dport {node_port}"
             );
-            let (source, target) = if local { (" -s 127.0.0.0/8", &xlb) } else { ("", &svc) };
+            let own = format!(" -s {}", loopback(cluster.family()));
+            let (source, target) = if local { (own.as_str(), &xlb) } else { ("", &svc) };
             self.rule(&format!("{matches}{source} -j KUBE-MARK-MASQ"));
             self.rule(&format!("{matches} -j {target}"));
         }
@@ -232,10 +250,11 @@ impl Document {
         let ServicePort { protocol, target, .. } = port;
         let start = format!("{sep} -m comment --comment {}", service.port_name(port));
         // The backend itself, through the Service: it has to answer somebody else.
-        self.rule(&format!("{start} -s {}/32 -j KUBE-MARK-MASQ", backend.addr));
+        self.rule(&format!("{start} -s {} -j KUBE-MARK-MASQ", IpNet::from(backend.addr)));
         let recent =
             if service.affinity.is_some() { format!(" -m recent --name {sep} --set") } else { String::new() };
-        let to = format!("-m {protocol} -p {protocol} -j DNAT --to-destination {}:{target}", backend.addr);
+        let to = SocketAddr::new(backend.addr, target);
+        let to = format!("-m {protocol} -p {protocol} -j DNAT --to-destination {to}");
         self.rule(&format!("{start}{recent} {to}"));
     }
 }

@@ -7,15 +7,16 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use overlay_userspace::family::Family;
 use serde_json::{Value, json};
 
-use super::{External, NAMESPACE, ProxyNode, SERVICE_RANGE, Service, stale};
+use super::{External, NAMESPACE, ProxyNode, Service, service_range, stale};
 use crate::lab::runtime::{Daemon, append, record};
 use crate::lab::{Lab, Namespace, exec, sweep, within};
 
@@ -79,9 +80,9 @@ impl ControlPlane {
     pub(super) fn start(
         lab: &Lab,
         binaries: &KubeBinaries,
-        (namespace, address): (&Namespace, Ipv4Addr),
+        (namespace, address): (&Namespace, IpAddr),
         nodes: &[ProxyNode],
-        cluster: Ipv4Net,
+        cluster: IpNet,
     ) -> Self {
         let dir = lab.dir().join("kube");
         fs::create_dir(&dir).unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
@@ -127,7 +128,7 @@ impl ControlPlane {
     }
 
     #[track_caller]
-    fn start_api(&mut self, address: Ipv4Addr) {
+    fn start_api(&mut self, address: IpAddr) {
         // Nobody in the lab uses tokens of service accounts, but the API server does not start without a key for them.
         let key = self.dir.join("service-accounts.key");
         exec::must(Command::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048"), "");
@@ -142,12 +143,12 @@ impl ControlPlane {
             "--authorization-mode=AlwaysAllow",
         ]);
         api.arg(format!("--secure-port={PORT}")).arg(format!("--advertise-address={address}"));
-        api.arg(format!("--service-cluster-ip-range={SERVICE_RANGE}"));
+        api.arg(format!("--service-cluster-ip-range={}", service_range(Family::Ipv4)));
         self.spawn(api, "kube-apiserver");
     }
 
     #[track_caller]
-    fn start_proxy(&mut self, node: &ProxyNode, cluster: Ipv4Net) {
+    fn start_proxy(&mut self, node: &ProxyNode, cluster: IpNet) {
         let mut proxy = node.namespace.command(self.binaries.get("kube-proxy"));
         proxy.arg("--kubeconfig").arg(&self.kubeconfig);
         proxy.arg(format!("--hostname-override={}", node.name)).arg(format!("--cluster-cidr={cluster}"));
@@ -240,7 +241,7 @@ impl ControlPlane {
     }
 }
 
-fn kubeconfig_for(address: Ipv4Addr) -> Value {
+fn kubeconfig_for(address: IpAddr) -> Value {
     let server = format!("https://{address}:{PORT}");
     json!({
         "apiVersion": "v1",

@@ -1,14 +1,24 @@
-//! The rules of kube-proxy's nftables mode: table `ip kube-proxy`, replaced as a whole by one `nft -f`.
+//! The rules of kube-proxy's nftables mode: table `ip kube-proxy` or `ip6 kube-proxy`, replaced as a whole by one `nft -f`.
 //!
 //! The structure is the one that Kubernetes has written since 1.31. On top of it packets in state INVALID are dropped when they are forwarded,
 //! as in the iptables mode.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use overlay_userspace::family::{Family, OfFamily as _};
 
-use super::{Backend, External, NAMESPACE, ProxyNode, SERVICE_RANGE, Service, ServicePort, hash};
+use super::{Backend, External, NAMESPACE, ProxyNode, Service, ServicePort, hash, service_range};
 use crate::lab::exec;
+
+/// What is spelled otherwise for IPv6.
+const IPV6: [(&str, &str); 4] = [
+    (" ip kube-proxy", " ip6 kube-proxy"),
+    ("ip daddr", "ip6 daddr"),
+    ("ip saddr", "ip6 saddr"),
+    ("type ipv4_addr", "type ipv6_addr"),
+];
 
 /// What does not depend on any Service.
 const BASE: &str = r#"
@@ -55,13 +65,13 @@ add rule ip kube-proxy cluster-ips-check ip daddr @cluster-ips reject comment "R
 
 /// Brings the rules of these Services about on `node`.
 #[track_caller]
-pub(super) fn apply(node: &ProxyNode, cluster: Ipv4Net, services: &[Service]) {
+pub(super) fn apply(node: &ProxyNode, cluster: IpNet, services: &[Service]) {
     let mut script = Script(String::new());
     // Emptied rather than deleted: sets of affinity keep their elements where they stay the same.
     script.line("table ip kube-proxy", "");
     script.0.push_str("flush table ip kube-proxy\n");
     script.0.push_str(BASE);
-    script.rule("cluster-ips-check", &format!("ip daddr {{ {SERVICE_RANGE} }} drop"));
+    script.rule("cluster-ips-check", &format!("ip daddr {{ {} }} drop", service_range(cluster.family())));
     for set in ["cluster-ips", "nodeport-ips"] {
         script.0.extend(["flush set ip kube-proxy ", set, "\n"]);
     }
@@ -74,6 +84,9 @@ pub(super) fn apply(node: &ProxyNode, cluster: Ipv4Net, services: &[Service]) {
     }
     for (service, port) in Service::ports_of(services) {
         script.port(node, cluster, service, port);
+    }
+    if cluster.family() == Family::Ipv6 {
+        script.0 = IPV6.iter().fold(script.0, |text, (v4, v6)| text.replace(v4, v6));
     }
     exec::must(node.namespace.command("nft").args(["-f", "-"]), &script.0);
 }
@@ -98,7 +111,7 @@ impl Script {
         self.line("element ip kube-proxy", &format!("{set} {{ {element} }}"));
     }
 
-    fn port(&mut self, node: &ProxyNode, cluster: Ipv4Net, service: &Service, port: ServicePort) {
+    fn port(&mut self, node: &ProxyNode, cluster: IpNet, service: &Service, port: ServicePort) {
         let ServicePort { protocol, port: number, node_port, .. } = port;
         let (name, ip) = (chain_name(service, port), service.cluster_ip);
         if service.backends.is_empty() {
@@ -175,7 +188,8 @@ impl Script {
             self.rule(&chain, &format!("update @affinity-{name} {{ ip saddr }}"));
         }
         let ServicePort { protocol, target, .. } = port;
-        self.rule(&chain, &format!("meta l4proto {protocol} dnat to {}:{target}", backend.addr));
+        let to = SocketAddr::new(backend.addr, target);
+        self.rule(&chain, &format!("meta l4proto {protocol} dnat to {to}"));
     }
 }
 
@@ -187,5 +201,7 @@ fn chain_name(service: &Service, port: ServicePort) -> String {
 fn endpoint_name(service: &Service, port: ServicePort, backend: &Backend) -> String {
     let text = format!("{}{}:{}", service.port_name(port), backend.addr, port.target);
     let hash = &hash(&text)[..8];
-    format!("{hash}-{NAMESPACE}/{}/{2}/{2}__{}/{3}", service.name, backend.addr, port.protocol, port.target)
+    // No colons in names.
+    let addr = backend.addr.to_string().replace(':', ".");
+    format!("{hash}-{NAMESPACE}/{}/{1}/{1}__{addr}/{2}", service.name, port.protocol, port.target)
 }

@@ -1,7 +1,7 @@
 //! Conntrack entries that kube-proxy deletes after a change: those of UDP flows that would go on to a backend that is gone,
 //! or past one that has come.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::{Protocol, ProxyNode, Service};
 use crate::lab::exec;
@@ -55,7 +55,7 @@ fn stale(before: &[Service], now: &[Service]) -> Vec<Filter> {
 
 /// A node port that was nobody's may have flows to the node itself.
 fn new_node_ports(before: &[Service], now: &[Service]) -> Vec<Filter> {
-    let known = |address: Ipv4Addr| before.iter().any(|service| service.cluster_ip == address);
+    let known = |address: IpAddr| before.iter().any(|service| service.cluster_ip == address);
     let new = Service::ports_of(now).filter(|(service, _)| !known(service.cluster_ip));
     let udp = new.filter(|(_, port)| port.protocol == Protocol::Udp);
     udp.filter_map(|(_, port)| Some(vec!["--dport".to_owned(), port.node_port?.to_string()])).collect()
@@ -65,7 +65,8 @@ fn new_node_ports(before: &[Service], now: &[Service]) -> Vec<Filter> {
 #[track_caller]
 fn conntrack(node: &ProxyNode, verb: &str, filter: &Filter) -> (bool, String, String) {
     let mut command = node.namespace.command("conntrack");
-    command.args([verb, "-p", "udp"]).args(filter);
+    let family = if node.address.is_ipv4() { "ipv4" } else { "ipv6" };
+    command.args([verb, "-f", family, "-p", "udp"]).args(filter);
     let out = exec::output(&mut command, b"", exec::COMMAND_LIMIT);
     let out = out.unwrap_or_else(|error| panic!("cannot run conntrack on {}: {error}", node.name));
     (out.status.success(), out.stdout, out.stderr)

@@ -56,7 +56,7 @@ pub(crate) fn call(
 fn expect_seen(bed: &Bed, client: &Place, saw: IpAddr, seen: Seen<'_>) -> Result<()> {
     let node = match seen {
         Seen::Client => {
-            ensure!(saw == IpAddr::V4(client.addr), "the backend saw {saw}, not {}", client.addr);
+            ensure!(saw == client.addr, "the backend saw {saw}, not {}", client.addr);
             return Ok(());
         }
         Seen::Node(node) => node,
@@ -93,8 +93,7 @@ pub(crate) fn expect_silence(bed: &Bed, client: &Place, (service, node): (&str, 
             }
         });
         let dial = bed.node_port(service, node, Protocol::Udp);
-        let socket = udp::bind(&client.namespace, SocketAddr::from(([0; 4], 0)))?;
-        socket.connect(dial)?;
+        let socket = udp::connected(&client.namespace, dial)?;
         socket.set_read_timeout(Some(SILENCE))?;
         socket.send(b"a question")?;
         match socket.recv(&mut [0; 64]) {

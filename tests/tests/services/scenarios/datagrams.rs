@@ -65,15 +65,12 @@ fn resolver(socket: &UdpSocket, dial: SocketAddr) -> Resolver<'_> {
     Resolver { socket, dial, sent: Vec::new(), slowest: Duration::ZERO }
 }
 
-fn any_port(client: &Place) -> Result<UdpSocket> {
-    udp::bind(&client.namespace, SocketAddr::from(([0; 4], 0)))
-}
-
 fn queries(bed: &Bed, client: &Place, service: &str) -> Result<()> {
     let (server, listen) = bed.backend(service, Protocol::Udp);
     let _server = Server::udp(&server.namespace, listen, "")?;
-    let socket = any_port(client)?;
-    let mut resolver = resolver(&socket, bed.cluster_ip(service, Protocol::Udp));
+    let dial = bed.cluster_ip(service, Protocol::Udp);
+    let socket = udp::unbound(&client.namespace, dial.ip())?;
+    let mut resolver = resolver(&socket, dial);
     for number in 0..QUERIES + AT_ONCE {
         if number >= AT_ONCE {
             resolver.hear()?;
@@ -100,7 +97,7 @@ fn first_queries(bed: &mut Bed) -> Result<()> {
         let _server = Server::udp(&server.namespace, listen, "")?;
         let dial = bed.cluster_ip(service, Protocol::Udp);
         for _ in 0..100 {
-            let socket = any_port(bed.pod("cp", "a"))?;
+            let socket = udp::unbound(&bed.pod("cp", "a").namespace, dial.ip())?;
             let mut resolver = resolver(&socket, dial);
             (0..AT_ONCE).try_for_each(|_| resolver.ask())?;
             (0..AT_ONCE).try_for_each(|_| resolver.hear())?;

@@ -79,7 +79,7 @@ fn narrow_tunnel(bed: &mut Bed) -> Result<()> {
     let (near, far) = tcp::connect(&client.namespace, &server.namespace, listen, dial)?;
     tcp::say(&near, &far, b"hello")?;
     let (here, there) = (bed.node("cp"), bed.node("w2"));
-    let route = format!("{}/32 via 192.0.2.1", there.addr);
+    let route = format!("{} via {}", there.addr, bed.router_of("cp"));
     here.namespace.ip(&format!("route add {route} mtu lock 1400"));
     let result = tcp::bulk_both_ways(&near, &far, 1);
     here.namespace.ip(&format!("route del {route}"));
@@ -95,15 +95,16 @@ fn too_long_for_the_cluster(bed: &mut Bed) -> Result<()> {
         let near = udp::connected(&bed.world.namespace, dial)?;
         let what = || format!("world to {dial}, backend on w1");
         let mtu = pmtu::told_mtu(&near, 1500).with_context(what)?;
-        ensure!(mtu == 1450, "{}: told {mtu}", what());
+        ensure!(mtu == bed.pod_mtu(), "{}: told {mtu}", what());
         // A socket of its own, which has no errors to hear of any more. The kernel knows the path by its destination.
         let near = udp::connected(&bed.world.namespace, dial)?;
         pmtu::never_fragment(&near)?;
-        near.send(&[1; 1422]).with_context(what)?;
+        let payload = vec![1; mtu as usize - pmtu::overhead(dial)];
+        near.send(&payload).with_context(what)?;
         let mut got = [0; 2048];
         // What was too long has not arrived.
         let (len, _) = far.recv_from(&mut got).with_context(what)?;
-        ensure!(got[..len] == [1; 1422], "{}: {len} other bytes arrived", what());
+        ensure!(got[..len] == payload, "{}: {len} other bytes arrived", what());
     }
     Ok(())
 }
@@ -117,15 +118,16 @@ fn too_long_for_the_client(bed: &mut Bed) -> Result<()> {
     let (_, client) = far.recv_from(&mut [0; 64]).context("receive the question")?;
     far.connect(client)?;
     bed.router().ip("link set dev world mtu 1400");
-    let told = pmtu::told_mtu(&far, 1450);
+    let told = pmtu::told_mtu(&far, bed.pod_mtu() as usize);
     bed.router().ip("link set dev world mtu 1500");
     let mtu = told.context("backend on w1 to the world")?;
     ensure!(mtu == 1400, "the backend was told {mtu}");
     drop(far);
     let far = udp::bind(&server.namespace, listen)?;
     pmtu::never_fragment(&far)?;
-    far.send_to(&[1; 1372], client).context("answer")?;
+    let payload = vec![1; 1400 - pmtu::overhead(listen)];
+    far.send_to(&payload, client).context("answer")?;
     let len = near.recv(&mut [0; 2048]).context("receive the answer")?;
-    ensure!(len == 1372, "{len} bytes arrived");
+    ensure!(len == payload.len(), "{len} bytes arrived");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Flows that last: idle ones, ones that stay with a backend, ones beside direct ones.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
@@ -68,7 +68,7 @@ fn serve(bed: &Bed, service: &str, protocol: Protocol) -> Result<Vec<Server>> {
     let service = bed.proxy.service(service);
     let start = |node: &&str| {
         let pod = bed.pod(node, "b");
-        let listen = SocketAddr::V4(SocketAddrV4::new(pod.addr, service.port(protocol).target));
+        let listen = SocketAddr::new(pod.addr, service.port(protocol).target);
         match protocol {
             Protocol::Tcp => Server::tcp(&pod.namespace, listen, &pod.name),
             Protocol::Udp => Server::udp(&pod.namespace, listen, &pod.name),
@@ -81,7 +81,7 @@ fn serve(bed: &Bed, service: &str, protocol: Protocol) -> Result<Vec<Server>> {
 fn who(client: &Place, dial: SocketAddr, protocol: Protocol, count: usize) -> Result<BTreeSet<String>> {
     let one = |_| match protocol {
         Protocol::Tcp => who_by_tcp(&client.namespace, dial),
-        Protocol::Udp => who_by_udp(&udp::bind(&client.namespace, SocketAddr::from(([0; 4], 0)))?, dial),
+        Protocol::Udp => who_by_udp(&udp::unbound(&client.namespace, dial.ip())?, dial),
     };
     (0..count).map(one).collect()
 }
@@ -120,7 +120,7 @@ fn backends_move(bed: &mut Bed) -> Result<()> {
     let mut open = Vec::new();
     let mut sockets = Vec::new();
     for client in &clients {
-        sockets.push(udp::bind(&client.namespace, SocketAddr::from(([0; 4], 0)))?);
+        sockets.push(udp::unbound(&client.namespace, udp_dial.ip())?);
     }
     // There and back.
     for node in ["w1", "w2", "w1"] {
@@ -155,9 +155,9 @@ fn bulk(bed: &mut Bed) -> Result<()> {
 }
 
 /// The ways to a backend that a client takes at once: past the Service and through it.
-fn both_ways(bed: &Bed, service: &str, protocol: Protocol) -> [SocketAddrV4; 2] {
+fn both_ways(bed: &Bed, service: &str, protocol: Protocol) -> [SocketAddr; 2] {
     let service = bed.proxy.service(service);
-    let direct = SocketAddrV4::new(service.backends[0].addr, service.port(protocol).target);
+    let direct = SocketAddr::new(service.backends[0].addr, service.port(protocol).target);
     [direct, service.dial(protocol)]
 }
 
@@ -196,11 +196,10 @@ fn together_udp(bed: &mut Bed) -> Result<()> {
         let _server = Server::udp(&server.namespace, listen, &server.name)?;
         let [direct, through] = both_ways(bed, service, Protocol::Udp);
         for order in [[direct, through], [through, direct]] {
-            let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-            let socket = udp::bind(&client.namespace, any)?;
+            let socket = udp::unbound(&client.namespace, through.ip())?;
             for round in 0..50 {
                 for to in order {
-                    who_by_udp(&socket, SocketAddr::V4(to))
+                    who_by_udp(&socket, to)
                         .with_context(|| format!("{} to {to}, round {round}", client.name))?;
                 }
             }

@@ -1,10 +1,7 @@
 //! Node ports, from everywhere, and what is no part of the cluster.
 
-use std::net::{IpAddr, SocketAddr};
-
 use anyhow::{Context as _, Result};
-use overlay_tests::traffic::ping;
-use overlay_tests::traffic::{tcp, udp};
+use overlay_tests::traffic::{any_port, ping, tcp, udp};
 
 use super::Scenario;
 use super::call::{Seen, call_cluster_ip, call_node_port, expect_silence};
@@ -179,10 +176,10 @@ fn node_other_local(bed: &mut Bed) -> Result<()> {
 /// TCP, UDP and ping without any Service.
 fn exchange(client: &Place, server: &Place) -> Result<()> {
     let what = || format!("{} to {}", client.name, server.name);
-    let at = SocketAddr::new(IpAddr::V4(server.addr), 0);
+    let at = any_port(server.addr);
     tcp::exchange(&client.namespace, &server.namespace, at).with_context(what)?;
     udp::exchange(&client.namespace, &server.namespace, at).with_context(what)?;
-    ping::ping(&client.namespace, IpAddr::V4(server.addr)).with_context(what).map(drop)
+    ping::ping(&client.namespace, server.addr).with_context(what).map(drop)
 }
 
 fn direct(bed: &mut Bed) -> Result<()> {

@@ -33,7 +33,13 @@ fn anchor_is_external_without_learning_arp_or_link_local_address() {
         assert_eq!((link.index, link.mtu, link.mac), (79, 1450, Some(MAC)));
         assert!(link.noarp && !link.up);
         assert_eq!(link.kind.as_deref(), Some("vxlan"));
-        let vxlan = VxlanInfo { vni: None, port: 8472, collect_metadata: true, learning: false };
+        let vxlan = VxlanInfo {
+            vni: None,
+            port: 8472,
+            collect_metadata: true,
+            learning: false,
+            zero_checksums: true,
+        };
         assert_eq!(link.vxlan, Some(vxlan));
 
         netlink.set_up(link.index).unwrap();
@@ -43,6 +49,8 @@ fn anchor_is_external_without_learning_arp_or_link_local_address() {
         assert_eq!(seen["linkinfo"]["info_data"]["external"], true);
         assert_eq!(seen["linkinfo"]["info_data"]["learning"], false);
         assert_eq!(seen["linkinfo"]["info_data"]["port"], 8472);
+        assert_eq!(seen["linkinfo"]["info_data"]["udp_zero_csum6_rx"], true);
+        assert_eq!(seen["linkinfo"]["info_data"]["udp_zero_csum6_tx"], true);
         assert_eq!(seen["inet6_addr_gen_mode"], "none");
         let flags = seen["flags"].as_array().unwrap();
         assert!(flags.contains(&"NOARP".into()) && flags.contains(&"UP".into()), "{flags:?}");
@@ -55,7 +63,7 @@ fn plain_vxlan_shows_its_vni() {
     in_fresh_netns(|| {
         ip("link add flannel.1 type vxlan id 1 dstport 8472 nolearning dev lo");
         let link = Netlink::open().unwrap().link("flannel.1").unwrap().unwrap();
-        let vxlan = VxlanInfo { vni: Some(1), port: 8472, collect_metadata: false, learning: false };
+        let vxlan = VxlanInfo { vni: Some(1), port: 8472, ..VxlanInfo::default() };
         assert_eq!(link.vxlan, Some(vxlan));
     });
 }

@@ -1,4 +1,4 @@
-//! The same for legacy iptables, whose chains nft does not show: `FORWARD` of its table `filter`.
+//! The same for legacy iptables and ip6tables, whose chains nft does not show: `FORWARD` of their tables `filter`.
 //!
 //! Asked for only where that table is in use, since asking would load it. Where the program is missing, or refuses,
 //! the remedy is said instead.
@@ -12,84 +12,107 @@ use super::{
     COMMENT, DropChain, Foreign, Obstacle,
     fate::{Fate, Step, fate},
 };
-
-/// Where the kernel lists the tables of legacy iptables; absent where that is not loaded.
-///
-/// Not `/proc/net`: that is the main thread's namespace, whichever thread reads.
-const TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+use crate::family::{Family, OfFamily as _};
 
 const CHAIN: &str = "FORWARD";
 
+/// Where the kernel lists the tables of a family; absent where legacy iptables is not loaded.
+///
+/// Not `/proc/net`: that is the main thread's namespace, whichever thread reads.
+const fn tables(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
+        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
+    }
+}
+
 /// What stands where the family of an nft table does.
-pub(super) const FAMILY: &str = "legacy iptables";
+const fn name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "legacy iptables",
+        Family::Ipv6 => "legacy ip6tables",
+    }
+}
+
+/// The program that lists, and the one that writes.
+const fn programs(family: Family) -> [&'static str; 2] {
+    match family {
+        Family::Ipv4 => ["iptables-legacy", "iptables-legacy-restore"],
+        Family::Ipv6 => ["ip6tables-legacy", "ip6tables-legacy-restore"],
+    }
+}
+
+/// The family of a chain of legacy iptables, by what stands where that of an nft table does.
+pub(super) fn family(text: &str) -> Option<Family> {
+    Family::ALL.into_iter().find(|family| name(*family) == text)
+}
 
 /// Lets the cluster through the chain if it drops by default; takes the accepts back if it does not.
 ///
 /// Without `write` it says what it would do, and does not.
 pub(super) fn examine(cluster: IpNet, foreign: &mut Foreign, write: bool) {
-    if cluster.addr().is_ipv6() || !in_use() {
+    let family = cluster.family();
+    if !in_use(family) {
         return;
     }
     let wanted = accepts(cluster);
-    match read() {
+    let iptables = name(family);
+    let obstacle = |what, remedy| Obstacle { chain: chain(family, false).to_string(), what, remedy };
+    match Table::read(family) {
         Ok(table) => {
             let drops = table.drops();
             let wanted = if drops { wanted.as_slice() } else { &[] };
             match if write { table.hold(wanted) } else { Ok(!table.holds(wanted)) } {
-                Ok(changed) if drops => foreign.chains.push(chain(changed)),
+                Ok(changed) if drops => foreign.chains.push(chain(family, changed)),
                 Ok(_) => {}
                 Err(error) => foreign.warnings.push(obstacle(
                     format!(
-                        "the chain {CHAIN} of legacy iptables drops what the stack forwards for pods, and cannot be \
+                        "the chain {CHAIN} of {iptables} drops what the stack forwards for pods, and cannot be \
                          changed: {error}"
                     ),
-                    format!("run: {}", commands(wanted).join("; ")),
+                    format!("run: {}", commands(family, wanted).join("; ")),
                 )),
             }
         }
         // Somebody had it, to load the table: in a container, say.
         Err(error @ NftError::Missing { .. }) => foreign.warnings.push(obstacle(
             format!(
-                "legacy iptables is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be \
+                "{iptables} is in use: whether its chain {CHAIN} drops what the stack forwards for pods cannot be \
                  seen: {error}"
             ),
-            format!("if it does, run: {}", commands(&wanted).join("; ")),
+            format!("if it does, run: {}", commands(family, &wanted).join("; ")),
         )),
         Err(error) => foreign.warnings.push(obstacle(
-            format!("the chain {CHAIN} of legacy iptables cannot be read: {error}"),
-            "see what iptables-legacy -S says".into(),
+            format!("the chain {CHAIN} of {iptables} cannot be read: {error}"),
+            format!("see what {} -S says", programs(family)[0]),
         )),
     }
-}
-
-fn obstacle(what: String, remedy: String) -> Obstacle {
-    Obstacle { chain: chain(false).to_string(), what, remedy }
 }
 
 /// Takes every accept of ours away.
-pub(super) fn remove() -> Result<(), NftError> {
-    read()?.hold(&[]).map(drop)
+pub(super) fn remove(family: Family) -> Result<(), NftError> {
+    Table::read(family)?.hold(&[]).map(drop)
 }
 
 /// The chain, if it holds accepts of ours.
-pub(super) fn held() -> Result<Option<DropChain>, NftError> {
-    if !in_use() {
+pub(super) fn held(family: Family) -> Result<Option<DropChain>, NftError> {
+    if !in_use(family) {
         return Ok(None);
     }
-    match read() {
-        Ok(table) => Ok((!table.ours().is_empty()).then(|| chain(false))),
+    match Table::read(family) {
+        Ok(table) => Ok((!table.ours().is_empty()).then(|| chain(family, false))),
         // We need it to write there.
         Err(NftError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn in_use() -> bool {
-    fs::read_to_string(TABLES).is_ok_and(|tables| tables.lines().any(|table| table == "filter"))
+fn in_use(family: Family) -> bool {
+    fs::read_to_string(tables(family)).is_ok_and(|tables| tables.lines().any(|table| table == "filter"))
 }
 
-fn chain(changed: bool) -> DropChain {
-    DropChain { family: FAMILY.into(), table: "filter".into(), chain: CHAIN.into(), changed }
+fn chain(family: Family, changed: bool) -> DropChain {
+    DropChain { family: name(family).into(), table: "filter".into(), chain: CHAIN.into(), changed }
 }
 
 /// Our rules as `iptables -S` prints them, from top to bottom.
@@ -99,22 +122,27 @@ pub(super) fn accepts(cluster: IpNet) -> [String; 2] {
 }
 
 /// What inserts rules, for people.
-pub(super) fn commands(rules: &[String]) -> Vec<String> {
-    rules.iter().rev().map(|rule| format!("iptables-legacy {}", rule.replacen("-A", "-I", 1))).collect()
-}
-
-fn read() -> Result<Table, NftError> {
-    let action = "read the table filter of legacy iptables";
-    run("iptables-legacy", "iptables", &["-w", "-S"], "", action).map(Table)
+pub(super) fn commands(family: Family, rules: &[String]) -> Vec<String> {
+    let [program, _] = programs(family);
+    rules.iter().rev().map(|rule| format!("{program} {}", rule.replacen("-A", "-I", 1))).collect()
 }
 
 /// The whole table filter, as `iptables -S` prints it.
-struct Table(String);
+struct Table {
+    family: Family,
+    listed: String,
+}
 
 impl Table {
+    fn read(family: Family) -> Result<Self, NftError> {
+        let [program, _] = programs(family);
+        let action = format!("read the table filter of {}", name(family));
+        Ok(Self { family, listed: run(program, "iptables", &["-w", "-S"], "", &action)? })
+    }
+
     fn rules<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a str> {
         let start = format!("-A {chain} ");
-        self.0.lines().map(str::trim).filter(move |line| line.starts_with(&start))
+        self.listed.lines().map(str::trim).filter(move |line| line.starts_with(&start))
     }
 
     fn ours(&self) -> Vec<&str> {
@@ -132,14 +160,14 @@ impl Table {
         match end {
             Fate::Dropped => true,
             Fate::Accepted => false,
-            Fate::Returned => self.0.lines().any(|line| line.trim() == format!("-P {CHAIN} DROP")),
+            Fate::Returned => self.listed.lines().any(|line| line.trim() == format!("-P {CHAIN} DROP")),
         }
     }
 
     /// The step of a rule, without its chain.
     fn step(&self, rule: &str) -> Step {
         let words = without_comment(rule);
-        let chain = |name: &str| self.0.lines().any(|line| line.trim() == format!("-N {name}"));
+        let chain = |name: &str| self.listed.lines().any(|line| line.trim() == format!("-N {name}"));
         match words.as_slice() {
             ["-j", "ACCEPT"] => Step::Accept,
             ["-j", "DROP"] | ["-j", "REJECT", ..] => Step::Drop,
@@ -167,8 +195,9 @@ impl Table {
         let inserts = wanted.iter().rev().map(|rule| rule.replacen("-A", "-I", 1));
         let lines: Vec<_> = deletes.chain(inserts).collect();
         let script = format!("*filter\n{}\nCOMMIT\n", lines.join("\n"));
-        let action = format!("set accepts in the chain {CHAIN} of legacy iptables");
-        run("iptables-legacy-restore", "iptables", &["-w", "--noflush"], &script, &action)?;
+        let action = format!("set accepts in the chain {CHAIN} of {}", name(self.family));
+        let [_, program] = programs(self.family);
+        run(program, "iptables", &["-w", "--noflush"], &script, &action)?;
         Ok(true)
     }
 }
@@ -198,7 +227,7 @@ mod tests {
     use super::*;
 
     fn drops(rules: &str) -> bool {
-        Table(rules.to_owned()).drops()
+        Table { family: Family::Ipv4, listed: rules.to_owned() }.drops()
     }
 
     #[test]
@@ -216,11 +245,15 @@ mod tests {
     #[test]
     fn the_remedy_inserts_the_accepts_in_their_order() {
         assert_eq!(
-            commands(&accepts("10.244.0.0/16".parse().unwrap())),
+            commands(Family::Ipv4, &accepts("10.244.0.0/16".parse().unwrap())),
             [
                 "iptables-legacy -I FORWARD -d 10.244.0.0/16 -m comment --comment overlay -j ACCEPT",
                 "iptables-legacy -I FORWARD -s 10.244.0.0/16 -m comment --comment overlay -j ACCEPT"
             ]
+        );
+        assert_eq!(
+            commands(Family::Ipv6, &accepts("fd00:244::/48".parse().unwrap()))[0],
+            "ip6tables-legacy -I FORWARD -d fd00:244::/48 -m comment --comment overlay -j ACCEPT"
         );
     }
 }

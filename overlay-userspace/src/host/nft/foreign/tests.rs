@@ -7,6 +7,29 @@ fn cluster() -> IpNet {
     "10.244.0.0/16".parse().unwrap()
 }
 
+fn cluster6() -> IpNet {
+    "fd00:244::/48".parse().unwrap()
+}
+
+/// What a node has of the families of these ranges.
+fn carried<const N: usize>(clusters: [IpNet; N], port: u16) -> Carried {
+    let vtep = |net: IpNet| -> IpAddr {
+        match net {
+            IpNet::V4(_) => "192.0.2.1".parse().unwrap(),
+            IpNet::V6(_) => "2001:db8::1".parse().unwrap(),
+        }
+    };
+    Carried {
+        clusters: ByFamily::from_values(clusters).unwrap(),
+        vteps: ByFamily::from_values(clusters.map(vtep)).unwrap(),
+        port,
+    }
+}
+
+fn ensure(cluster: IpNet, port: u16) -> Result<Foreign, NftError> {
+    super::ensure(&carried([cluster], port))
+}
+
 const PORT: u16 = 8472;
 
 fn nft(script: &str) {
@@ -132,6 +155,78 @@ fn an_ipv6_cluster_opens_ipv6_chains() {
         assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [("ip6 six forward".into(), true)]);
         assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [("ip6 six forward".into(), false)]);
         assert!(run("nft list table ip6 six").contains("ip6 saddr fd00:244::/56"));
+    });
+}
+
+#[test]
+fn a_dual_stack_cluster_opens_each_chain_for_the_families_that_pass_it() {
+    let base = "type filter hook forward priority 0; policy drop;";
+    let both = carried([cluster6(), cluster()], PORT);
+    in_fresh_netns(|| {
+        nft(&format!("table inet firewall {{ chain forward {{ {base} }}; }}"));
+        for iptables in ["iptables-nft", "ip6tables-nft"] {
+            run(&format!("{iptables} -P FORWARD DROP"));
+        }
+        let names = ["inet firewall forward", "ip filter FORWARD", "ip6 filter FORWARD"];
+        for changed in [true, false] {
+            let mut found = changes(&super::ensure(&both).unwrap());
+            found.sort();
+            assert_eq!(found, names.map(|name| (name.to_owned(), changed)));
+        }
+        let accepts = |chain: &str| -> Vec<String> {
+            let listing = run(&format!("nft -s list chain {chain}"));
+            let rules = listing.lines().map(str::trim).filter(|line| line.contains("overlay"));
+            rules.map(|rule| rule.split(" counter").next().unwrap().to_owned()).collect()
+        };
+        let v4 = ["ip saddr 10.244.0.0/16", "ip daddr 10.244.0.0/16"];
+        let v6 = ["ip6 saddr fd00:244::/48", "ip6 daddr fd00:244::/48"];
+        assert_eq!(accepts("inet firewall forward"), [v4, v6].concat());
+        assert_eq!(
+            (accepts("ip filter FORWARD"), accepts("ip6 filter FORWARD")),
+            (v4.map(Into::into).into(), v6.map(Into::into).into())
+        );
+        let ip6tables = run("ip6tables-nft -S FORWARD");
+        assert!(
+            ip6tables.contains("-A FORWARD -s fd00:244::/48 -m comment --comment overlay -j ACCEPT"),
+            "{ip6tables}"
+        );
+        // The commands say the same.
+        let all = names.map(|name| held().unwrap().into_iter().find(|one| one.to_string() == name).unwrap());
+        let good = run("nft -s list ruleset");
+        remove().unwrap();
+        for command in all.iter().flat_map(|chain| chain.commands(&both.clusters)) {
+            run(&command);
+        }
+        assert_eq!(run("nft -s list ruleset").replace('"', ""), good.replace('"', ""));
+
+        // A family that goes takes its accepts along, and no others.
+        super::ensure(&carried([cluster()], PORT)).unwrap();
+        release(Family::Ipv6).unwrap();
+        assert_eq!(accepts("inet firewall forward"), v4);
+        assert_eq!(
+            (accepts("ip filter FORWARD"), accepts("ip6 filter FORWARD")),
+            (v4.map(Into::into).into(), vec![])
+        );
+        remove().unwrap();
+        assert_eq!(held().unwrap(), []);
+    });
+}
+
+#[test]
+fn a_door_is_looked_at_in_the_families_of_the_tunnel() {
+    in_fresh_netns(|| {
+        for family in ["ip", "ip6"] {
+            nft(&format!(
+                "table {family} door {{ chain inbound {{ type filter hook input priority 0; policy drop; }}; }}"
+            ));
+        }
+        // IPv6 pods in a tunnel over IPv4, and the reverse.
+        for (pods, tunnel) in [(cluster6(), cluster()), (cluster(), cluster6())] {
+            let vteps = carried([tunnel], PORT).vteps;
+            let found = super::ensure(&Carried { vteps, ..carried([pods], PORT) }).unwrap();
+            let [warning] = found.warnings.as_slice() else { panic!("{found:?}") };
+            assert_eq!(warning.chain, format!("{} door inbound", tunnel.family().nft()));
+        }
     });
 }
 
@@ -304,42 +399,45 @@ fn a_closed_door_for_the_tunnel_is_named_and_left_closed() {
     });
 }
 
-const LEGACY_FROM: &str = "-A FORWARD -s 10.244.0.0/16 -m comment --comment overlay -j ACCEPT";
-const LEGACY_TO: &str = "-A FORWARD -d 10.244.0.0/16 -m comment --comment overlay -j ACCEPT";
-
 #[test]
 fn the_legacy_chain_is_opened_on_top_once_and_closed_again() {
-    in_fresh_netns(|| {
-        // Kernels without legacy iptables (CONFIG_NETFILTER_XTABLES_LEGACY) have nothing to find.
-        let set = std::process::Command::new("iptables-legacy").args(["-P", "FORWARD", "DROP"]).output();
-        if !set.is_ok_and(|output| output.status.success()) {
-            return;
-        }
-        run("iptables-legacy -N DOCKER-USER");
-        run("iptables-legacy -A FORWARD -j DOCKER-USER");
-        let rules = || -> Vec<String> {
-            run("iptables-legacy -S FORWARD").lines().skip(1).map(str::to_owned).collect()
-        };
-        let before = rules();
-        let name = "legacy iptables filter FORWARD".to_owned();
-        assert_eq!(changes(&ensure(cluster(), PORT).unwrap()), [(name.clone(), true)]);
-        assert_eq!(rules(), [LEGACY_FROM, LEGACY_TO, "-A FORWARD -j DOCKER-USER"]);
-        assert_eq!(changes(&ensure(cluster(), PORT).unwrap()), [(name.clone(), false)]);
-        run("iptables-legacy -I FORWARD -i eth9 -j DROP");
-        assert_eq!(changes(&ensure(cluster(), PORT).unwrap()), [(name.clone(), true)]);
-        assert_eq!(rules()[..3], [LEGACY_FROM, LEGACY_TO, "-A FORWARD -i eth9 -j DROP"]);
-        run("iptables-legacy -D FORWARD -i eth9 -j DROP");
-        assert_eq!(held().unwrap().len(), 1);
-        assert_eq!(remove().unwrap()[0].to_string(), name);
-        assert_eq!(rules(), before);
-        assert!(remove().unwrap().is_empty());
-        // Not by policy, but in the end.
-        run("iptables-legacy -P FORWARD ACCEPT");
-        assert!(ensure(cluster(), PORT).unwrap().chains.is_empty());
-        run("iptables-legacy -A FORWARD -j REJECT");
-        assert_eq!(changes(&ensure(cluster(), PORT).unwrap()), [(name, true)]);
-        run("iptables-legacy -D FORWARD -j REJECT");
-        assert!(ensure(cluster(), PORT).unwrap().chains.is_empty());
-        assert_eq!(rules(), before);
-    });
+    for (program, cluster) in [("iptables", cluster()), ("ip6tables", cluster6())] {
+        in_fresh_netns(|| {
+            let legacy = |arguments: &str| run(&format!("{program}-legacy {arguments}"));
+            // Kernels without legacy iptables (CONFIG_NETFILTER_XTABLES_LEGACY) have nothing to find.
+            let set = std::process::Command::new(format!("{program}-legacy"))
+                .args(["-P", "FORWARD", "DROP"])
+                .output();
+            if !set.is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            let accepts = ["-s", "-d"]
+                .map(|side| format!("-A FORWARD {side} {cluster} -m comment --comment overlay -j ACCEPT"));
+            legacy("-N DOCKER-USER");
+            legacy("-A FORWARD -j DOCKER-USER");
+            let rules =
+                || -> Vec<String> { legacy("-S FORWARD").lines().skip(1).map(str::to_owned).collect() };
+            let before = rules();
+            let name = format!("legacy {program} filter FORWARD");
+            assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [(name.clone(), true)]);
+            assert_eq!(rules(), [&accepts[0], &accepts[1], "-A FORWARD -j DOCKER-USER"]);
+            assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [(name.clone(), false)]);
+            legacy("-I FORWARD -i eth9 -j DROP");
+            assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [(name.clone(), true)]);
+            assert_eq!(rules()[..3], [&accepts[0], &accepts[1], "-A FORWARD -i eth9 -j DROP"]);
+            legacy("-D FORWARD -i eth9 -j DROP");
+            assert_eq!(held().unwrap().len(), 1);
+            assert_eq!(remove().unwrap()[0].to_string(), name);
+            assert_eq!(rules(), before);
+            assert!(remove().unwrap().is_empty());
+            // Not by policy, but in the end.
+            legacy("-P FORWARD ACCEPT");
+            assert!(ensure(cluster, PORT).unwrap().chains.is_empty());
+            legacy("-A FORWARD -j REJECT");
+            assert_eq!(changes(&ensure(cluster, PORT).unwrap()), [(name, true)]);
+            legacy("-D FORWARD -j REJECT");
+            assert!(ensure(cluster, PORT).unwrap().chains.is_empty());
+            assert_eq!(rules(), before);
+        });
+    }
 }

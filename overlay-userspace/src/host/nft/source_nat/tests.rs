@@ -23,8 +23,22 @@ fn with(change: impl FnOnce(&mut Masquerade)) -> SourceNat {
     nat
 }
 
-fn nets<const N: usize>(texts: [&str; N]) -> Vec<Ipv4Net> {
+fn nets<const N: usize>(texts: [&str; N]) -> Vec<IpNet> {
     texts.map(|text| text.parse().unwrap()).into()
+}
+
+/// The same in the other family.
+fn example6() -> SourceNat {
+    SourceNat {
+        subnets: nets(["fd00:244:0:1::/64"]),
+        cluster: "fd00:244::/48".parse().unwrap(),
+        anchor: "overlay.1".into(),
+        masquerade: Some(Masquerade {
+            nodes: ["2001:db8::2", "2001:db8::1"].map(|node| node.parse().unwrap()).into(),
+            never: nets(["2001:db8::/32"]),
+            port: 8472,
+        }),
+    }
 }
 
 fn listing() -> String {
@@ -61,6 +75,54 @@ table ip overlay {
     assert_eq!(render(&nat), expected.replace("DIGEST", &digest(&body(&nat))));
     let default = render(&example());
     assert!(!default.contains("192.168."), "{default}");
+}
+
+#[test]
+fn the_script_of_ipv6_says_the_same_of_ipv6() {
+    let expected = r#"add table ip6 overlay
+delete table ip6 overlay
+table ip6 overlay {
+	set nodes {
+		type ipv6_addr
+		elements = { 2001:db8::1, 2001:db8::2 }
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip6 saddr != { fd00:244:0:1::/64 } return
+		ip6 daddr fd00:244::/48 return
+		oifname "overlay.1" return
+		ip6 daddr ff00::/8 return
+		udp dport 8472 return comment "tunnel"
+		ip6 daddr != @nodes ip6 daddr { 2001:db8::/32 } return
+		masquerade fully-random
+	}
+	chain services {
+		type nat hook postrouting priority srcnat + 10; policy accept;
+		ct status dnat ip6 saddr fd00:244::/48 ip6 saddr != { fd00:244:0:1::/64 } oifname "overlay.1" masquerade fully-random comment "relayed"
+		ct status dnat ip6 saddr fd00:244::/48 ip6 daddr fd00:244::/48 meta l4proto { tcp, udp, sctp } snat to :1024-32767 fully-random comment "DIGEST"
+	}
+}
+"#;
+    let nat = example6();
+    assert_eq!(render(&nat), expected.replace("DIGEST", &digest(&body(&nat))));
+}
+
+#[test]
+fn the_tables_of_the_families_come_and_go_independently() {
+    in_fresh_netns(|| {
+        let all = [example(), example6()];
+        for nat in &all {
+            assert!(ensure(nat).unwrap());
+            assert!(!ensure(nat).unwrap());
+        }
+        run("nft flush chain ip6 overlay services");
+        assert!(is_loaded(&all[0]).unwrap() && !is_loaded(&all[1]).unwrap());
+        assert!(ensure(&all[1]).unwrap());
+        assert!(remove(Family::Ipv4).unwrap());
+        assert!(is_loaded(&all[1]).unwrap());
+        assert!(remove(Family::Ipv6).unwrap() && !remove(Family::Ipv6).unwrap());
+        assert_eq!(run("nft list tables"), "");
+    });
 }
 
 #[test]
@@ -189,8 +251,8 @@ fn other_tables_are_left_alone_and_removal_is_idempotent() {
         run("nft add table ip nat");
         run("nft add table inet overlay");
         ensure(&example()).unwrap();
-        assert!(remove().unwrap());
-        assert!(!remove().unwrap());
+        assert!(remove(Family::Ipv4).unwrap());
+        assert!(!remove(Family::Ipv4).unwrap());
         assert_eq!(run("nft list tables"), "table ip nat\ntable inet overlay\n");
     });
 }
@@ -198,19 +260,22 @@ fn other_tables_are_left_alone_and_removal_is_idempotent() {
 #[test]
 fn the_rule_for_a_destination_is_the_one_that_the_kernel_would_apply() {
     in_fresh_netns(|| {
-        assert_eq!(rule_for([198, 51, 100, 7].into()).unwrap(), None, "without a table");
-        let never = vec!["172.16.0.0/12".parse().unwrap(), "192.168.7.0/24".parse().unwrap()];
-        let masquerade = Masquerade { nodes: [[192, 0, 2, 1].into()].into(), never, port: 8472 };
-        let nat = SourceNat {
-            subnets: vec!["10.244.1.0/24".parse().unwrap()],
-            cluster: "10.244.0.0/16".parse().unwrap(),
-            anchor: "overlay.1".into(),
-            masquerade: Some(masquerade),
-        };
-        ensure(&nat).unwrap();
-        assert!(rule_for([198, 51, 100, 7].into()).unwrap().unwrap().starts_with("masquerade"));
-        for dst in [[172, 16, 9, 9], [192, 168, 7, 1], [10, 244, 3, 3]] {
-            assert_eq!(rule_for(dst.into()).unwrap(), None, "{dst:?}");
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let never = nets(["172.16.0.0/12", "192.168.7.0/24"]);
+        for (nat, outside, inside) in [
+            (
+                with(|masquerade| masquerade.never = never),
+                "198.51.100.7",
+                ["172.16.9.9", "192.168.7.1", "10.244.3.3"],
+            ),
+            (example6(), "2001:db9::7", ["2001:db8::7", "2001:db8:9::1", "fd00:244:0:3::3"]),
+        ] {
+            assert_eq!(rule_for(address(outside)).unwrap(), None, "without a table");
+            ensure(&nat).unwrap();
+            assert!(rule_for(address(outside)).unwrap().unwrap().starts_with("masquerade"));
+            for dst in inside {
+                assert_eq!(rule_for(address(dst)).unwrap(), None, "{dst:?}");
+            }
         }
     });
 }
