@@ -348,9 +348,11 @@ impl HostPorts {
     /// Writes the tables of these families anew; all are tried.
     fn rewrite(&self, families: impl IntoIterator<Item = Family>, entries: &[Entry]) -> Result<(), NftError> {
         let mappings = mappings(entries);
-        families
-            .into_iter()
-            .fold(Ok(()), |before, family| before.and(rules::replace(family, &self.gateways, &mappings)))
+        let mut written = Ok(());
+        for family in families {
+            written = written.and(rules::replace(family, &self.gateways, &mappings));
+        }
+        written
     }
 
     /// Removes entries whose rules are gone, and ends flows of theirs.

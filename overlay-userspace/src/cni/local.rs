@@ -166,10 +166,10 @@ mod tests {
             let found = families(&Local { primary, ..dual() });
             assert_eq!(found.iter().collect::<Vec<_>>(), expected);
             // What a node does not carry comes not at all.
-            assert_eq!(families(&Local { primary, ..good() }), [v4.clone()]);
+            assert_eq!(families(&Local { primary, ..good() }).as_slice(), std::slice::from_ref(&v4));
             let mut six = Local { primary, ..dual() };
             (six.subnet[FAMILY_V4], six.gateway[FAMILY_V4]) = (Subnet::default(), Addr::UNSPECIFIED);
-            assert_eq!(families(&six), [v6.clone()]);
+            assert_eq!(families(&six).as_slice(), std::slice::from_ref(&v6));
         }
     }
 

@@ -202,10 +202,10 @@ fn with_ipv6(ifname: &str) -> Result<(), SysctlError> {
 /// The link-local address that the kernel would make of this MAC (RFC 4291, appendix A), but without duplicate address
 /// detection: of the two ends of a pair no other has it.
 fn link_local(mac: MacAddress) -> anyhow::Result<Ipv6Net> {
-    let [a, b, c, d, e, f] = mac.map(u16::from);
-    let halves = [((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f];
-    let [g, h, i, j] = halves;
-    Ok(Ipv6Net::new(Ipv6Addr::new(0xfe80, 0, 0, 0, g, h, i, j), 64)?)
+    let mac = mac.iter().fold(0_u64, |bits, byte| (bits << 8) | u64::from(*byte));
+    // ff:fe goes between the halves, and the bit for "local" is turned round.
+    let identifier = (((mac >> 24) << 40) | 0xff_fe00_0000 | (mac & 0xff_ffff)) ^ (2 << 56);
+    Ok(Ipv6Net::new(Ipv6Addr::from_bits((0xfe80 << 112) | u128::from(identifier)), 64)?)
 }
 
 /// The MAC of a permanent neighbour entry.
