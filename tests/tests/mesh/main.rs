@@ -9,6 +9,7 @@
 
 mod alerts;
 mod bed;
+mod families;
 mod matrix;
 mod metrics;
 mod page;
