@@ -113,11 +113,18 @@ mod tests {
         in_fresh_netns(|| {
             ip("link add d0 up type veth peer name d0p");
             ip("route add unreachable 10.244.1.0/24 proto 79");
+            ip("route add unreachable fd00:244:0:1::/64 proto 79");
+            ip("-6 rule add from fd00:244:0:7::/64 table 79 proto 79");
             let before = Before::read(&Pins::new(&root)).unwrap();
             ip("link add overlay.1 up type veth peer name p");
             ip("link add other type veth peer name q");
             ip("route add 10.244.0.0/16 dev overlay.1 proto 79");
             ip("route add 10.244.7.0/24 dev d0 proto 79");
+            ip("route add fd00:244:0:7::/64 dev d0 proto 79");
+            for source in ["10.244.1.0/24", "fd00:244:0:1::/64"] {
+                let mut netlink = Netlink::open().unwrap();
+                netlink.add_source_rule(source.parse::<IpNet>().unwrap(), 79_u32).unwrap();
+            }
             fs::create_dir(root.join("links")).unwrap();
             fs::write(root.join("links/wire_3_from_wire"), "").unwrap();
             fs::write(root.join("maps/LOCAL"), "").unwrap();
@@ -126,6 +133,14 @@ mod tests {
             let links = run("ip -br link");
             assert!(!links.contains("overlay.1") && links.contains("other"), "{links}");
             assert_eq!(run("ip route show proto 79").trim_end(), "unreachable 10.244.1.0/24");
+            let left = run("ip -6 route show proto 79");
+            assert!(
+                left.starts_with("unreachable fd00:244:0:1::/64 ") && left.lines().count() == 1,
+                "{left}"
+            );
+            let rules =
+                ["-4", "-6"].map(|flag| run(&format!("ip {flag} rule show")).matches("lookup 79").count());
+            assert_eq!(rules, [0, 1]);
         });
         assert_eq!(below(&root), [root.join("maps/NODES"), root.join("maps")]);
         fs::remove_dir_all(root).unwrap();

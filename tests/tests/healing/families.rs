@@ -254,7 +254,11 @@ fn a_default_route_from_a_router_is_kept_and_cleaned_up_with_the_rest() {
     host.sysctl("net/ipv6/conf/eth0/accept_ra", "1");
     within(PERIOD, "accept_ra", || settings()[0] == "2");
     bed.node.stop_agent();
-    exec::must(&mut bed.node.overlay(&["cleanup"]), "");
+    let mut cleanup = bed.node.overlay(&["cleanup"]);
+    for (option, name) in [("--bin-dir", "bin"), ("--conf-dir", "net.d")] {
+        cleanup.arg(option).arg(bed.lab.dir().join(name));
+    }
+    exec::must(&mut cleanup, "");
     assert_eq!(settings(), ["1", "0"]);
     assert!(route().contains("via fe80::1 dev eth0"), "{}", route());
 }
