@@ -94,6 +94,12 @@ impl Addr {
         u128::from_be_bytes(self.bytes) >> 32 == 0xffff
     }
 
+    /// Equal, compared as two words.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        u128::from_ne_bytes(self.bytes) == u128::from_ne_bytes(other.bytes)
+    }
+
     /// An IPv6 address, by a look at half of it: those of `::/64`, where the mapped ones are, are no pod's and no node's.
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {

@@ -13,7 +13,7 @@ pub enum Reason {
     PodSourceMac = 1,
     /// A pod sent a packet to the tunnel port of something that is not a pod.
     PodTunnelPort = 2,
-    /// A pod sent a protocol that this network does not carry (neither IPv4 nor ARP).
+    /// A pod sent a protocol that this network does not carry: neither ARP nor IP of a family that the node's pods have.
     PodProtocol = 3,
     /// A tunnel packet came from an address that is no node of the cluster.
     UnknownVtep = 4,
@@ -21,7 +21,7 @@ pub enum Reason {
     InnerSource = 5,
     /// A tunnel packet's inner destination is neither a pod nor an address of this node.
     InnerDestination = 6,
-    /// A tunnel packet carried something else than IPv4.
+    /// A tunnel packet carried something else than IP of a family that the cluster has.
     InnerProtocol = 7,
     /// A tunnel packet had another VNI than this network.
     Vni = 8,
@@ -43,11 +43,15 @@ pub enum Reason {
     TunnelKey = 16,
     /// A packet with a pod's source address came in by the underlay, outside of the tunnel.
     PodAddressOnWire = 17,
+    /// A pod sent a router advertisement or a redirect, which are its node's alone.
+    PodRouter = 18,
+    /// A pod sent more IPv6 extension headers than are looked through, so that nobody knows what they hide.
+    PodExtensions = 19,
 }
 
 impl Reason {
     /// Every reason, in index order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::PodSourceAddress,
         Self::PodSourceMac,
         Self::PodTunnelPort,
@@ -66,6 +70,8 @@ impl Reason {
         Self::HeaderRoom,
         Self::TunnelKey,
         Self::PodAddressOnWire,
+        Self::PodRouter,
+        Self::PodExtensions,
     ];
 
     /// Reasons that exist.
@@ -100,6 +106,8 @@ impl Reason {
             Self::HeaderRoom => "header_room",
             Self::TunnelKey => "tunnel_key",
             Self::PodAddressOnWire => "pod_address_on_wire",
+            Self::PodRouter => "pod_router",
+            Self::PodExtensions => "pod_extensions",
         }
     }
 
@@ -109,11 +117,11 @@ impl Reason {
             Self::PodSourceAddress => "a pod sent from an address that is not its own",
             Self::PodSourceMac => "a pod sent with a MAC address that is not its own",
             Self::PodTunnelPort => "a pod sent to the tunnel port of something that is not a pod",
-            Self::PodProtocol => "a pod sent a protocol that is neither IPv4 nor ARP",
+            Self::PodProtocol => "a pod sent a protocol that is neither ARP nor IP of a family in use",
             Self::UnknownVtep => "a tunnel packet came from an address that is no node",
             Self::InnerSource => "a tunnel packet's inner source does not belong to the node that sent it",
             Self::InnerDestination => "a tunnel packet's inner destination is not on this node",
-            Self::InnerProtocol => "a tunnel packet carried something else than IPv4",
+            Self::InnerProtocol => "a tunnel packet carried something else than IP of a family in use",
             Self::Vni => "a tunnel packet had a foreign VNI",
             Self::Ecn => "congestion was marked on a packet that is not ECN-capable",
             Self::NoNode => "the destination is in the cluster's range, but in no node's subnet",
@@ -124,6 +132,8 @@ impl Reason {
             Self::HeaderRoom => "the kernel refused to add or remove the outer headers",
             Self::TunnelKey => "the kernel refused or lacks the tunnel key of the anchor device",
             Self::PodAddressOnWire => "a pod's address came in by the underlay, outside of the tunnel",
+            Self::PodRouter => "a pod sent a router advertisement or a redirect",
+            Self::PodExtensions => "a pod sent more IPv6 extension headers than are looked through",
         }
     }
 }

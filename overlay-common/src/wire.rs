@@ -1,4 +1,4 @@
-//! Headers on the wire and the arithmetic on them: VXLAN over UDP over IPv4 (RFC 7348).
+//! Headers on the wire and the arithmetic on them: VXLAN over UDP over IPv4 or IPv6 (RFC 7348), which carries both.
 //!
 //! Plain functions over header structs that lie in packet memory. They assume nothing about the packet but its
 //! length: every field may hold any value. Callers: the programs of overlay-ebpf; tests run them on the host.
@@ -6,13 +6,17 @@
 pub mod checksum;
 pub mod ecn;
 pub mod guard;
+pub mod ip;
 pub mod ipv4;
+pub mod ipv6;
 pub mod vxlan;
 
 /// `EtherType` of IPv4, host order.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// `EtherType` of ARP, host order.
 pub const ETHERTYPE_ARP: u16 = 0x0806;
+/// `EtherType` of IPv6, host order.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// `EtherType` of an 802.1Q tag, host order.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// Bytes of an Ethernet header without tags.
@@ -23,6 +27,8 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
+/// IP protocol number of `ICMPv6`.
+pub const PROTO_ICMPV6: u8 = 58;
 /// IP protocol number of SCTP.
 pub const PROTO_SCTP: u8 = 132;
 /// IP protocol number of UDP-Lite.

@@ -4,7 +4,12 @@
 //! Addresses and masks are kept as they lie in a packet (network order in memory), so that a comparison needs no swap.
 
 use aya_ebpf::Global;
-use overlay_common::wire::vxlan::Vtep;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use overlay_common::wire::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6,
+    ip::{Address, IpHeader},
+    vxlan::Vtep,
+};
 
 /// VXLAN network identifier.
 #[unsafe(no_mangle)]
@@ -12,14 +17,17 @@ static VNI: Global<u32> = Global::new(1);
 /// UDP port of the tunnel, host order.
 #[unsafe(no_mangle)]
 static TUNNEL_PORT: Global<u16> = Global::new(8472);
-/// The cluster's IPv4 range.
+/// Which families are in use for what, one bit each: the `*_V4` and `*_V6` below.
 #[unsafe(no_mangle)]
-static CLUSTER_NET4: Global<u32> = Global::new(0);
+static FAMILIES: Global<u8> = Global::new(0);
+/// The cluster's IPv4 range. A family that is not in use has a network that no masked address equals.
+#[unsafe(no_mangle)]
+static CLUSTER_NET4: Global<u32> = Global::new(u32::MAX);
 #[unsafe(no_mangle)]
 static CLUSTER_MASK4: Global<u32> = Global::new(0);
 /// This node's IPv4 pod subnet.
 #[unsafe(no_mangle)]
-static SUBNET_NET4: Global<u32> = Global::new(0);
+static SUBNET_NET4: Global<u32> = Global::new(u32::MAX);
 #[unsafe(no_mangle)]
 static SUBNET_MASK4: Global<u32> = Global::new(0);
 /// The mask of the keys of `NODES` inside the cluster's range: that of the longest prefix of any node subnet.
@@ -28,16 +36,19 @@ static NODE_MASK4: Global<u32> = Global::new(0);
 /// Own IPv4 tunnel address.
 #[unsafe(no_mangle)]
 static VTEP4: Global<u32> = Global::new(0);
-/// The same for IPv6, all zero where the family is not in use: network, prefix lengths of the cluster, of this node's
-/// subnet and of the keys of `NODES`, tunnel address.
+/// The same for IPv6.
 #[unsafe(no_mangle)]
-static CLUSTER_NET6: Global<[u8; 16]> = Global::new([0; 16]);
+static CLUSTER_NET6: Global<u128> = Global::new(u128::MAX);
 #[unsafe(no_mangle)]
-static SUBNET_NET6: Global<[u8; 16]> = Global::new([0; 16]);
+static CLUSTER_MASK6: Global<u128> = Global::new(0);
 #[unsafe(no_mangle)]
-static PREFIXES6: Global<[u8; 4]> = Global::new([0; 4]);
+static SUBNET_NET6: Global<u128> = Global::new(u128::MAX);
 #[unsafe(no_mangle)]
-static VTEP6: Global<[u8; 16]> = Global::new([0; 16]);
+static SUBNET_MASK6: Global<u128> = Global::new(0);
+#[unsafe(no_mangle)]
+static NODE_MASK6: Global<u128> = Global::new(0);
+#[unsafe(no_mangle)]
+static VTEP6: Global<u128> = Global::new(0);
 /// The anchor device.
 #[unsafe(no_mangle)]
 static ANCHOR_IFINDEX: Global<u32> = Global::new(0);
@@ -66,6 +77,21 @@ static DECAP_FLAGS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static DECAP_ANY_GSO: Global<u8> = Global::new(0);
 
+/// This node's pods have addresses of the family.
+const PODS_V4: u8 = 1 << 0;
+const PODS_V6: u8 = 1 << 1;
+/// The cluster has addresses of the family.
+const CLUSTER_V4: u8 = 1 << 2;
+const CLUSTER_V6: u8 = 1 << 3;
+/// This node has a tunnel address of the family.
+const UNDERLAY_V4: u8 = 1 << 4;
+const UNDERLAY_V6: u8 = 1 << 5;
+
+#[inline(always)]
+fn families(bit: u8) -> bool {
+    FAMILIES.load() & bit != 0
+}
+
 #[inline(always)]
 pub(crate) fn tunnel_port() -> u16 {
     TUNNEL_PORT.load()
@@ -76,27 +102,126 @@ pub(crate) fn vni() -> u32 {
     VNI.load()
 }
 
-#[inline(always)]
-pub(crate) fn vtep() -> Vtep {
-    Vtep { addr: VTEP4.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
+/// What the constants say of an address.
+pub(crate) trait Place: Address {
+    /// Of a pod or a gateway, of whatever node?
+    fn in_cluster(self) -> bool;
+    /// Of this node's own pod subnet?
+    fn in_own_subnet(self) -> bool;
+    /// The key of `NODES` for an address inside the cluster's range.
+    fn node_subnet(self) -> Self;
+    /// May it be looked up? Not what is an address of the other family to the maps.
+    fn has_key(self) -> bool;
 }
 
-/// Is this address of a pod or a gateway, of whatever node?
-#[inline(always)]
-pub(crate) fn in_cluster(addr: u32) -> bool {
-    addr & CLUSTER_MASK4.load() == CLUSTER_NET4.load()
+impl Place for u32 {
+    #[inline(always)]
+    fn in_cluster(self) -> bool {
+        self & CLUSTER_MASK4.load() == CLUSTER_NET4.load()
+    }
+
+    #[inline(always)]
+    fn in_own_subnet(self) -> bool {
+        self & SUBNET_MASK4.load() == SUBNET_NET4.load()
+    }
+
+    #[inline(always)]
+    fn node_subnet(self) -> Self {
+        self & NODE_MASK4.load()
+    }
+
+    #[inline(always)]
+    fn has_key(self) -> bool {
+        true
+    }
 }
 
-/// Is this address of this node's own pod subnet?
-#[inline(always)]
-pub(crate) fn in_own_subnet(addr: u32) -> bool {
-    addr & SUBNET_MASK4.load() == SUBNET_NET4.load()
+impl Place for u128 {
+    #[inline(always)]
+    fn in_cluster(self) -> bool {
+        self & CLUSTER_MASK6.load() == CLUSTER_NET6.load()
+    }
+
+    #[inline(always)]
+    fn in_own_subnet(self) -> bool {
+        self & SUBNET_MASK6.load() == SUBNET_NET6.load()
+    }
+
+    #[inline(always)]
+    fn node_subnet(self) -> Self {
+        self & NODE_MASK6.load()
+    }
+
+    #[inline(always)]
+    fn has_key(self) -> bool {
+        self.to_addr().is_v6()
+    }
 }
 
-/// The key of `NODES` for an address inside the cluster's range.
+/// What the constants say of a family.
+pub(crate) trait Family: IpHeader<Address: Place> {
+    /// Do this node's pods have it?
+    fn pods() -> bool;
+    /// Does the cluster?
+    fn cluster() -> bool;
+    /// Does the tunnel go over it?
+    fn underlay() -> bool;
+    /// Own tunnel address.
+    fn vtep() -> Vtep<Self::Bytes>;
+}
+
+impl Family for Ipv4Hdr {
+    #[inline(always)]
+    fn pods() -> bool {
+        families(PODS_V4)
+    }
+
+    #[inline(always)]
+    fn cluster() -> bool {
+        families(CLUSTER_V4)
+    }
+
+    #[inline(always)]
+    fn underlay() -> bool {
+        families(UNDERLAY_V4)
+    }
+
+    #[inline(always)]
+    fn vtep() -> Vtep {
+        Vtep { addr: VTEP4.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
+    }
+}
+
+impl Family for Ipv6Hdr {
+    #[inline(always)]
+    fn pods() -> bool {
+        families(PODS_V6)
+    }
+
+    #[inline(always)]
+    fn cluster() -> bool {
+        families(CLUSTER_V6)
+    }
+
+    #[inline(always)]
+    fn underlay() -> bool {
+        families(UNDERLAY_V6)
+    }
+
+    #[inline(always)]
+    fn vtep() -> Vtep<[u8; 16]> {
+        Vtep { addr: VTEP6.load().to_ne_bytes(), port: tunnel_port(), vni: vni() }
+    }
+}
+
+/// Does the network carry packets of this `EtherType` (host order)?
 #[inline(always)]
-pub(crate) fn node_subnet(addr: u32) -> u32 {
-    addr & NODE_MASK4.load()
+pub(crate) fn carries(ether_type: u16) -> bool {
+    match ether_type {
+        ETHERTYPE_IPV4 => Ipv4Hdr::cluster(),
+        ETHERTYPE_IPV6 => Ipv6Hdr::cluster(),
+        _ => false,
+    }
 }
 
 #[inline(always)]

@@ -12,45 +12,122 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as FibLookup,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_fib_lookup as FibLookup,
     },
     helpers::{bpf_fib_lookup, bpf_get_hash_recalc, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use network_types::eth::EthHdr;
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 use overlay_common::{
     counter::Path,
-    maps::Node,
+    maps::{NODE_CHECKSUM, Node},
     reason::{Hook, Reason},
     wire::{
-        ETH_LEN, ETHERTYPE_IPV4, PROTO_TCP, PROTO_UDP, ecn, ipv4, source_port,
-        vxlan::{Encap, MAX_INNER_LEN, OVERHEAD, OVERHEAD_I32, Outer},
+        ETH_LEN, PROTO_TCP, PROTO_UDP, ecn,
+        ip::IpHeader,
+        ipv6, source_port,
+        vxlan::{Encap, Outer},
     },
 };
 
 use crate::{
-    config,
+    config::{self, Family},
     drop::{Describe, drop},
     maps, packet, trace,
 };
-
-/// `AF_INET` (include/linux/socket.h).
-const AF_INET: u8 = 2;
 
 /// 256 jiffies: between a quarter of a second (1000 Hz) and two and a half (100 Hz), well below the kernel's
 /// `base_reachable_time` of 30 s.
 const NEIGH_EPOCH_SHIFT: u64 = 8;
 
+/// Flags of `bpf_skb_adjust_room` beside that of the outer IP header.
 const ENCAP_FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET
-    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
     | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
     // BPF_F_ADJ_ROOM_ENCAP_L2(len): bits 56 and up.
     | (ETH_LEN as u64) << 56;
+
+/// A family that the tunnel goes over, as the kernel's helpers have it.
+trait Underlay: Family {
+    /// `AF_INET`, `AF_INET6` (include/linux/socket.h).
+    const AF: u8;
+    /// The flag of `bpf_skb_adjust_room` for its header.
+    const ENCAP_L3: u32;
+    /// The address of a node.
+    fn vtep_of(node: *mut Node) -> Self::Bytes;
+    /// Whose forwarding the lookup asks about. Over IPv6 that is the anchor device: pods' devices need not have the family.
+    fn forwarder(skb: *mut __sk_buff) -> u32;
+    /// Sets addresses and flow label.
+    fn set_addresses(fib: &mut FibLookup, src: Self::Bytes, dst: Self::Bytes, flow: u16);
+    /// Says that there is no way.
+    fn report(ctx: &TcContext, dst: Self::Bytes, rc: u32);
+}
+
+impl Underlay for Ipv4Hdr {
+    const AF: u8 = 2;
+    const ENCAP_L3: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
+
+    #[inline(always)]
+    fn vtep_of(node: *mut Node) -> [u8; 4] {
+        // SAFETY: a map value, valid until the program ends; the agent replaces whole values.
+        unsafe { (*node).vtep.v4_bytes() }
+    }
+
+    #[inline(always)]
+    fn forwarder(skb: *mut __sk_buff) -> u32 {
+        // SAFETY: reading a field of the context.
+        unsafe { (*skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn set_addresses(fib: &mut FibLookup, src: [u8; 4], dst: [u8; 4], _: u16) {
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+    }
+
+    #[inline(always)]
+    fn report(ctx: &TcContext, dst: [u8; 4], rc: u32) {
+        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", dst, rc);
+    }
+}
+
+impl Underlay for Ipv6Hdr {
+    const AF: u8 = 10;
+    const ENCAP_L3: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+
+    #[inline(always)]
+    fn vtep_of(node: *mut Node) -> [u8; 16] {
+        // SAFETY: as above.
+        unsafe { (*node).vtep.bytes }
+    }
+
+    #[inline(always)]
+    fn forwarder(_: *mut __sk_buff) -> u32 {
+        config::anchor_ifindex()
+    }
+
+    #[inline(always)]
+    fn set_addresses(fib: &mut FibLookup, src: [u8; 16], dst: [u8; 16], flow: u16) {
+        // Version bits are no part of it.
+        fib.__bindgen_anon_2.flowinfo =
+            u32::from_ne_bytes(ipv6::first_word(0, flow)) & 0x0fff_ffff_u32.to_be();
+        fib.__bindgen_anon_3.ipv6_src = packet::words_of_bytes(src);
+        fib.__bindgen_anon_4.ipv6_dst = packet::words_of_bytes(dst);
+    }
+
+    #[inline(always)]
+    fn report(ctx: &TcContext, dst: [u8; 16], rc: u32) {
+        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", dst, rc);
+    }
+}
 
 /// What became of a packet.
 pub(crate) enum Outcome {
@@ -63,85 +140,157 @@ pub(crate) enum Outcome {
 /// The facts of a packet that the outer header depends on.
 #[derive(Clone, Copy)]
 pub(crate) struct Inner {
-    /// TOS byte.
-    pub(crate) tos: u8,
+    /// TOS byte or traffic class.
+    pub(crate) traffic_class: u8,
     /// IP protocol.
-    pub(crate) protocol: u8,
+    protocol: u8,
 }
 
-/// The longest packet this one makes on the wire, from the outer IP header on; `None` where that is not known.
-#[inline(always)]
-fn wire_len(ctx: &TcContext, inner: Inner) -> Option<u32> {
-    let gso_size = packet::gso_size(ctx);
-    let inner_len = if gso_size == 0 {
-        ctx.len().wrapping_sub(ETH_LEN as u32)
-    } else {
-        let tcp_data_offset = if inner.protocol == PROTO_TCP {
-            let byte = packet::at::<u8>(ctx, ETH_LEN + 20 + 12)?;
-            // SAFETY: `at` checked the bounds.
-            unsafe { *byte }
-        } else {
-            // Not to be read: of a UDP super-packet nothing but the headers may be linear.
-            0
-        };
-        ipv4::segment_len(inner.protocol, tcp_data_offset, gso_size)?
-    };
-    Some(inner_len.wrapping_add(OVERHEAD as u32))
-}
-
-/// Encapsulates the packet, which has an Ethernet and an IPv4 header, and sends it to `node`.
-#[inline(always)]
-pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) -> Outcome {
-    let inner_len = ctx.len().wrapping_sub(ETH_LEN as u32);
-    if inner_len > MAX_INNER_LEN {
-        return Outcome::Anchor;
+impl Inner {
+    #[inline(always)]
+    pub(crate) fn of(ip: &impl IpHeader) -> Self {
+        Self { traffic_class: ip.traffic_class(), protocol: ip.protocol() }
     }
-    let Some(wire_len) = wire_len(ctx, inner) else { return Outcome::Anchor };
-    // SAFETY: `node` is a map value, valid until the program ends; the agent replaces whole values.
-    let (vtep, vtep_mac, epoch) = unsafe { ((*node).vtep.v4_bytes(), (*node).vtep_mac, (*node).neigh_epoch) };
-    let own = config::vtep();
-    let tos = ecn::outer_tos(inner.tos);
+}
+
+/// The longest packet this one makes, from its own IP header on; `None` where that is not known.
+#[inline(always)]
+fn segment_len<I: IpHeader>(ctx: &TcContext, inner: Inner) -> Option<u32> {
+    let gso_size = packet::gso_size(ctx);
+    if gso_size == 0 {
+        return Some(ctx.len().wrapping_sub(ETH_LEN as u32));
+    }
+    let tcp_data_offset = if inner.protocol == PROTO_TCP {
+        let byte = packet::at::<u8>(ctx, ETH_LEN + I::LEN + 12)?;
+        // SAFETY: `at` checked the bounds.
+        unsafe { *byte }
+    } else {
+        // Not to be read: of a UDP super-packet nothing but the headers may be linear.
+        0
+    };
+    I::segment_len(inner.protocol, tcp_data_offset, gso_size)
+}
+
+/// Encapsulates the packet, which has an Ethernet header and a plain `I`, and sends it to `node`.
+#[inline(always)]
+pub(crate) fn encap<I: Family>(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) -> Outcome {
+    let Some(segment_len) = segment_len::<I>(ctx, inner) else { return Outcome::Anchor };
+    let class = inner.traffic_class;
+    // SAFETY: a map value, valid until the program ends.
+    let sent = if unsafe { (*node).vtep.is_v6() } {
+        if !Ipv6Hdr::underlay() {
+            return Outcome::Anchor;
+        }
+        let packed = u32::from(class) << 16 | u32::from(I::ETHERTYPE);
+        Sent::unpack(over_ipv6(packet::skb(ctx), node, segment_len, packed))
+    } else {
+        over::<Ipv4Hdr>(ctx, node, segment_len, class, I::ETHERTYPE)
+    };
+    match sent {
+        Sent::Redirected(verdict) => {
+            maps::count(Path::EncapNative, ctx.len());
+            trace::step(ctx, Path::EncapNative, hook, Describe::Tunnel);
+            Outcome::Verdict(verdict)
+        }
+        Sent::NoRoom => Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet)),
+        Sent::Not => Outcome::Anchor,
+    }
+}
+
+/// Whether a packet was sent.
+enum Sent {
+    /// With this return value.
+    Redirected(i32),
+    /// It has outer headers that cannot be written.
+    NoRoom,
+    /// It is unchanged.
+    Not,
+}
+
+impl Sent {
+    const NO_ROOM: i32 = i32::MIN;
+    const NOT: i32 = i32::MIN + 1;
+
+    /// As a subprogram returns it; redirects return small numbers.
+    #[inline(always)]
+    fn pack(self) -> i32 {
+        match self {
+            Self::Redirected(verdict) => verdict,
+            Self::NoRoom => Self::NO_ROOM,
+            Self::Not => Self::NOT,
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(packed: i32) -> Self {
+        match packed {
+            Self::NO_ROOM => Self::NoRoom,
+            Self::NOT => Self::Not,
+            verdict => Self::Redirected(verdict),
+        }
+    }
+}
+
+/// Not inlined, so that what goes over IPv4 does not pay with larger programs. `packed`: traffic class and `EtherType`.
+#[inline(never)]
+fn over_ipv6(skb: *mut __sk_buff, node: *mut Node, segment_len: u32, packed: u32) -> i32 {
+    // SAFETY: as above.
+    if unsafe { (*node).flags } & NODE_CHECKSUM != 0 {
+        return Sent::Not.pack();
+    }
+    let ctx = TcContext::new(skb);
+    over::<Ipv6Hdr>(&ctx, node, segment_len, (packed >> 16) as u8, packed as u16).pack()
+}
+
+/// Encapsulates and sends over the family `O`.
+#[inline(always)]
+fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: u8, inner_type: u16) -> Sent {
+    let inner_len = ctx.len().wrapping_sub(ETH_LEN as u32);
+    if inner_len > Outer::<O>::MAX_INNER_LEN {
+        return Sent::Not;
+    }
+    let skb = packet::skb(ctx);
+    // SAFETY: as above.
+    let (vtep_mac, epoch) = unsafe { ((*node).vtep_mac, (*node).neigh_epoch) };
+    let (vtep, own) = (O::vtep_of(node), O::vtep());
     // SAFETY: a helper on the context.
-    let src_port = source_port(unsafe { bpf_get_hash_recalc(packet::skb(ctx)) });
+    let src_port = source_port(unsafe { bpf_get_hash_recalc(skb) });
 
     let mut fib = Fib::new();
     let fib = fib.zeroed();
-    fib.family = AF_INET;
+    fib.family = O::AF;
     // The ports take part in multipath selection, as they do for a packet of the anchor device.
     fib.l4_protocol = PROTO_UDP;
     fib.sport = src_port.to_be();
     fib.dport = own.port.to_be();
-    fib.__bindgen_anon_1.tot_len = wire_len as u16;
-    fib.ifindex = packet::ifindex(ctx);
-    fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(own.addr);
-    fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(vtep);
+    fib.__bindgen_anon_1.tot_len = segment_len.wrapping_add(Outer::<O>::LEN as u32) as u16;
+    let forwarder = O::forwarder(skb);
+    fib.ifindex = forwarder;
+    O::set_addresses(fib, own.addr, vtep, src_port);
     // SAFETY: the helper reads and writes exactly `size_of::<FibLookup>()` bytes of `fib`.
     let rc = unsafe {
         bpf_fib_lookup(
-            packet::skb(ctx).cast(),
+            skb.cast(),
             core::ptr::from_mut(fib).cast(),
             size_of::<FibLookup>() as i32,
             config::fib_flags(),
         )
     } as u32;
-    if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH
-        || fib.ifindex == packet::ifindex(ctx)
-    {
+    if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == forwarder {
         // No route, path MTU too small, forwarding off, …: the kernel's path has the right answer to each.
-        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", vtep, rc);
-        return Outcome::Anchor;
+        O::report(ctx, vtep, rc);
+        return Sent::Not;
     }
 
-    if ctx.adjust_room(OVERHEAD_I32, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS).is_err() {
+    let flags = ENCAP_FLAGS | u64::from(O::ENCAP_L3);
+    if ctx.adjust_room(Outer::<O>::LEN_I32, BPF_ADJ_ROOM_MAC, flags).is_err() {
         // Already encapsulated, or GSO of a kind that adjust_room does not know. It has changed nothing.
-        return Outcome::Anchor;
+        return Sent::Not;
     }
-    let Some(headers) = packet::at::<Headers>(ctx, 0) else {
-        return Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet));
-    };
+    let Some(headers) = packet::at::<Headers<O>>(ctx, 0) else { return Sent::NoRoom };
     // SAFETY: `at` checked the bounds.
     let headers = unsafe { &mut *headers };
-    headers.eth = EthHdr { dst_addr: fib.dmac, src_addr: fib.smac, ether_type: ETHERTYPE_IPV4.to_be() };
+    headers.eth = EthHdr { dst_addr: fib.dmac, src_addr: fib.smac, ether_type: O::ETHERTYPE.to_be() };
     Encap {
         src: own.addr,
         dst: vtep,
@@ -149,13 +298,12 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
         port: own.port,
         vni: own.vni,
         inner_len: inner_len as u16,
-        tos,
+        tos: ecn::outer_tos(class),
+        inner_type,
         inner_src: config::anchor_mac(),
         inner_dst: vtep_mac,
     }
     .write(&mut headers.outer);
-    maps::count(Path::EncapNative, ctx.len());
-    trace::step(ctx, Path::EncapNative, hook, Describe::Tunnel);
 
     // SAFETY: a helper without arguments.
     let now = (unsafe { bpf_jiffies64() } >> NEIGH_EPOCH_SHIFT) as u32;
@@ -170,14 +318,14 @@ pub(crate) fn encap(ctx: &TcContext, hook: Hook, node: *mut Node, inner: Inner) 
         // SAFETY: a null pointer with length 0 is allowed (bpf-helpers(7)).
         unsafe { bpf_redirect_neigh(fib.ifindex, core::ptr::null_mut(), 0, 0) }
     };
-    Outcome::Verdict(verdict as i32)
+    Sent::Redirected(verdict as i32)
 }
 
 /// An encapsulated packet up to the inner IP header.
 #[repr(C)]
-struct Headers {
+struct Headers<O> {
     eth: EthHdr,
-    outer: Outer,
+    outer: Outer<O>,
 }
 
 /// The parameters of a FIB lookup, aligned for word stores: the verifier wants aligned access to the stack whatever

@@ -2,104 +2,117 @@
 //! Service on it, sends to remote pods; `from_pod` sends here what it could not encapsulate.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX, bpf_tunnel_key, bpf_tunnel_key__bindgen_ty_1,
-        bpf_tunnel_key__bindgen_ty_2, bpf_tunnel_key__bindgen_ty_3,
-    },
-    helpers::bpf_skb_set_tunnel_key,
+    bindings::{BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX},
     macros::classifier,
     programs::TcContext,
 };
-use network_types::eth::EthHdr;
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 use overlay_common::{
     counter::Path,
-    maps::{NODE_SELF, Node},
+    maps::{NODE_CHECKSUM, Node},
     reason::{Hook, Reason},
-    wire::{ETH_LEN, ETHERTYPE_IPV4, ecn, ipv4, vxlan::OUTER_TTL},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ecn, ipv4, ipv6, vxlan::OUTER_TTL},
 };
 
 use crate::{
-    config,
+    config::{self, Family, Place as _},
     drop::{Describe, drop},
     encap::{self, Inner, Outcome},
-    flows, maps,
-    packet::{self, Ipv4Packet, PASS},
+    flows::Flows,
+    maps,
+    packet::{self, PASS, Packet},
     trace,
+    tunnel_key::{self, Wanted},
 };
 
 const HOOK: Hook = Hook::FromHost;
 
 #[classifier]
 pub(crate) fn from_host(ctx: TcContext) -> i32 {
-    let verdict =
-        if packet::ether_type(&ctx) == ETHERTYPE_IPV4 { ipv4(&ctx) } else { Err(Reason::HostProtocol) };
+    let verdict = match packet::ether_type(&ctx) {
+        ETHERTYPE_IPV4 if Ipv4Hdr::cluster() => ip::<Ipv4Hdr>(&ctx),
+        ETHERTYPE_IPV6 if Ipv6Hdr::cluster() => ip::<Ipv6Hdr>(&ctx),
+        _ => Err(Reason::HostProtocol),
+    };
     verdict.unwrap_or_else(|reason| drop(&ctx, reason, HOOK, Describe::Packet))
 }
 
+/// What the tunnel does not carry.
+trait Cast {
+    /// A destination that is not one machine's.
+    fn is_to_many(&self) -> bool;
+}
+
+impl Cast for Ipv4Hdr {
+    #[inline(always)]
+    fn is_to_many(&self) -> bool {
+        ipv4::is_multicast_or_broadcast(self.dst_addr)
+    }
+}
+
+impl Cast for Ipv6Hdr {
+    #[inline(always)]
+    fn is_to_many(&self) -> bool {
+        ipv6::is_multicast(self.dst_addr)
+    }
+}
+
 #[inline(always)]
-fn ipv4(ctx: &TcContext) -> Result<i32, Reason> {
-    let packet = packet::pulled::<Ipv4Packet>(ctx, 0).ok_or(Reason::Truncated)?;
+fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
+    let packet = packet::pulled::<Packet<H>>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `pulled` checked the bounds; `packet` is not used after a helper that moves the packet.
     let packet = unsafe { &mut *packet };
-    let dst = packet.ip.dst_addr;
-    let Some(node) = maps::node(u32::from_ne_bytes(dst)) else {
-        return Err(if ipv4::is_multicast_or_broadcast(dst) { Reason::Multicast } else { Reason::NoNode });
+    let Some(node) = maps::node(packet.ip.dst()) else {
+        return Err(if packet.ip.is_to_many() { Reason::Multicast } else { Reason::NoNode });
     };
-    // SAFETY: a map value, valid until the program ends.
-    if unsafe { (*node).flags } & NODE_SELF != 0 {
+    if !maps::is_remote(node) {
         return Err(Reason::NoEndpoint);
     }
-    let src = u32::from_ne_bytes(packet.ip.src_addr);
+    let src = packet.ip.src();
     // What is the node's own, its gateway address included, is answered to the stack in any case.
     if !packet::take_direct_mark(ctx)
         && config::stack_flows()
-        && config::in_own_subnet(src)
+        && src.in_own_subnet()
         && maps::endpoint(src).is_some()
     {
-        flows::record(packet::skb(ctx), ETH_LEN as u32);
+        H::record(packet::skb(ctx), ETH_LEN as u32);
     }
-    let inner = Inner { tos: packet.ip.tos, protocol: packet.ip.proto };
-    if ipv4::is_plain(&packet.ip)
-        && let Outcome::Verdict(verdict) = encap::encap(ctx, HOOK, node, inner)
+    let inner = Inner::of(&packet.ip);
+    if packet.ip.is_plain()
+        && let Outcome::Verdict(verdict) = encap::encap::<H>(ctx, HOOK, node, inner)
     {
         return Ok(verdict);
     }
-    through_anchor(ctx, node, inner.tos)
+    through_anchor(ctx, node, inner.traffic_class)
 }
 
 /// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key.
 #[inline(always)]
-fn through_anchor(ctx: &TcContext, node: *mut Node, tos: u8) -> Result<i32, Reason> {
+fn through_anchor(ctx: &TcContext, node: *mut Node, traffic_class: u8) -> Result<i32, Reason> {
     // SAFETY: a map value, valid until the program ends.
-    let (vtep, vtep_mac) = unsafe { ((*node).vtep.v4_bytes(), (*node).vtep_mac) };
+    let (vtep, vtep_mac, flags) = unsafe { (&(*node).vtep, (*node).vtep_mac, (*node).flags) };
     let eth = packet::at::<EthHdr>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `at` checked the bounds.
     unsafe {
         (*eth).dst_addr = vtep_mac;
         (*eth).src_addr = config::anchor_mac();
     }
-    let mut key = bpf_tunnel_key {
-        tunnel_id: config::vni(),
-        // Unlike all other addresses of the programs, this one is in host order (bpf-helpers(7)).
-        __bindgen_anon_1: bpf_tunnel_key__bindgen_ty_1 { remote_ipv6: [u32::from_be_bytes(vtep), 0, 0, 0] },
-        tunnel_tos: ecn::outer_tos(tos),
-        tunnel_ttl: OUTER_TTL,
-        __bindgen_anon_2: bpf_tunnel_key__bindgen_ty_2 { tunnel_ext: 0 },
-        tunnel_label: 0,
-        __bindgen_anon_3: bpf_tunnel_key__bindgen_ty_3 {
-            local_ipv6: [u32::from_be_bytes(config::vtep().addr), 0, 0, 0],
-        },
+    // The kernel computes an outer checksum for those that will not do without.
+    let checksum = if flags & NODE_CHECKSUM == 0 { BPF_F_ZERO_CSUM_TX } else { 0 };
+    let flags = checksum | BPF_F_DONT_FRAGMENT;
+    let (skb, vni) = (packet::skb(ctx), config::vni());
+    let (traffic_class, ttl) = (ecn::outer_tos(traffic_class), OUTER_TTL);
+    let set = if vtep.is_v6() {
+        let (local, remote) = (Ipv6Hdr::vtep().addr, vtep.bytes);
+        tunnel_key::set::<Ipv6Hdr>(skb, &Wanted { vni, local, remote, traffic_class, ttl, flags })
+    } else {
+        let (local, remote) = (Ipv4Hdr::vtep().addr, vtep.v4_bytes());
+        tunnel_key::set::<Ipv4Hdr>(skb, &Wanted { vni, local, remote, traffic_class, ttl, flags })
     };
-    // SAFETY: the helper reads the given number of bytes of `key`.
-    let rc = unsafe {
-        bpf_skb_set_tunnel_key(
-            packet::skb(ctx),
-            core::ptr::from_mut(&mut key),
-            size_of::<bpf_tunnel_key>() as u32,
-            u64::from(BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT),
-        )
-    };
-    if rc != 0 {
+    if !set {
         return Err(Reason::TunnelKey);
     }
     maps::count(Path::EncapAnchor, ctx.len());

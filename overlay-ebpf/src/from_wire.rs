@@ -6,18 +6,24 @@
 //! socket does not look at that state; a UDP socket would segment the packet once more, as a tunnel packet.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use overlay_common::{
     counter::Path,
     reason::{Hook, Reason},
-    wire::{ETHERTYPE_IPV4, PROTO_TCP, ecn, ipv4, vxlan::Tunnel},
+    wire::{
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_TCP, ecn,
+        ip::{Address as _, IpHeader as _},
+        vxlan::{Outer, Tunnel},
+    },
 };
 
 use crate::{
-    config,
-    decap::{self, Delivery},
+    config::{self, Family, Place as _},
+    decap,
     drop::{Describe, drop},
-    flows, maps,
-    packet::{self, INNER_OFFSET, Ipv4Packet, PACKET_HOST, PASS},
+    flows::{self, Flows},
+    maps,
+    packet::{self, PACKET_HOST, PASS, Packet},
     trace,
 };
 
@@ -25,69 +31,91 @@ const HOOK: Hook = Hook::FromWire;
 
 #[classifier]
 pub(crate) fn from_wire(ctx: TcContext) -> i32 {
-    if packet::ether_type(&ctx) != ETHERTYPE_IPV4 || packet::pkt_type(&ctx) != PACKET_HOST {
+    let ether_type = packet::ether_type(&ctx);
+    if packet::pkt_type(&ctx) != PACKET_HOST {
         return PASS;
     }
-    if let Some(packet) = packet::pulled::<Tunnel>(&ctx, 0) {
-        // SAFETY: `pulled` checked the bounds; not used after `strip`.
+    match ether_type {
+        ETHERTYPE_IPV4 if Ipv4Hdr::underlay() || Ipv4Hdr::cluster() => over::<Ipv4Hdr>(&ctx),
+        ETHERTYPE_IPV6 if Ipv6Hdr::underlay() || Ipv6Hdr::cluster() => over::<Ipv6Hdr>(&ctx),
+        _ => PASS,
+    }
+}
+
+/// A packet of the family `O`, which may be a tunnel packet over it.
+#[inline(always)]
+fn over<O: Family>(ctx: &TcContext) -> i32 {
+    let vtep = O::vtep();
+    // The shorter inner header: with the other one the packet is still longer.
+    if O::underlay()
+        && let Some(packet) = packet::pulled::<Tunnel<O, Ipv4Hdr>>(ctx, 0)
+    {
+        // SAFETY: `pulled` checked the bounds; not used after `strip`, nor after the next `pulled`.
         let packet = unsafe { &*packet };
-        if packet.is_plain(&config::vtep()) {
-            return tunnel(&ctx, packet);
+        if packet.is_for(&vtep) && packet.has_vni(vtep.vni) {
+            if Ipv4Hdr::cluster() && packet.carries_plain() {
+                return tunnel(ctx, packet);
+            }
+            if Ipv6Hdr::cluster()
+                && packet.outer.eth.ether_type == Ipv6Hdr::ETHERTYPE.to_be()
+                && let Some(packet) = packet::pulled::<Tunnel<O, Ipv6Hdr>>(ctx, 0)
+            {
+                // SAFETY: as above.
+                let packet = unsafe { &*packet };
+                if packet.carries_plain() {
+                    return tunnel(ctx, packet);
+                }
+            }
         }
     }
-    no_tunnel(&ctx)
+    no_tunnel::<O>(ctx)
 }
 
 /// A pod's address is believed only out of the tunnel, where its node vouches for it.
 #[inline(always)]
-fn no_tunnel(ctx: &TcContext) -> i32 {
-    let Some(packet) = packet::pulled::<Ipv4Packet>(ctx, 0) else { return PASS };
+fn no_tunnel<O: Family>(ctx: &TcContext) -> i32 {
+    let Some(packet) = packet::pulled::<Packet<O>>(ctx, 0) else { return PASS };
     // SAFETY: `pulled` checked the bounds.
-    let src = unsafe { (*packet).ip.src_addr };
-    if config::in_cluster(u32::from_ne_bytes(src)) && !config::plain_pods() {
+    let src = unsafe { (*packet).ip.src() };
+    if src.in_cluster() && !config::plain_pods() {
         return drop(ctx, Reason::PodAddressOnWire, HOOK, Describe::Packet);
     }
     PASS
 }
 
 #[inline(always)]
-fn tunnel(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
-    let outer_tos = tunnel.outer.ip.tos;
+fn tunnel<O: Family, I: Flows>(ctx: &TcContext, tunnel: &Tunnel<O, I>) -> i32 {
+    let outer_tos = tunnel.outer.ip.traffic_class();
     let inner = &tunnel.inner;
-    if let Err(reason) =
-        decap::check_source(u32::from_ne_bytes(tunnel.outer.ip.src_addr), u32::from_ne_bytes(inner.src_addr))
-    {
+    if let Err(reason) = decap::check_source(tunnel.outer.ip.src().to_addr(), inner.src()) {
         return drop(ctx, reason, HOOK, Describe::Tunnel);
     }
-    let Some(endpoint) = maps::endpoint(u32::from_ne_bytes(inner.dst_addr)) else { return PASS };
-    if inner.ttl <= 1 || flows::returns_to_stack(ctx, inner, INNER_OFFSET) {
+    let Some(endpoint) = maps::endpoint(inner.dst()) else { return PASS };
+    if inner.hops() <= 1 || flows::returns_to_stack(ctx, inner, ETH_LEN + Outer::<O>::LEN) {
         return PASS;
     }
     if packet::gso_size(ctx) == 0 {
         if !tunnel.lengths_agree(ctx.len()) {
             return PASS;
         }
-    } else if inner.proto != PROTO_TCP && !config::decap_any_gso() {
+    } else if inner.protocol() != PROTO_TCP && !config::decap_any_gso() {
         return PASS;
     }
-    let tos = match ecn::decap(outer_tos, inner.tos) {
-        ecn::Decap::Keep => inner.tos,
-        ecn::Decap::Set(tos) => tos,
+    let traffic_class = match ecn::decap(outer_tos, inner.traffic_class()) {
+        ecn::Decap::Keep => None,
+        ecn::Decap::Set(value) => Some(value),
         ecn::Decap::Drop => return drop(ctx, Reason::Ecn, HOOK, Describe::Tunnel),
     };
 
-    if !decap::strip(ctx) {
+    if !decap::strip::<O, I>(ctx) {
         return PASS;
     }
-    let Some(packet) = packet::at::<Delivery>(ctx, 0) else {
+    let Some(packet) = packet::at::<Packet<I>>(ctx, 0) else {
         return drop(ctx, Reason::HeaderRoom, HOOK, Describe::Packet);
     };
     // SAFETY: `at` checked the bounds; nothing below moves the packet.
     let packet = unsafe { &mut *packet };
-    if tos != packet.ip.tos {
-        ipv4::set_tos(&mut packet.ip, tos);
-    }
-    ipv4::decrement_ttl(&mut packet.ip);
+    decap::hop(ctx, &mut packet.ip, traffic_class);
     maps::count(Path::DecapNative, ctx.len());
     trace::step(ctx, Path::DecapNative, HOOK, Describe::Packet);
     decap::deliver(packet, endpoint)

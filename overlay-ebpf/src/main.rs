@@ -43,6 +43,8 @@ mod packet;
 mod record;
 mod to_pod;
 mod trace;
+mod transport;
+mod tunnel_key;
 mod xdp_wire;
 
 /// Several helpers used here (`bpf_redirect_neigh`, `bpf_fib_lookup`, …) are for GPL-compatible programs only.

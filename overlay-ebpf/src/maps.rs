@@ -13,13 +13,13 @@ use overlay_common::{
     counter::{Counter, Path},
     maps::{
         Addr, CNI_VERBS_MAX, CniCalls, ENDPOINTS_MAX, Endpoint, EventLog, Flow, FlowKey, HOST_PORTS_MAX,
-        HostPort, HostPortTarget, Local, NODES_MAX, Node, NodeName, PodName, STACK_FLOWS_DEFAULT,
+        HostPort, HostPortTarget, Local, NODE_SELF, NODES_MAX, Node, NodeName, PodName, STACK_FLOWS_DEFAULT,
         TraceSwitch,
     },
     reason::Reason,
 };
 
-use crate::config;
+use crate::config::Place;
 
 #[btf_map]
 static NODES: HashMap<Addr, Node, NODES_MAX, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
@@ -77,13 +77,6 @@ static CNI_CALLS: Array<CniCalls, CNI_VERBS_MAX, { BPF_F_MMAPABLE as usize }> = 
 #[repr(C, align(8))]
 struct Key(Addr);
 
-impl Key {
-    #[inline(always)]
-    const fn v4(addr: u32) -> Self {
-        Self(Addr::v4(addr.to_ne_bytes()))
-    }
-}
-
 impl Borrow<Addr> for Key {
     #[inline(always)]
     fn borrow(&self) -> &Addr {
@@ -93,24 +86,37 @@ impl Borrow<Addr> for Key {
 
 /// The pod that has this address. The pointer is valid until the program ends (RCU).
 #[inline(always)]
-pub(crate) fn endpoint(addr: u32) -> Option<&'static Endpoint> {
+pub(crate) fn endpoint(addr: impl Place) -> Option<&'static Endpoint> {
+    if !addr.has_key() {
+        return None;
+    }
     // SAFETY: the CNI plugin replaces whole entries; a reader sees the old or the new one, which RCU keeps.
-    let endpoint = unsafe { ENDPOINTS.get(Key::v4(addr)) }?;
+    let endpoint = unsafe { ENDPOINTS.get(Key(addr.to_addr())) }?;
     // 0: the address is taken, but the pod's devices are not complete.
     (endpoint.ifindex != 0).then_some(endpoint)
 }
 
 /// The node behind an address: by subnet inside the cluster's range, by the address itself outside.
 #[inline(always)]
-pub(crate) fn node(addr: u32) -> Option<*mut Node> {
-    let key = if config::in_cluster(addr) { config::node_subnet(addr) } else { addr };
-    NODES.get_ptr_mut(Key::v4(key))
+pub(crate) fn node(addr: impl Place) -> Option<*mut Node> {
+    if !addr.has_key() {
+        return None;
+    }
+    let key = if addr.in_cluster() { addr.node_subnet() } else { addr };
+    NODES.get_ptr_mut(Key(key.to_addr()))
+}
+
+/// Is this node's entry about a node other than this one?
+#[inline(always)]
+pub(crate) fn is_remote(node: *mut Node) -> bool {
+    // SAFETY: a map value, valid until the program ends.
+    unsafe { (*node).flags & NODE_SELF == 0 }
 }
 
 /// Is this address that of a node (a key of its own, not a subnet)?
 #[inline(always)]
-pub(crate) fn is_node_address(addr: u32) -> bool {
-    NODES.get_ptr(Key::v4(addr)).is_some()
+pub(crate) fn is_node_address(addr: Addr) -> bool {
+    NODES.get_ptr(Key(addr)).is_some()
 }
 
 #[inline(always)]

@@ -9,17 +9,14 @@ use aya_ebpf::{
     helpers::bpf_skb_load_bytes,
     programs::TcContext,
 };
-use network_types::{eth::EthHdr, ip::Ipv4Hdr};
-use overlay_common::wire::{ETH_LEN, ETHERTYPE_VLAN};
+use network_types::eth::EthHdr;
+use overlay_common::wire::ETHERTYPE_VLAN;
 
 /// On to the next program of the hook, and then the kernel's own path (`TCX_NEXT`, `TC_ACT_UNSPEC`).
 pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
 
 /// `skb->pkt_type` of a packet that is addressed to this host (include/uapi/linux/if_packet.h).
 pub(crate) const PACKET_HOST: u32 = 0;
-
-/// Offset of the inner IP header in a tunnel packet.
-pub(crate) const INNER_OFFSET: usize = ETH_LEN + overlay_common::wire::vxlan::OVERHEAD;
 
 #[inline(always)]
 pub(crate) fn skb(ctx: &TcContext) -> *mut __sk_buff {
@@ -66,25 +63,18 @@ pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: usize, zero: T) -> Opti
     (rc == 0).then_some(value)
 }
 
-/// What [`load`] is to fill.
-pub(crate) const EMPTY: Ipv4Hdr = Ipv4Hdr {
-    vihl: 0,
-    tos: 0,
-    tot_len: [0; 2],
-    id: [0; 2],
-    frags: [0; 2],
-    ttl: 0,
-    proto: 0,
-    check: [0; 2],
-    src_addr: [0; 4],
-    dst_addr: [0; 4],
-};
-
-/// The Ethernet header and an IPv4 header without its options.
+/// The Ethernet header and an IP header without what may follow it.
 #[repr(C)]
-pub(crate) struct Ipv4Packet {
+pub(crate) struct Packet<H> {
     pub(crate) eth: EthHdr,
-    pub(crate) ip: Ipv4Hdr,
+    pub(crate) ip: H,
+}
+
+/// An IPv6 address in the words that the kernel's helpers have it in, as it lies in a packet.
+#[inline(always)]
+pub(crate) const fn words_of_bytes(bytes: [u8; 16]) -> [u32; 4] {
+    // SAFETY: as many bytes, any of which are valid.
+    unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(bytes) }
 }
 
 /// What the packet carries, from its `EtherType` (host order); [`ETHERTYPE_VLAN`] where it has a VLAN tag.

@@ -10,19 +10,25 @@ use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
     helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_load_bytes},
 };
-use network_types::ip::Ipv4Hdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use overlay_common::{
     maps::{
         Addr, Budget, DROP_BUDGET, DROP_SLOTS, Event, EventKind, HEAD, REASON_BUDGET, TRACE_BUDGET,
         TRACE_SLOTS, Tuple,
     },
     reason::Reason,
-    wire::{ETH_LEN, ETHERTYPE_IPV4, PROTO_SCTP, PROTO_TCP, PROTO_UDP, ipv4},
+    wire::{
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
+        ip::Address as _,
+        ipv6::{Chain, Fragment},
+        vxlan::Outer,
+    },
 };
 
 use crate::{
     frame, maps,
     packet::{self, Aligned},
+    transport::{Transport, Walk},
 };
 
 /// What a record is about, as one number: subprograms take few arguments.
@@ -37,7 +43,7 @@ impl Subject {
     }
 
     #[inline(always)]
-    const fn code(self) -> u8 {
+    pub(crate) const fn code(self) -> u8 {
         self.0 as u8
     }
 
@@ -68,6 +74,8 @@ pub(crate) trait Source {
     fn ifindex(&self) -> u32;
     /// `EtherType`, host order.
     fn ether_type(&self) -> u16;
+    /// What extension headers are walked through in.
+    fn walk(&self) -> impl Walk;
 }
 
 impl Source for *mut __sk_buff {
@@ -99,6 +107,11 @@ impl Source for *mut __sk_buff {
         // SAFETY: as above.
         u16::from_be(unsafe { (**self).protocol } as u16)
     }
+
+    #[inline(always)]
+    fn walk(&self) -> impl Walk {
+        *self
+    }
 }
 
 impl Source for (*mut xdp_md, u32) {
@@ -124,10 +137,14 @@ impl Source for (*mut xdp_md, u32) {
         unsafe { (*self.0).ingress_ifindex }
     }
 
-    /// This program drops nothing else.
     #[inline(always)]
     fn ether_type(&self) -> u16 {
-        ETHERTYPE_IPV4
+        self.load(ETH_LEN - 2, 0_u16).map_or(0, |ether_type| u16::from_be(ether_type.0))
+    }
+
+    #[inline(always)]
+    fn walk(&self) -> impl Walk {
+        self.0
     }
 }
 
@@ -191,55 +208,66 @@ pub(crate) fn open_trace(now: u64) -> Option<Open> {
     }
 }
 
-/// The addresses of a packet, and of the tunnel packet that it is in.
+/// The addresses and ports of a packet, and of the tunnel packet that it is in.
 pub(crate) struct Facts {
-    ip: Aligned<Ipv4Hdr>,
-    ports: u32,
-    /// Network order; 0 where there is none.
-    outer_src: u32,
+    /// Unspecified where no header could be read.
+    pub(crate) tuple: Tuple,
+    /// Unspecified where there is none.
+    outer_src: Addr,
     ether_type: u16,
 }
 
 impl Facts {
     /// Reads the headers, wherever in the packet they are; moves nothing.
     #[inline(always)]
-    pub(crate) fn read(packet: &impl Source, subject: Subject, mut outer_src: u32) -> Self {
+    pub(crate) fn read(packet: &impl Source, subject: Subject, outer_src: Addr) -> Self {
         let ether_type = packet.ether_type();
-        let mut ip = Aligned(packet::EMPTY);
-        let mut ports = 0_u32;
-        if ether_type == ETHERTYPE_IPV4 {
-            let mut offset = ETH_LEN;
-            if subject.tunnel() {
-                offset = packet::INNER_OFFSET;
-                if let Some(outer) = packet.load(ETH_LEN, packet::EMPTY) {
-                    outer_src = u32::from_ne_bytes(outer.0.src_addr);
-                }
-            }
-            if let Some(header) = packet.load(offset, packet::EMPTY) {
-                ip = header;
-                let ip = &ip.0;
-                if matches!(ip.proto, PROTO_TCP | PROTO_UDP | PROTO_SCTP)
-                    && !ipv4::is_later_fragment(ip)
-                    && let Some(loaded) = packet.load(offset + ipv4::header_len(ip), 0)
-                {
-                    ports = loaded.0;
-                }
-            }
+        let tuple =
+            Tuple { src: Addr::UNSPECIFIED, dst: Addr::UNSPECIFIED, src_port: 0, dst_port: 0, protocol: 0 };
+        let mut facts = Self { tuple, outer_src, ether_type };
+        let (mut inner_type, mut offset) = (ether_type, ETH_LEN);
+        if subject.tunnel() {
+            offset = match ether_type {
+                ETHERTYPE_IPV4 => facts.outer::<Ipv4Hdr>(packet),
+                ETHERTYPE_IPV6 => facts.outer::<Ipv6Hdr>(packet),
+                _ => return facts,
+            };
+            inner_type = packet.load(offset - 2, 0_u16).map_or(0, |inner| u16::from_be(inner.0));
         }
-        Self { ip, ports, outer_src, ether_type }
+        match inner_type {
+            ETHERTYPE_IPV4 => facts.inner::<Ipv4Hdr>(packet, offset),
+            ETHERTYPE_IPV6 => facts.inner::<Ipv6Hdr>(packet, offset),
+            _ => {}
+        }
+        facts
     }
 
-    /// As filters look at them.
+    /// Reads the outer header; where the inner one is.
     #[inline(always)]
-    pub(crate) fn tuple(&self) -> Tuple {
-        let [s0, s1, d0, d1] = self.ports.to_ne_bytes();
-        let ip = &self.ip.0;
-        Tuple {
-            src: ip.src_addr,
-            dst: ip.dst_addr,
-            src_port: u16::from_be_bytes([s0, s1]),
-            dst_port: u16::from_be_bytes([d0, d1]),
-            protocol: ip.proto,
+    fn outer<O: Transport>(&mut self, packet: &impl Source) -> usize {
+        if let Some(outer) = packet.load(ETH_LEN, O::EMPTY) {
+            self.outer_src = outer.0.src().to_addr();
+        }
+        ETH_LEN + Outer::<O>::LEN
+    }
+
+    /// Reads the inner header and the ports.
+    #[inline(always)]
+    fn inner<I: Transport>(&mut self, packet: &impl Source, offset: usize) {
+        let Some(ip) = packet.load(offset, I::EMPTY) else { return };
+        let ip = &ip.0;
+        self.tuple.src = ip.src().to_addr();
+        self.tuple.dst = ip.dst().to_addr();
+        self.tuple.protocol = ip.protocol();
+        let Ok(Chain { protocol, offset, fragment }) = ip.transport(packet.walk(), offset) else { return };
+        self.tuple.protocol = protocol;
+        if matches!(protocol, PROTO_TCP | PROTO_UDP | PROTO_SCTP)
+            && fragment != Fragment::Later
+            && let Some(ports) = packet.load(offset, 0_u32)
+        {
+            let [s0, s1, d0, d1] = ports.0.to_ne_bytes();
+            self.tuple.src_port = u16::from_be_bytes([s0, s1]);
+            self.tuple.dst_port = u16::from_be_bytes([d0, d1]);
         }
     }
 }
@@ -252,16 +280,12 @@ impl Open {
         // SAFETY: a place in the log of this CPU, which nothing else writes and no reference is made of elsewhere.
         let event = unsafe { &mut *event };
         let (len, ifindex) = (packet.len(), packet.ifindex());
-        // No header, no address: a header that was read has a version.
-        let known = facts.ip.0.vihl != 0;
-        let address = |addr| if known { Addr::v4(addr) } else { Addr::UNSPECIFIED };
-        let outer = facts.outer_src;
-        let tuple = facts.tuple();
+        let tuple = &facts.tuple;
         event.number = number;
         event.time_ns = now;
-        event.src = address(tuple.src);
-        event.dst = address(tuple.dst);
-        event.outer_src = if outer == 0 { Addr::UNSPECIFIED } else { Addr::v4(outer.to_ne_bytes()) };
+        event.src = tuple.src;
+        event.dst = tuple.dst;
+        event.outer_src = facts.outer_src;
         event.ifindex = ifindex;
         event.len = len;
         event.src_port = tuple.src_port;

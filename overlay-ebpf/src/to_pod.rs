@@ -6,18 +6,19 @@
 //! addressed. The pod's answer would be redirected past the stack by `from_pod`; so its flow is recorded.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use overlay_common::{
     counter::Path,
-    maps::NODE_SELF,
     reason::Hook,
-    wire::{ETH_LEN, ETHERTYPE_IPV4},
+    wire::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6},
 };
 
 use crate::{
-    config,
+    config::{self, Family as _, Place},
     drop::Describe,
-    flows, maps,
-    packet::{self, Ipv4Packet, PASS},
+    flows::Flows,
+    maps,
+    packet::{self, PASS, Packet},
     trace,
 };
 
@@ -27,28 +28,35 @@ const HOOK: Hook = Hook::ToPod;
 pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     maps::count(Path::StackToPod, ctx.len());
     trace::step(&ctx, Path::StackToPod, HOOK, Describe::Packet);
-    if config::stack_flows()
-        && packet::ether_type(&ctx) == ETHERTYPE_IPV4
-        && let Some(packet) = packet::pulled::<Ipv4Packet>(&ctx, 0)
-    {
-        // SAFETY: `pulled` checked the bounds.
-        let src = u32::from_ne_bytes(unsafe { (*packet).ip.src_addr });
-        if is_redirected_to(src) {
-            flows::record(packet::skb(&ctx), ETH_LEN as u32);
+    if config::stack_flows() {
+        match packet::ether_type(&ctx) {
+            ETHERTYPE_IPV4 if Ipv4Hdr::pods() => record::<Ipv4Hdr>(&ctx),
+            ETHERTYPE_IPV6 if Ipv6Hdr::pods() => record::<Ipv6Hdr>(&ctx),
+            _ => {}
         }
     }
     PASS
 }
 
+#[inline(always)]
+fn record<H: Flows>(ctx: &TcContext) {
+    if let Some(packet) = packet::pulled::<Packet<H>>(ctx, 0) {
+        // SAFETY: `pulled` checked the bounds.
+        let src = unsafe { (*packet).ip.src() };
+        if is_redirected_to(src) {
+            H::record(packet::skb(ctx), ETH_LEN as u32);
+        }
+    }
+}
+
 /// Would `from_pod` redirect what a pod sends to this address?
 #[inline(always)]
-fn is_redirected_to(addr: u32) -> bool {
-    if config::in_own_subnet(addr) {
+fn is_redirected_to(addr: impl Place) -> bool {
+    if addr.in_own_subnet() {
         return maps::endpoint(addr).is_some();
     }
-    if config::nodes_masqueraded() && !config::in_cluster(addr) {
+    if config::nodes_masqueraded() && !addr.in_cluster() {
         return false;
     }
-    // SAFETY: a map value, valid until the program ends.
-    maps::node(addr).is_some_and(|node| unsafe { (*node).flags } & NODE_SELF == 0)
+    maps::node(addr).is_some_and(maps::is_remote)
 }

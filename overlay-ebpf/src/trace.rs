@@ -10,7 +10,7 @@ use overlay_common::{
 };
 
 use crate::{
-    drop::Describe,
+    drop::{Describe, outer_src},
     maps, packet,
     record::{self, Facts, Subject},
 };
@@ -19,14 +19,16 @@ use crate::{
 #[inline(always)]
 pub(crate) fn step(ctx: &TcContext, path: Path, hook: Hook, what: Describe) {
     if maps::is_tracing() {
-        let (tunnel, outer_src) = what.parts();
-        record(packet::skb(ctx), Subject::new(path as u32, hook as u32, tunnel).0, outer_src);
+        let (tunnel, low, high) = what.parts();
+        record_trace(packet::skb(ctx), Subject::new(path as u32, hook as u32, tunnel).0, low, high);
     }
 }
 
+/// A global function, as `drop::record_drop`.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn record(skb: *mut __sk_buff, subject: u32, outer_src: u32) {
-    let Some(switch) = maps::trace_switch() else { return };
+extern "C" fn record_trace(skb: *mut __sk_buff, subject: u32, low: u64, high: u64) -> u32 {
+    let Some(switch) = maps::trace_switch() else { return 0 };
     let now = record::now();
     // SAFETY: a map value, valid until the program ends; words that monitors write one at a time.
     if unsafe { (*switch).until_ns } < now {
@@ -34,22 +36,23 @@ fn record(skb: *mut __sk_buff, subject: u32, outer_src: u32) {
         // within a second.
         // SAFETY: as above.
         unsafe { (&raw mut (*switch).until_ns).write_volatile(0) };
-        return;
+        return 0;
     }
     let subject = Subject(subject);
-    let facts = Facts::read(&skb, subject, outer_src);
-    if !is_wanted(switch, now, &facts) {
-        return;
+    let facts = Facts::read(&skb, subject, outer_src(low, high));
+    if is_wanted(switch, now, &facts)
+        && let Some(open) = record::open_trace(now)
+    {
+        open.write(&skb, EventKind::Trace, subject, &facts);
     }
-    let Some(open) = record::open_trace(now) else { return };
-    open.write(&skb, EventKind::Trace, subject, &facts);
+    0
 }
 
 /// Has anybody asked for this one?
 #[inline(always)]
 fn is_wanted(switch: *mut TraceSwitch, now: u64, facts: &Facts) -> bool {
-    let tuple = facts.tuple();
+    let tuple = &facts.tuple;
     // SAFETY: as above. A filter that is being written may match what it should not; whoever asked looks again.
     let requests = unsafe { &(*switch).requests };
-    requests.iter().any(|request| request.until_ns >= now && request.filter.matches(&tuple))
+    requests.iter().any(|request| request.until_ns >= now && request.filter.matches(tuple))
 }

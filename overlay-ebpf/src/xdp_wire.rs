@@ -8,43 +8,91 @@
 //! this network: the agent does not attach it to a device that carries VLANs.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
 use overlay_common::{
-    maps::NODE_SELF,
     reason::Reason,
-    wire::{ETHERTYPE_IPV4, guard, vxlan::Tunnel},
+    wire::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, guard,
+        ip::{Address as _, IpHeader as _},
+        vxlan::Tunnel,
+    },
 };
 
 use crate::{
-    config,
+    config::{self, Family, Place as _},
     decap::check_source,
     drop::drop_frame,
     frame::{self, PASS},
     maps,
-    packet::{Ipv4Packet, same_mac},
+    packet::{Packet, same_mac},
 };
 
 #[xdp(frags)]
 pub(crate) fn xdp_wire(ctx: XdpContext) -> u32 {
-    let Some(packet) = frame::at::<Ipv4Packet>(&ctx, 0) else { return PASS };
+    let Some(eth) = frame::at::<EthHdr>(&ctx, 0) else { return PASS };
     // SAFETY: `at` checked the bounds; nothing below moves the packet.
-    let packet = unsafe { &*packet };
-    if packet.eth.ether_type != ETHERTYPE_IPV4.to_be() || !same_mac(&packet.eth.dst_addr, &config::wire_mac())
-    {
+    let eth = unsafe { &*eth };
+    if !same_mac(&eth.dst_addr, &config::wire_mac()) {
         return PASS;
     }
-    let vtep = config::vtep();
+    match u16::from_be(eth.ether_type) {
+        ETHERTYPE_IPV4 if Ipv4Hdr::underlay() || Ipv4Hdr::cluster() => over::<Ipv4Hdr>(&ctx),
+        ETHERTYPE_IPV6 if Ipv6Hdr::underlay() || Ipv6Hdr::cluster() => over::<Ipv6Hdr>(&ctx),
+        _ => PASS,
+    }
+}
+
+/// A packet of the family `O`, which may be a tunnel packet over it.
+#[inline(always)]
+fn over<O: Family>(ctx: &XdpContext) -> u32 {
+    let Some(packet) = frame::at::<Packet<O>>(ctx, 0) else { return PASS };
     // SAFETY: `at` checked the bounds; nothing below moves the packet.
-    let tunnel = frame::at::<Tunnel>(&ctx, 0).map(|tunnel| unsafe { &*tunnel });
+    let packet = unsafe { &*packet };
+    let vtep = O::vtep();
+    let tunnel = frame::at::<Tunnel<O, Ipv4Hdr>>(ctx, 0)
+        // SAFETY: as above.
+        .map(|tunnel| unsafe { &*tunnel })
+        .filter(|tunnel| O::underlay() && guard::reaches_anchor(tunnel, &vtep));
+    // A plain one is a tunnel packet and nothing else, whatever its outer source is.
     if let Some(tunnel) = tunnel
-        && tunnel.is_plain(&vtep)
+        && tunnel.has_vni(vtep.vni)
     {
-        return judge(&ctx, check(tunnel));
+        if Ipv4Hdr::cluster() && tunnel.carries_plain() {
+            return judge(ctx, check(tunnel));
+        }
+        if let Some(tunnel) = of_ipv6::<O>(ctx, tunnel)
+            && tunnel.carries_plain()
+        {
+            return judge(ctx, check(tunnel));
+        }
     }
-    if config::in_cluster(u32::from_ne_bytes(packet.ip.src_addr)) && !config::plain_pods() {
-        return drop_frame(&ctx, Reason::PodAddressOnWire, false);
+    if packet.ip.src().in_cluster() && !config::plain_pods() {
+        return drop_frame(ctx, Reason::PodAddressOnWire, false);
     }
-    let Some(tunnel) = tunnel.filter(|tunnel| guard::reaches_anchor(tunnel, &vtep)) else { return PASS };
-    judge(&ctx, guard::refused(tunnel, &vtep).map_or_else(|| check(tunnel), Err))
+    let Some(tunnel) = tunnel else { return PASS };
+    if let Some(reason) = guard::refused(tunnel, vtep.vni, config::carries) {
+        return judge(ctx, Err(reason));
+    }
+    if tunnel.outer.eth.ether_type == Ipv4Hdr::ETHERTYPE.to_be() {
+        return judge(ctx, check(tunnel));
+    }
+    of_ipv6::<O>(ctx, tunnel).map_or(PASS, |tunnel| judge(ctx, check(tunnel)))
+}
+
+/// The packet as one that carries IPv6, if it does.
+#[inline(always)]
+fn of_ipv6<'a, O: Family>(
+    ctx: &'a XdpContext,
+    tunnel: &Tunnel<O, Ipv4Hdr>,
+) -> Option<&'a Tunnel<O, Ipv6Hdr>> {
+    if !Ipv6Hdr::cluster() || tunnel.outer.eth.ether_type != Ipv6Hdr::ETHERTYPE.to_be() {
+        return None;
+    }
+    // SAFETY: as above.
+    frame::at::<Tunnel<O, Ipv6Hdr>>(ctx, 0).map(|tunnel| unsafe { &*tunnel })
 }
 
 #[inline(always)]
@@ -54,13 +102,12 @@ fn judge(ctx: &XdpContext, verdict: Result<(), Reason>) -> u32 {
 
 /// Sender and destination, as `from_wire` and `from_tunnel` check them.
 #[inline(always)]
-fn check(tunnel: &Tunnel) -> Result<(), Reason> {
-    check_source(u32::from_ne_bytes(tunnel.outer.ip.src_addr), u32::from_ne_bytes(tunnel.inner.src_addr))?;
-    let dst = u32::from_ne_bytes(tunnel.inner.dst_addr);
+fn check<O: Family, I: Family>(tunnel: &Tunnel<O, I>) -> Result<(), Reason> {
+    check_source(tunnel.outer.ip.src().to_addr(), tunnel.inner.src())?;
+    let dst = tunnel.inner.dst();
     // Own pods first: that takes no lookup. Such as no pod has are the stack's to answer.
-    let accepted = config::in_own_subnet(dst)
+    let accepted = dst.in_own_subnet()
         || maps::endpoint(dst).is_some()
-        // SAFETY: a map value, valid until the program ends.
-        || maps::node(dst).is_some_and(|node| unsafe { (*node).flags } & NODE_SELF != 0);
+        || maps::node(dst).is_some_and(|node| !maps::is_remote(node));
     if accepted { Ok(()) } else { Err(Reason::InnerDestination) }
 }

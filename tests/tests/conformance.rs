@@ -362,3 +362,36 @@ fn a_plugin_that_is_missing_is_no_verdict() {
     assert!(out.stderr.contains("no plugin no-such"), "{}", out.stderr);
     assert_eq!(out.stdout, "");
 }
+
+/// Prints what ADD and DEL take; with `OVERLAY_BIN` of a release build, on a machine that does nothing else:
+/// `cargo test -p overlay-tests --test conformance -- --ignored --nocapture add_and_del`.
+#[test]
+#[ignore = "measures, judges nothing"]
+fn how_long_add_and_del_take_with_one_family_and_with_both() {
+    let dir = TempDir::new("bench");
+    let bridge = dir.write("bridge.conflist", &bridge("bench").to_string());
+    let labs = [Families::Ipv4, Families::Dual].map(|families| {
+        let lab = Lab::new();
+        let (lan, node) = node(&lab, families);
+        (families, node, lan, lab)
+    });
+    for round in 1..=2 {
+        for (families, node, ..) in &labs {
+            let conf = json!({
+                "cniVersion": "1.1.0",
+                "name": "overlay",
+                "plugins": [{ "type": "overlay", "pins": node.pins() }],
+            });
+            let conflist = dir.write("overlay.conflist", &conf.to_string());
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cni-conformance"));
+            command.arg("--conflist").arg(&conflist).args(place(node)).args(["--bench", "150"]);
+            // Once is enough for what others have measured as well.
+            if (round, *families) == (1, Families::Ipv4) {
+                command.arg("--against").arg(&bridge);
+            }
+            let out = exec::output(&mut command, b"", LIMIT).unwrap();
+            assert!(out.status.success(), "{}", out.stderr);
+            println!("{families:?}, round {round}\n{}", out.stdout);
+        }
+    }
+}

@@ -163,11 +163,12 @@ pub struct TraceFilter {
 
 /// The addresses and ports of a packet, as a filter looks at them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Tuple {
-    /// Source address in network order.
-    pub src: [u8; 4],
-    /// Destination address in network order.
-    pub dst: [u8; 4],
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
     /// Source port, host order.
     pub src_port: u16,
     /// Destination port, host order.
@@ -177,15 +178,13 @@ pub struct Tuple {
 }
 
 impl TraceFilter {
-    /// Is this IPv4 packet one of those?
+    /// Is this packet one of those?
     #[inline(always)]
     pub fn matches(&self, packet: &Tuple) -> bool {
-        let is =
-            |wanted: &Addr, addr: [u8; 4]| u32::from_ne_bytes(wanted.v4_bytes()) == u32::from_ne_bytes(addr);
-        let open = |wanted: &Addr| u32::from_ne_bytes(wanted.v4_bytes()) == 0;
-        (open(&self.either) || is(&self.either, packet.src) || is(&self.either, packet.dst))
-            && (open(&self.src) || is(&self.src, packet.src))
-            && (open(&self.dst) || is(&self.dst, packet.dst))
+        let open = |wanted: &Addr| wanted.is(&Addr::UNSPECIFIED);
+        (open(&self.either) || self.either.is(&packet.src) || self.either.is(&packet.dst))
+            && (open(&self.src) || self.src.is(&packet.src))
+            && (open(&self.dst) || self.dst.is(&packet.dst))
             && (self.port == 0 || self.port == packet.src_port || self.port == packet.dst_port)
             && (self.protocol == 0 || self.protocol == packet.protocol)
     }
@@ -242,12 +241,18 @@ mod tests {
         assert_eq!(Budget::window(u64::MAX), u32::MAX);
     }
 
-    fn v4(text: &str) -> [u8; 4] {
-        text.parse::<core::net::Ipv4Addr>().unwrap().octets()
+    fn addr(text: &str) -> Addr {
+        text.parse::<core::net::IpAddr>().unwrap().into()
     }
 
     fn packet() -> Tuple {
-        Tuple { src: v4("10.244.0.2"), dst: v4("10.244.1.3"), src_port: 40_000, dst_port: 80, protocol: 6 }
+        Tuple {
+            src: addr("10.244.0.2"),
+            dst: addr("10.244.1.3"),
+            src_port: 40_000,
+            dst_port: 80,
+            protocol: 6,
+        }
     }
 
     #[test]
@@ -258,7 +263,6 @@ mod tests {
 
     #[test]
     fn each_field_of_a_filter_has_to_be_fulfilled() {
-        let addr = |text: &str| Addr::v4(v4(text));
         let (a, b, c) = (addr("10.244.0.2"), addr("10.244.1.3"), addr("10.244.2.4"));
         let none = TraceFilter::default();
         let yes = [
@@ -275,6 +279,7 @@ mod tests {
             TraceFilter { src: a, dst: c, ..none },
             TraceFilter { port: 443, ..none },
             TraceFilter { either: a, protocol: 17, ..none },
+            TraceFilter { src: addr("fd00::af4:2"), ..none },
         ];
         for filter in yes {
             assert!(filter.matches(&packet()), "{filter:?}");
@@ -282,5 +287,15 @@ mod tests {
         for filter in no {
             assert!(!filter.matches(&packet()), "{filter:?}");
         }
+    }
+
+    #[test]
+    fn a_filter_is_for_one_family() {
+        let (v4, v6) =
+            (packet(), Tuple { src: addr("fd00::af4:2"), dst: addr("fd00:1::af4:103"), ..packet() });
+        let filter = TraceFilter { src: v6.src, ..TraceFilter::default() };
+        assert!(filter.matches(&v6) && !filter.matches(&v4));
+        let filter = TraceFilter { either: v4.dst, ..TraceFilter::default() };
+        assert!(filter.matches(&v4) && !filter.matches(&v6));
     }
 }

@@ -1,4 +1,5 @@
-//! The Internet checksum (RFC 1071) of an IPv4 header, whole and incremental (RFC 1624).
+//! The Internet checksum (RFC 1071) of an IPv4 header, whole and incremental (RFC 1624), and what a change does to a sum
+//! over a whole packet.
 //!
 //! One's complement sums do not depend on the byte order, so that words are read in the machine's own order.
 
@@ -35,7 +36,13 @@ pub const fn ipv4_header(h: &Ipv4Hdr) -> [u8; 2] {
 /// The checksum after a 16-bit word of the covered data went from `old` to `new` (RFC 1624, equation 3).
 #[inline(always)]
 pub const fn update(check: [u8; 2], old: [u8; 2], new: [u8; 2]) -> [u8; 2] {
-    fold((word(check) ^ 0xffff) + (word(old) ^ 0xffff) + word(new))
+    fold((word(check) ^ 0xffff) + difference(old, new))
+}
+
+/// What a sum over data grows by when one of its 16-bit words, at an even offset, goes from `old` to `new`. Not folded.
+#[inline(always)]
+pub const fn difference(old: [u8; 2], new: [u8; 2]) -> u32 {
+    (word(old) ^ 0xffff) + word(new)
 }
 
 #[cfg(test)]

@@ -4,37 +4,31 @@
 //! anchor device, whose packets `from_tunnel` judges; [`reaches_anchor`] says of which packets that is certain, and
 //! [`refused`] what `from_tunnel` would say.
 
-use network_types::vxlan::VXLAN_I_FLAG_MASK;
-
 use super::{
-    ETHERTYPE_IPV4, PROTO_UDP, ipv4,
-    vxlan::{Outer, Tunnel, Vtep},
+    ip::IpHeader,
+    vxlan::{Tunnel, Vtep},
 };
 use crate::reason::Reason;
 
 /// Will the kernel hand this packet to the anchor device? Addressed to the tunnel's socket by plain headers, with a VXLAN
 /// header that the kernel takes (drivers/net/vxlan: the VNI flag, and no flag that an extension would own).
 #[inline(always)]
-pub const fn reaches_anchor(tunnel: &Tunnel, vtep: &Vtep) -> bool {
-    let Outer { ip, udp, vxlan, .. } = &tunnel.outer;
-    tunnel.eth.ether_type == ETHERTYPE_IPV4.to_be()
-        && ipv4::is_plain(ip)
-        && ip.proto == PROTO_UDP
-        && !ipv4::is_fragment(ip)
-        && u32::from_ne_bytes(ip.dst_addr) == u32::from_ne_bytes(vtep.addr)
-        && u16::from_ne_bytes(udp.dst) == vtep.port.to_be()
-        && vxlan.flags == VXLAN_I_FLAG_MASK
+pub fn reaches_anchor<O: IpHeader, I: Copy>(tunnel: &Tunnel<O, I>, vtep: &Vtep<O::Bytes>) -> bool {
+    tunnel.is_for(vtep)
 }
 
 /// Why `from_tunnel` drops this packet whoever has sent it, in the order in which it looks; the senders of others are to
-/// be checked. For packets that reach the anchor.
+/// be checked. For packets that reach the anchor. `carries` says which `EtherType`s (host order) the network carries.
 #[inline(always)]
-pub const fn refused(tunnel: &Tunnel, vtep: &Vtep) -> Option<Reason> {
-    let Outer { vxlan, eth, .. } = &tunnel.outer;
-    let [v0, v1, v2] = vxlan.vni;
-    if u32::from_be_bytes([0, v0, v1, v2]) != vtep.vni {
+pub fn refused<O: IpHeader, I: Copy>(
+    tunnel: &Tunnel<O, I>,
+    vni: u32,
+    carries: impl FnOnce(u16) -> bool,
+) -> Option<Reason> {
+    let [v0, v1, v2] = tunnel.outer.vxlan.vni;
+    if u32::from_be_bytes([0, v0, v1, v2]) != vni {
         Some(Reason::Vni)
-    } else if eth.ether_type != ETHERTYPE_IPV4.to_be() {
+    } else if !carries(u16::from_be(tunnel.outer.eth.ether_type)) {
         Some(Reason::InnerProtocol)
     } else {
         None
@@ -47,7 +41,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::{PROTO_TCP, vxlan::Encap};
+    use crate::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_TCP, ipv4, vxlan::Encap};
+
+    fn only_ipv4(ether_type: u16) -> bool {
+        ether_type == ETHERTYPE_IPV4
+    }
 
     const VTEP: Vtep = Vtep { addr: [192, 0, 2, 1], port: 8472, vni: 0x0001_0203 };
 
@@ -68,6 +66,7 @@ mod tests {
             vni: VTEP.vni,
             inner_len,
             tos: 0,
+            inner_type: ETHERTYPE_IPV4,
             inner_src: [2; 6],
             inner_dst: [4; 6],
         };
@@ -84,7 +83,7 @@ mod tests {
     fn a_plain_packet_reaches_the_anchor_and_is_not_refused() {
         let tunnel = tunnel(40);
         assert!(tunnel.is_plain(&VTEP) && reaches_anchor(&tunnel, &VTEP));
-        assert_eq!(refused(&tunnel, &VTEP), None);
+        assert_eq!(refused(&tunnel, VTEP.vni, only_ipv4), None);
     }
 
     #[test]
@@ -92,10 +91,14 @@ mod tests {
         let mut vni = tunnel(40);
         vni.outer.vxlan.vni = [1, 2, 4];
         vni.outer.eth.ether_type = 0x0806_u16.to_be();
-        assert_eq!(refused(&vni, &VTEP), Some(Reason::Vni), "the VNI is looked at first");
+        assert_eq!(refused(&vni, VTEP.vni, only_ipv4), Some(Reason::Vni), "the VNI is looked at first");
+        let mut inner6 = tunnel(40);
+        inner6.outer.eth.ether_type = ETHERTYPE_IPV6.to_be();
+        assert_eq!(refused(&inner6, VTEP.vni, only_ipv4), Some(Reason::InnerProtocol));
+        assert_eq!(refused(&inner6, VTEP.vni, |_| true), None);
         let mut arp = tunnel(40);
         arp.outer.eth.ether_type = 0x0806_u16.to_be();
-        assert_eq!(refused(&arp, &VTEP), Some(Reason::InnerProtocol));
+        assert_eq!(refused(&arp, VTEP.vni, only_ipv4), Some(Reason::InnerProtocol));
     }
 
     proptest! {
@@ -113,7 +116,7 @@ mod tests {
             let tunnel: Tunnel = bytes_of(bytes);
             let inner: Ipv4Hdr = tunnel.inner;
             let expected = reaches_anchor(&tunnel, &VTEP)
-                && refused(&tunnel, &VTEP).is_none()
+                && refused(&tunnel, VTEP.vni, only_ipv4).is_none()
                 && ipv4::is_plain(&inner);
             prop_assert_eq!(tunnel.is_plain(&VTEP), expected);
         }

@@ -2,7 +2,10 @@
 
 use network_types::ip::Ipv4Hdr;
 
-use super::{PROTO_TCP, PROTO_UDP, checksum};
+use super::checksum;
+
+/// Bits of the flags and fragment offset: Don't Fragment.
+pub const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
 
 /// The header at the front of these bytes, options left out; `None` where they are too few.
 #[inline(always)]
@@ -59,19 +62,6 @@ pub const fn set_tos(h: &mut Ipv4Hdr, tos: u8) {
     h.check = checksum::update(h.check, old, [h.vihl, tos]);
 }
 
-/// Length on the wire, in bytes from the IP header on, of each full segment of a GSO packet without IP options.
-///
-/// `tcp_data_offset` is byte 12 of the TCP header; `None` for a protocol that is neither TCP nor UDP.
-#[inline(always)]
-pub const fn segment_len(protocol: u8, tcp_data_offset: u8, gso_size: u32) -> Option<u32> {
-    let transport = match protocol {
-        PROTO_TCP => ((tcp_data_offset >> 4) as u32) << 2,
-        PROTO_UDP => 8,
-        _ => return None,
-    };
-    Some(Ipv4Hdr::LEN as u32 + transport + gso_size)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -119,12 +109,5 @@ mod tests {
             let dst = core::net::Ipv4Addr::from(h.dst_addr);
             prop_assert_eq!(is_multicast_or_broadcast(h.dst_addr), dst.is_multicast() || dst.is_broadcast());
         }
-    }
-
-    #[test]
-    fn segments_of_tcp_and_udp_are_measured() {
-        assert_eq!(segment_len(PROTO_TCP, 0x80, 1398), Some(1450));
-        assert_eq!(segment_len(PROTO_UDP, 0, 1422), Some(1450));
-        assert_eq!(segment_len(132, 0, 1400), None);
     }
 }

@@ -1,15 +1,22 @@
 //! The outer headers: built by [`Encap::write`], recognised by [`Tunnel::is_plain`].
+//!
+//! The tunnel goes over either family and carries both: `O` is the outer IP header, `I` the inner one.
 
-use network_types::{eth::EthHdr, ip::Ipv4Hdr, udp::UdpHdr, vxlan::VxlanHdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    udp::UdpHdr,
+    vxlan::VxlanHdr,
+};
 
-use super::{ETHERTYPE_IPV4, PROTO_UDP, checksum, ipv4};
+use super::ip::{IpHeader, Outward};
 
-/// What lies between the outer Ethernet header and the inner IP header over an IPv4 underlay.
+/// What lies between the outer Ethernet header and the inner IP header.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Outer {
-    /// Outer IPv4 header, no options.
-    pub ip: Ipv4Hdr,
+pub struct Outer<O = Ipv4Hdr> {
+    /// Outer IP header, no options.
+    pub ip: O,
     /// Outer UDP header.
     pub udp: UdpHdr,
     /// VXLAN header.
@@ -18,66 +25,71 @@ pub struct Outer {
     pub eth: EthHdr,
 }
 
+impl<O> Outer<O> {
+    /// Bytes that the tunnel adds.
+    pub const LEN: usize = size_of::<Self>();
+    /// The same as the kernel's helpers take it.
+    pub const LEN_I32: i32 = Self::LEN as i32;
+    /// Those behind the outer IP header.
+    const BEHIND: usize = Self::LEN - size_of::<O>();
+}
+
+impl<O: IpHeader> Outer<O> {
+    /// The largest inner IP packet (or super-packet) in bytes whose outer lengths still fit 16 bits: over IPv4 the length
+    /// counts the outer IP header, over IPv6 it does not. The same for both, since nobody gains by 20 bytes more.
+    pub const MAX_INNER_LEN: u32 = 65_535 - Self::LEN as u32;
+}
+
 /// Bytes that the tunnel adds over an IPv4 underlay.
-pub const OVERHEAD: usize = size_of::<Outer>();
-const _: () = assert!(OVERHEAD == 50 && OVERHEAD_I32 == 50);
+pub const OVERHEAD: usize = Outer::<Ipv4Hdr>::LEN;
+/// Bytes that the tunnel adds over an IPv6 underlay.
+pub const OVERHEAD_IPV6: usize = Outer::<Ipv6Hdr>::LEN;
+const _: () = assert!(OVERHEAD == 50 && OVERHEAD_IPV6 == 70);
 
-/// [`OVERHEAD`] as the kernel's helpers take it.
-pub const OVERHEAD_I32: i32 = 50;
+/// [`Outer::MAX_INNER_LEN`] over IPv4.
+pub const MAX_INNER_LEN: u32 = Outer::<Ipv4Hdr>::MAX_INNER_LEN;
 
-/// The largest inner IP packet (or super-packet) in bytes whose outer IPv4 and UDP lengths still fit 16 bits.
-pub const MAX_INNER_LEN: u32 = 65_535 - OVERHEAD as u32;
-
-/// TTL of the outer header: the kernel's `net.ipv4.ip_default_ttl`.
+/// TTL and hop limit of the outer header: the kernel's `net.ipv4.ip_default_ttl` and `net.ipv6.conf.*.hop_limit`.
 pub const OUTER_TTL: u8 = 64;
 
-/// Bits of the outer header's flags and fragment offset: Don't Fragment (RFC 7348, 4.3: a VTEP must not fragment).
-const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
-
-/// What [`Encap::write`] puts into the outer headers.
+/// What [`Encap::write`] puts into the outer headers. `B` is an address of the underlay's family.
 #[derive(Clone, Copy, Debug)]
-pub struct Encap {
+pub struct Encap<B = [u8; 4]> {
     /// Own VTEP, network order.
-    pub src: [u8; 4],
+    pub src: B,
     /// The peer's VTEP, network order.
-    pub dst: [u8; 4],
+    pub dst: B,
     /// UDP source port, host order, see [`super::source_port`].
     pub src_port: u16,
     /// UDP destination port, host order.
     pub port: u16,
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
-    /// Bytes of the inner packet from its IP header on; at most [`MAX_INNER_LEN`].
+    /// Bytes of the inner packet from its IP header on; at most [`Outer::MAX_INNER_LEN`].
     pub inner_len: u16,
-    /// Outer TOS byte, see [`super::ecn::outer_tos`].
+    /// Outer TOS byte or traffic class, see [`super::ecn::outer_tos`].
     pub tos: u8,
+    /// `EtherType` of the inner packet, host order.
+    pub inner_type: u16,
     /// Inner source MAC: the own anchor device.
     pub inner_src: [u8; 6],
     /// Inner destination MAC: the peer's anchor device.
     pub inner_dst: [u8; 6],
 }
 
-impl Encap {
-    /// Fills all of `outer`. The UDP checksum is zero (RFC 7348, 5): the kernel cannot keep a non-zero one right on
-    /// GSO packets that a program encapsulated, and the inner checksums cover the payload.
+impl<B: Copy> Encap<B> {
+    /// Fills all of `outer`. The UDP checksum is zero (RFC 7348, 5; over IPv6 RFC 6935, 5): the kernel cannot keep a non-zero
+    /// one right on GSO packets that a program encapsulated, and the inner checksums cover the payload.
     #[inline(always)]
-    pub const fn write(&self, outer: &mut Outer) {
-        let udp_len = self.inner_len.wrapping_add((OVERHEAD - Ipv4Hdr::LEN) as u16);
-        let ip_len = self.inner_len.wrapping_add(OVERHEAD as u16);
-        outer.ip = Ipv4Hdr {
-            vihl: 0x45,
-            tos: self.tos,
-            tot_len: ip_len.to_be_bytes(),
-            // With Don't Fragment set the identification has no meaning (RFC 6864, 4.1).
-            id: [0; 2],
-            frags: DONT_FRAGMENT,
-            ttl: OUTER_TTL,
-            proto: PROTO_UDP,
-            check: [0; 2],
-            src_addr: self.src,
-            dst_addr: self.dst,
-        };
-        outer.ip.check = checksum::ipv4_header(&outer.ip);
+    pub fn write<O: IpHeader<Bytes = B>>(&self, outer: &mut Outer<O>) {
+        let udp_len = self.inner_len.wrapping_add(Outer::<O>::BEHIND as u16);
+        outer.ip = O::outer(&Outward {
+            src: self.src,
+            dst: self.dst,
+            udp_len,
+            traffic_class: self.tos,
+            flow: self.src_port,
+        });
         outer.udp = UdpHdr {
             src: self.src_port.to_be_bytes(),
             dst: self.port.to_be_bytes(),
@@ -91,14 +103,17 @@ impl Encap {
             vni: [v0, v1, v2],
             _reserved2: 0,
         };
-        outer.eth =
-            EthHdr { dst_addr: self.inner_dst, src_addr: self.inner_src, ether_type: ETHERTYPE_IPV4.to_be() };
+        outer.eth = EthHdr {
+            dst_addr: self.inner_dst,
+            src_addr: self.inner_src,
+            ether_type: self.inner_type.to_be(),
+        };
     }
 }
 
 impl Encap {
-    /// The headers as bytes.
-    pub const fn to_bytes(&self) -> [u8; OVERHEAD] {
+    /// The headers over IPv4 as bytes.
+    pub fn to_bytes(&self) -> [u8; OVERHEAD] {
         // SAFETY: the headers are made of bytes and numbers, for which all zeroes are valid.
         let mut outer: Outer = unsafe { core::mem::zeroed() };
         self.write(&mut outer);
@@ -107,76 +122,106 @@ impl Encap {
     }
 }
 
-/// A whole tunnel packet up to the end of the inner IPv4 header, as it lies on an underlay device.
+impl Encap<[u8; 16]> {
+    /// The headers over IPv6 as bytes.
+    pub fn to_bytes(&self) -> [u8; OVERHEAD_IPV6] {
+        // SAFETY: as above.
+        let mut outer: Outer<Ipv6Hdr> = unsafe { core::mem::zeroed() };
+        self.write(&mut outer);
+        // SAFETY: as above.
+        unsafe { core::mem::transmute(outer) }
+    }
+}
+
+/// A whole tunnel packet up to the end of the inner IP header, as it lies on an underlay device. With `()` as the inner
+/// header, up to that.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Tunnel {
+pub struct Tunnel<O = Ipv4Hdr, I = Ipv4Hdr> {
     /// Outer Ethernet header.
     pub eth: EthHdr,
     /// Everything up to the inner Ethernet header.
-    pub outer: Outer,
-    /// Inner IPv4 header without its options.
-    pub inner: Ipv4Hdr,
+    pub outer: Outer<O>,
+    /// Inner IP header without its options.
+    pub inner: I,
 }
 
-/// Bytes of [`Tunnel`]: what must be linear for the fast path.
+/// Bytes of [`Tunnel`] over IPv4 with an inner IPv4 header: what must be linear for the fast path.
 pub const TUNNEL_LEN: usize = size_of::<Tunnel>();
-const _: () = assert!(TUNNEL_LEN == 84);
+const _: () = assert!(TUNNEL_LEN == 84 && size_of::<Tunnel<Ipv6Hdr, Ipv6Hdr>>() == 124);
 
-/// The tunnel this node is an end of.
+/// The tunnel this node is an end of. `B` is an address of the underlay's family.
 #[derive(Clone, Copy, Debug)]
-pub struct Vtep {
+pub struct Vtep<B = [u8; 4]> {
     /// Own tunnel address, network order.
-    pub addr: [u8; 4],
+    pub addr: B,
     /// UDP port, host order.
     pub port: u16,
     /// VXLAN network identifier.
     pub vni: u32,
 }
 
-impl Tunnel {
+impl<O: IpHeader, I: Copy> Tunnel<O, I> {
+    /// Bytes of it.
+    pub const LEN: usize = size_of::<Self>();
+
     /// The packet at the front of these bytes; `None` where they are too few.
     #[inline(always)]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..TUNNEL_LEN)?;
+        let bytes = bytes.get(..Self::LEN)?;
         // SAFETY: as many bytes as the headers have, and any are valid for them.
         Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
     }
 
-    /// A packet that a program may decapsulate: addressed to this VTEP, whole, without options, with our VNI and no
-    /// VXLAN extension, carrying IPv4 without options. Whatever is not, the anchor device takes.
+    /// The outer headers are plain and whole, and addressed to this VTEP, with a VXLAN header that says no more than a VNI.
     ///
-    /// The outer UDP checksum is not looked at, as RFC 7348, 4.1 allows for the zero that VTEPs send; the inner
-    /// transport checksum is verified by the pod.
+    /// The outer UDP checksum is not looked at, as RFC 7348, 4.1 allows for the zero that VTEPs send; the inner transport
+    /// checksum is verified by the pod. (RFC 6936, 4 wants a node that takes zero checksums over IPv6 to check the outer
+    /// addresses: the destination is here, the source by `decap::check_source`.)
     #[inline(always)]
-    pub const fn is_plain(&self, vtep: &Vtep) -> bool {
-        let [_, v0, v1, v2] = vtep.vni.to_be_bytes();
-        let Outer { ip, udp, vxlan, eth } = &self.outer;
-        self.eth.ether_type == ETHERTYPE_IPV4.to_be()
-            && ipv4::is_plain(ip)
-            && ip.proto == PROTO_UDP
-            && !ipv4::is_fragment(ip)
-            && u32::from_ne_bytes(ip.dst_addr) == u32::from_ne_bytes(vtep.addr)
+    pub fn is_for(&self, vtep: &Vtep<O::Bytes>) -> bool {
+        let Outer { ip, udp, vxlan, .. } = &self.outer;
+        self.eth.ether_type == O::ETHERTYPE.to_be()
+            && ip.carries_udp()
+            && ip.dst() == O::address(vtep.addr)
             && u16::from_ne_bytes(udp.dst) == vtep.port.to_be()
             && vxlan.flags == network_types::vxlan::VXLAN_I_FLAG_MASK
-            && vxlan.vni[0] == v0
-            && vxlan.vni[1] == v1
-            && vxlan.vni[2] == v2
-            && eth.ether_type == ETHERTYPE_IPV4.to_be()
-            && ipv4::is_plain(&self.inner)
+    }
+}
+
+impl<O: IpHeader, I: IpHeader> Tunnel<O, I> {
+    /// It has our VNI.
+    #[inline(always)]
+    pub const fn has_vni(&self, vni: u32) -> bool {
+        let [_, v0, v1, v2] = vni.to_be_bytes();
+        let vxlan = &self.outer.vxlan;
+        vxlan.vni[0] == v0 && vxlan.vni[1] == v1 && vxlan.vni[2] == v2
+    }
+
+    /// It carries an `I` without options.
+    #[inline(always)]
+    pub fn carries_plain(&self) -> bool {
+        self.outer.eth.ether_type == I::ETHERTYPE.to_be() && self.inner.is_plain()
+    }
+
+    /// A packet that a program may decapsulate: addressed to this VTEP, whole, without options, with our VNI and no
+    /// VXLAN extension, carrying an `I` without options. Whatever is not, the anchor device takes.
+    #[inline(always)]
+    pub fn is_plain(&self, vtep: &Vtep<O::Bytes>) -> bool {
+        self.is_for(vtep) && self.has_vni(vtep.vni) && self.carries_plain()
     }
 
     /// The lengths in the headers agree with each other and with `len`, the bytes from the outer Ethernet header on
     /// that the packet really has. Not for GSO packets, whose lengths the kernel keeps.
     #[inline(always)]
-    pub const fn lengths_agree(&self, len: u32) -> bool {
-        let ip_len = u16::from_be_bytes(self.outer.ip.tot_len) as u32;
-        let udp_len = u16::from_be_bytes(self.outer.udp.len) as u32;
-        let inner_len = u16::from_be_bytes(self.inner.tot_len) as u32;
-        ip_len == udp_len + Ipv4Hdr::LEN as u32
+    pub fn lengths_agree(&self, len: u32) -> bool {
+        let ip_len = self.outer.ip.total_len();
+        let udp_len = u32::from(u16::from_be_bytes(self.outer.udp.len));
+        let inner_len = self.inner.total_len();
+        ip_len == udp_len + O::LEN as u32
             && ip_len + EthHdr::LEN as u32 <= len
-            && inner_len + OVERHEAD as u32 <= ip_len
-            && inner_len >= Ipv4Hdr::LEN as u32
+            && inner_len + Outer::<O>::LEN as u32 <= ip_len
+            && inner_len >= I::LEN as u32
     }
 }
 

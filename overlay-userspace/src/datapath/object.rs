@@ -2,7 +2,7 @@
 //!
 //! Loading costs tens of milliseconds (vmlinux BTF, feature probes, the verifier); only the agent does it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -11,7 +11,7 @@ use aya::{
     util::nr_cpus,
 };
 use aya_log::EbpfLogger;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use overlay_common::{
     counter::{Counter, Path},
     maps::{
@@ -66,29 +66,71 @@ pub struct Constants {
     pub log_level: u8,
 }
 
-fn mask(prefix: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+/// An address as it lies in a packet, read as one number.
+fn v4(addr: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(addr.octets())
 }
 
-/// As it lies in a packet, read as one number.
-fn raw(host_order: u32) -> u32 {
-    host_order.to_be()
+/// As [`v4()`].
+fn v6(addr: Ipv6Addr) -> u128 {
+    u128::from_ne_bytes(addr.octets())
 }
 
-/// Network and mask as an address is compared with them: `address & mask == network`. Nothing is in no network.
-fn range(net: Option<Ipv4Net>) -> [u32; 2] {
-    net.map_or([u32::MAX, 0], |net| [raw(net.network().to_bits()), raw(mask(net.prefix_len()))])
+/// Constants of the object that are made of addresses. A family that is not in use has ranges that no address is in:
+/// `address & mask == network` is never so.
+#[derive(Debug)]
+struct Addresses {
+    v4: [(&'static str, u32); 6],
+    v6: [(&'static str, u128); 6],
+    /// What each family is in use for (`overlay-ebpf/src/config.rs`).
+    families: u8,
 }
 
-fn v4_net(nets: &ByFamily<IpNet>) -> Option<Ipv4Net> {
-    nets.v4.and_then(|net| if let IpNet::V4(net) = net { Some(net) } else { None })
-}
-
-fn v4_addr(addresses: &ByFamily<IpAddr>) -> Ipv4Addr {
-    addresses.v4.map_or(Ipv4Addr::UNSPECIFIED, |addr| match addr {
-        IpAddr::V4(addr) => addr,
-        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
-    })
+impl Addresses {
+    fn of(constants: &Constants) -> Self {
+        let Constants { cluster, subnet, node_prefix, vtep, .. } = constants;
+        let v4_range = |nets: &ByFamily<IpNet>| match nets.v4 {
+            Some(IpNet::V4(net)) => [v4(net.network()), v4(net.netmask())],
+            _ => [u32::MAX, 0],
+        };
+        let v6_range = |nets: &ByFamily<IpNet>| match nets.v6 {
+            Some(IpNet::V6(net)) => [v6(net.network()), v6(net.netmask())],
+            _ => [u128::MAX, 0],
+        };
+        let ([cluster4, subnet4], [cluster6, subnet6]) =
+            ([cluster, subnet].map(v4_range), [cluster, subnet].map(v6_range));
+        let mask4 = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, node_prefix.v4.unwrap_or(32));
+        let mask6 = Ipv6Net::new(Ipv6Addr::UNSPECIFIED, node_prefix.v6.unwrap_or(128));
+        let vtep4 = vtep.v4.and_then(|addr| if let IpAddr::V4(addr) = addr { Some(v4(addr)) } else { None });
+        let vtep6 = vtep.v6.and_then(|addr| if let IpAddr::V6(addr) = addr { Some(v6(addr)) } else { None });
+        let used = [
+            subnet4[0] != u32::MAX,
+            subnet6[0] != u128::MAX,
+            cluster4[0] != u32::MAX,
+            cluster6[0] != u128::MAX,
+            vtep4.is_some(),
+            vtep6.is_some(),
+        ];
+        Self {
+            v4: [
+                ("CLUSTER_NET4", cluster4[0]),
+                ("CLUSTER_MASK4", cluster4[1]),
+                ("SUBNET_NET4", subnet4[0]),
+                ("SUBNET_MASK4", subnet4[1]),
+                ("NODE_MASK4", mask4.map_or(u32::MAX, |net| v4(net.netmask()))),
+                ("VTEP4", vtep4.unwrap_or(0)),
+            ],
+            v6: [
+                ("CLUSTER_NET6", cluster6[0]),
+                ("CLUSTER_MASK6", cluster6[1]),
+                ("SUBNET_NET6", subnet6[0]),
+                ("SUBNET_MASK6", subnet6[1]),
+                ("NODE_MASK6", mask6.map_or(u128::MAX, |net| v6(net.netmask()))),
+                ("VTEP6", vtep6.unwrap_or(0)),
+            ],
+            families: used.iter().rev().fold(0, |bits, used| bits << 1 | u8::from(*used)),
+        }
+    }
 }
 
 /// What is pinned, with the properties it must have: name, type, key and value size, entries, flags.
@@ -197,10 +239,10 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
     let Constants {
         vni,
         port,
-        cluster,
-        subnet,
-        node_prefix,
-        vtep,
+        cluster: _,
+        subnet: _,
+        node_prefix: _,
+        vtep: _,
         anchor_ifindex,
         anchor_mac,
         plain_pods,
@@ -211,15 +253,9 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
         xdp_wire,
         log_level,
     } = constants;
-    let [cluster4, subnet4] = [cluster, subnet].map(|nets| range(v4_net(nets)));
+    let addresses = Addresses::of(constants);
     let words = [
         ("VNI", *vni),
-        ("CLUSTER_NET4", cluster4[0]),
-        ("CLUSTER_MASK4", cluster4[1]),
-        ("SUBNET_NET4", subnet4[0]),
-        ("SUBNET_MASK4", subnet4[1]),
-        ("NODE_MASK4", raw(mask(node_prefix.v4.unwrap_or(32)))),
-        ("VTEP4", raw(v4_addr(vtep).to_bits())),
         ("ANCHOR_IFINDEX", *anchor_ifindex),
         ("FIB_FLAGS", if *main_table_only { FIB_LOOKUP_DIRECT } else { 0 }),
     ];
@@ -233,10 +269,14 @@ pub fn load(pins: &Pins, constants: &Constants) -> Result<Loaded, DatapathError>
 
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
-    for (name, value) in &words {
+    for (name, value) in words.iter().chain(&addresses.v4) {
+        loader.override_global(name, value, true);
+    }
+    for (name, value) in &addresses.v6 {
         loader.override_global(name, value, true);
     }
     loader
+        .override_global("FAMILIES", &addresses.families, true)
         .override_global("TUNNEL_PORT", port, true)
         .override_global("ANCHOR_MAC", anchor_mac, true)
         .override_global("WIRE_MAC", &wire_mac, true)
@@ -315,21 +355,65 @@ impl Loaded {
 mod tests {
     use super::*;
 
-    #[test]
-    fn masks_cover_all_prefix_lengths() {
-        assert_eq!(mask(0), 0);
-        assert_eq!(mask(16), 0xffff_0000);
-        assert_eq!(mask(32), u32::MAX);
-        assert_eq!(raw(0x0af4_0000).to_ne_bytes(), [10, 244, 0, 0]);
+    fn constants() -> Constants {
+        Constants {
+            vni: 1,
+            port: 8472,
+            cluster: ByFamily::default(),
+            subnet: ByFamily::default(),
+            node_prefix: ByFamily::default(),
+            vtep: ByFamily::default(),
+            anchor_ifindex: 1,
+            anchor_mac: [0; 6],
+            plain_pods: false,
+            stack_flows: true,
+            flow_entries: 1,
+            nodes_masqueraded: false,
+            main_table_only: false,
+            xdp_wire: None,
+            log_level: 0,
+        }
+    }
+
+    fn value<T: Copy>(values: &[(&str, T)], name: &str) -> T {
+        values.iter().find(|(found, _)| *found == name).unwrap().1
     }
 
     #[test]
-    fn nothing_is_in_the_range_of_a_family_that_is_not_in_use() {
-        let [net, mask] = range(None);
+    fn nothing_is_in_the_ranges_of_a_family_that_is_not_in_use() {
+        let off = Addresses::of(&constants());
+        assert_eq!(off.families, 0);
         for addr in [0, 1, 0x0af4_0101, u32::MAX] {
-            assert_ne!(addr & mask, net);
+            for range in ["CLUSTER", "SUBNET"] {
+                let [net, mask] = ["NET4", "MASK4"].map(|part| value(&off.v4, &format!("{range}_{part}")));
+                assert_ne!(addr & mask, net);
+                let [net, mask] = ["NET6", "MASK6"].map(|part| value(&off.v6, &format!("{range}_{part}")));
+                assert_ne!(u128::from(addr) & mask, net);
+            }
         }
-        let [net, mask] = range(Some("0.0.0.0/0".parse().unwrap()));
-        assert_eq!(0x0af4_0101 & mask, net);
+    }
+
+    #[test]
+    fn ranges_and_addresses_lie_as_in_a_packet() {
+        let both = Addresses::of(&Constants {
+            cluster: ByFamily {
+                v4: Some("10.244.0.0/16".parse().unwrap()),
+                v6: Some("fd00:244::/32".parse().unwrap()),
+            },
+            subnet: ByFamily { v4: None, v6: Some("fd00:244:0:1::/64".parse().unwrap()) },
+            node_prefix: ByFamily { v4: Some(24), v6: Some(64) },
+            vtep: ByFamily { v4: Some("192.0.2.1".parse().unwrap()), v6: None },
+            ..constants()
+        });
+        assert_eq!(value(&both.v4, "CLUSTER_NET4").to_ne_bytes(), [10, 244, 0, 0]);
+        assert_eq!(value(&both.v4, "CLUSTER_MASK4").to_ne_bytes(), [255, 255, 0, 0]);
+        assert_eq!(value(&both.v4, "NODE_MASK4").to_ne_bytes(), [255, 255, 255, 0]);
+        assert_eq!(value(&both.v4, "VTEP4").to_ne_bytes(), [192, 0, 2, 1]);
+        let v6 = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets();
+        assert_eq!(value(&both.v6, "SUBNET_NET6").to_ne_bytes(), v6("fd00:244:0:1::"));
+        assert_eq!(value(&both.v6, "SUBNET_MASK6").to_ne_bytes(), v6("ffff:ffff:ffff:ffff::"));
+        assert_eq!(value(&both.v6, "CLUSTER_MASK6").to_ne_bytes(), v6("ffff:ffff::"));
+        // Pods: IPv6. The cluster: both. The underlay: IPv4.
+        assert_eq!(both.families, 0b01_11_10);
     }
 }

@@ -21,7 +21,7 @@ use aya::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use overlay_common::{
     counter::{Counter, Path},
-    maps::{Addr, Flow, FlowKey, Local, NODE_HOST, Node, Subnet},
+    maps::{Addr, FAMILY_V4, FAMILY_V6, Flow, FlowKey, Local, NODE_HOST, Node, Subnet},
     reason::{Hook, Reason},
 };
 
@@ -89,6 +89,7 @@ impl Frozen {
         values.insert("TUNNEL_PORT".into(), (local.port as u16).to_ne_bytes().to_vec());
         values.insert("ANCHOR_MAC".into(), local.gateway_mac.to_vec());
         values.insert("STACK_FLOWS_ON".into(), vec![1]);
+        values.insert("FAMILIES".into(), vec![families(local)]);
         Ok(Self(values))
     }
 
@@ -211,6 +212,21 @@ fn octets(addr: IpAddr) -> Vec<u8> {
 fn mask(family: Family, bits: u32) -> Vec<u8> {
     let left = |at: usize| bits.saturating_sub(u32::try_from(at * 8).unwrap_or(u32::MAX)).min(8);
     (0..bytes_of(family)).map(|at| u8::MAX.checked_shl(8 - left(at)).unwrap_or(0)).collect()
+}
+
+/// `FAMILIES` as `object::load` makes it, as far as `LOCAL` says.
+fn families(local: &Local) -> u8 {
+    let used = |subnet: &Subnet| !subnet.addr.is_unspecified();
+    let underlay = |v4| !local.vtep.is_unspecified() && local.vtep.is_v4() == v4;
+    let used = [
+        used(&local.subnet[FAMILY_V4]),
+        used(&local.subnet[FAMILY_V6]),
+        used(&local.cluster[FAMILY_V4]),
+        used(&local.cluster[FAMILY_V6]),
+        underlay(true),
+        underlay(false),
+    ];
+    used.iter().rev().fold(0, |bits, used| bits << 1 | u8::from(*used))
 }
 
 /// The circumstances of a packet that are not in its bytes.

@@ -238,7 +238,8 @@ mod tests {
     #[test]
     fn an_ipv6_address_has_to_last() {
         in_fresh_netns(|| {
-            ip("link add eth0 mtu 1500 up type veth peer name eth0p up");
+            ip("link add eth0 mtu 1500 up type veth peer name eth0p");
+            ip("link set eth0p up");
             // Not over for a second or two, which nobody has to wait for.
             ip("address add 2001:db8::1/64 dev eth0");
             let underlay = find("2001:db8::1", None).unwrap();

@@ -305,6 +305,8 @@ mod tests {
                     assert!(got.at >= clock);
                 }
             }
+            // The kernel speaks only for addresses that it has.
+            ip("address add fd00:9::3/128 dev lo nodad");
             let nobody = address(&Socket::bind(at("fd00:9::3")).unwrap());
             let socket = Socket::bind(at("fd00:9::4")).unwrap();
             assert_eq!(socket.returned().unwrap(), None);

@@ -91,7 +91,7 @@ pub(crate) enum Out {
     Unchanged,
     /// These bytes.
     Packet(Vec<u8>),
-    /// These bytes, but for the outer UDP source port, which must be dynamic.
+    /// These bytes, but for the outer UDP source port, which must be dynamic, and over IPv6 a flow label like it.
     Tunnel(Vec<u8>),
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct Case {
     pub(crate) counted: Counted,
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -116,7 +116,7 @@ fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
-fn mac_text(mac: Mac) -> String {
+pub(crate) fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -252,9 +252,15 @@ impl Bed {
                 Out::Unchanged => packet,
                 Out::Packet(bytes) => bytes,
                 Out::Tunnel(mut bytes) => {
-                    let port = u16::from_be_bytes([got[34], got[35]]);
+                    let over_ipv6 = got[12..14] == [0x86, 0xdd];
+                    let at = if over_ipv6 { 54 } else { 34 };
+                    let port = u16::from_be_bytes([got[at], got[at + 1]]);
                     assert!(port >= 49152, "{name}: outer source port {port}");
-                    bytes[34..36].copy_from_slice(&got[34..36]);
+                    bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
+                    if over_ipv6 {
+                        // The flow label.
+                        bytes[16..18].copy_from_slice(&port.to_be_bytes());
+                    }
                     bytes
                 }
             };

@@ -12,6 +12,7 @@
 
 mod bed;
 mod budget;
+mod dual;
 mod events;
 mod flows;
 mod from_host;

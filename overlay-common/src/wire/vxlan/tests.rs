@@ -4,6 +4,7 @@ use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 const VTEP: Vtep = Vtep { addr: [192, 0, 2, 2], port: 8472, vni: 1 };
 
@@ -27,6 +28,7 @@ fn encap() -> impl Strategy<Value = Encap> {
             vni,
             inner_len,
             tos,
+            inner_type: ETHERTYPE_IPV4,
             inner_src,
             inner_dst,
         })
@@ -56,6 +58,7 @@ fn tunnel(payload: u16) -> Tunnel {
         vni: VTEP.vni,
         inner_len: 20 + payload,
         tos: 0,
+        inner_type: ETHERTYPE_IPV4,
         inner_src: [2; 6],
         inner_dst: [4; 6],
     }
@@ -151,4 +154,118 @@ fn lengths_that_lie_are_noticed() {
     let mut t = tunnel(100);
     t.outer.udp.len = 149_u16.to_be_bytes();
     assert!(!t.lengths_agree(whole), "UDP and IP disagree");
+}
+
+const VTEP6: Vtep<[u8; 16]> = Vtep { addr: [0x20; 16], port: 8472, vni: 1 };
+
+/// A whole frame over IPv6 with an inner `I`, which is zero, of `len` bytes.
+fn over_ipv6<I: IpHeader>(len: u16, tos: u8, src_port: u16) -> Tunnel<Ipv6Hdr, I> {
+    // SAFETY: integers and arrays of integers only.
+    let mut t: Tunnel<Ipv6Hdr, I> = unsafe { core::mem::zeroed() };
+    t.eth.ether_type = ETHERTYPE_IPV6.to_be();
+    Encap {
+        src: [0x10; 16],
+        dst: VTEP6.addr,
+        src_port,
+        port: VTEP6.port,
+        vni: VTEP6.vni,
+        inner_len: len,
+        tos,
+        inner_type: I::ETHERTYPE,
+        inner_src: [2; 6],
+        inner_dst: [4; 6],
+    }
+    .write(&mut t.outer);
+    t
+}
+
+fn inner_ipv6(payload: u16) -> Ipv6Hdr {
+    Ipv6Hdr { vcf: [0x60, 0, 0, 0], payload_len: payload.to_be_bytes(), next_hdr: 6, ..Ipv6Hdr::EMPTY }
+}
+
+proptest! {
+    #[test]
+    fn headers_over_ipv6_parse_back(len in 0..=Outer::<Ipv6Hdr>::MAX_INNER_LEN as u16, tos: u8, src_port: u16) {
+        let t = over_ipv6::<Ipv6Hdr>(len, tos, src_port);
+        let mut frame = bytes(&t)[..84].to_vec();
+        frame.resize(84 + usize::from(len), 0);
+        let parsed = SlicedPacket::from_ethernet(&frame).unwrap();
+        let ip = parsed.net.as_ref().unwrap().ipv6_ref().unwrap().header().to_header();
+        prop_assert_eq!((ip.source, ip.destination), ([0x10; 16], VTEP6.addr));
+        prop_assert_eq!((ip.traffic_class, ip.flow_label.value()), (tos, u32::from(src_port)));
+        prop_assert_eq!(ip.hop_limit, 64);
+        prop_assert_eq!(usize::from(ip.payload_length), frame.len() - 54);
+        let Some(TransportSlice::Udp(udp)) = parsed.transport else { panic!("no UDP") };
+        prop_assert_eq!((udp.source_port(), udp.destination_port(), udp.checksum()), (src_port, 8472, 0));
+        prop_assert_eq!(usize::from(udp.length()), frame.len() - 54);
+        prop_assert_eq!(&udp.payload()[..8], &[8, 0, 0, 0, 0, 0, 1, 0][..]);
+        prop_assert_eq!(&udp.payload()[20..22], &[0x86, 0xdd][..]);
+        let mut read = <Tunnel<Ipv6Hdr, ()>>::from_bytes(&frame).unwrap();
+        prop_assert!(read.is_for(&VTEP6));
+        read.outer.ip.next_hdr = 6;
+        prop_assert!(!read.is_for(&VTEP6));
+    }
+
+    #[test]
+    fn over_ipv6_a_plain_packet_stops_being_plain_when_any_deciding_field_changes(index in 0_usize..31, bit in 0_u8..8) {
+        // Offsets of the bytes that decide: type, next header, destination, port, flags, VNI, inner type and next header.
+        // Of the two version bytes any bit of the version alone decides.
+        let mut deciding: Vec<usize> = vec![12, 13];
+        deciding.extend(38..54);
+        deciding.extend([56, 57, 62, 66, 67, 68, 82, 83]);
+        let mut t = over_ipv6::<Ipv6Hdr>(140, 0, 50_000);
+        t.inner = inner_ipv6(100);
+        prop_assert!(t.is_plain(&VTEP6));
+        let mut raw = bytes(&t).to_vec();
+        match deciding.get(index) {
+            Some(at) => raw[*at] ^= 1 << bit,
+            // The version of the outer and of the inner header.
+            None if bit >= 4 => raw[if index % 2 == 0 { 14 } else { 84 }] ^= 1 << bit,
+            // A header that follows the outer one; an option that follows the inner one.
+            None if index % 2 == 0 => raw[20] = [0, 43, 44, 60][usize::from(bit)],
+            None => raw[90] = [0, 43, 51, 60][usize::from(bit)],
+        }
+        let changed = <Tunnel<Ipv6Hdr, Ipv6Hdr>>::from_bytes(&raw).unwrap();
+        prop_assert!(!changed.is_plain(&VTEP6));
+    }
+}
+
+#[test]
+fn lengths_over_ipv6_are_those_of_payloads() {
+    let mut t = over_ipv6::<Ipv6Hdr>(140, 0, 50_000);
+    t.inner = inner_ipv6(100);
+    let whole = 14 + 70 + 40 + 100;
+    assert!(t.lengths_agree(whole) && !t.lengths_agree(whole - 1));
+    let longer = Tunnel { inner: inner_ipv6(101), ..t };
+    assert!(!longer.lengths_agree(whole), "inner longer than outer");
+    let empty = Tunnel { inner: inner_ipv6(0), ..t };
+    assert!(empty.lengths_agree(whole), "no payload, and bytes behind it");
+    t.outer.udp.len = 169_u16.to_be_bytes();
+    assert!(!t.lengths_agree(whole), "UDP and IP disagree");
+}
+
+#[test]
+fn the_inner_family_is_told_by_the_type() {
+    let mut t = over_ipv6::<Ipv4Hdr>(120, 0, 50_000);
+    (t.inner.vihl, t.inner.tot_len) = (0x45, 120_u16.to_be_bytes());
+    assert!(t.is_plain(&VTEP6) && t.lengths_agree(14 + 70 + 120));
+    t.outer.eth.ether_type = ETHERTYPE_IPV6.to_be();
+    assert!(!t.is_plain(&VTEP6));
+}
+
+#[test]
+fn bytes_are_those_that_are_written() {
+    let encap = Encap {
+        src: [0x10; 16],
+        dst: [0x20; 16],
+        src_port: 50_000,
+        port: 8472,
+        vni: 1,
+        inner_len: 100,
+        tos: 0,
+        inner_type: ETHERTYPE_IPV6,
+        inner_src: [2; 6],
+        inner_dst: [4; 6],
+    };
+    assert_eq!(encap.to_bytes()[..], bytes(&over_ipv6::<Ipv6Hdr>(100, 0, 50_000))[14..84]);
 }

@@ -278,4 +278,6 @@ impl Accepted {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
