@@ -84,14 +84,14 @@ impl Wires {
         let wires = Self { family, pod: fresh_netns(), world: fresh_netns() };
         let nodad = if family == Family::Ipv6 { "nodad" } else { "" };
         // Nobody is asked for a neighbour from a link-local address that is still tentative.
-        let no_dad = || {
+        let settle_at_once = || {
             for device in ["all", "default"] {
                 sysctl::set(&sysctl::interface(Family::Ipv6, device, "accept_dad"), "0").unwrap();
             }
         };
-        no_dad();
+        settle_at_once();
         for namespace in [&wires.pod, &wires.world] {
-            namespace.run(no_dad).unwrap();
+            namespace.run(settle_at_once).unwrap();
         }
         let net = |text: &str| net(family, text);
         let add = |address: &str, device: &str| {
