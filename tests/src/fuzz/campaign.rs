@@ -210,7 +210,8 @@ mod tests {
             packet.bytes.len() + set + usize::from(packet.gso.is_some())
         };
         let mut rounds = 0;
-        while let Some(next) = simpler(&packet).next() {
+        loop {
+            let Some(next) = simpler(&packet).next() else { break };
             assert!(weight(&next) < weight(&packet), "{next:?}");
             packet = next;
             rounds += 1;
