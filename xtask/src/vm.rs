@@ -97,7 +97,7 @@ fn told(outcome: &Outcome) -> String {
     let all = features.iter().cloned().chain(refusal);
     let all = all.chain(steps.iter().map(ToString::to_string));
     let all = all.chain(trouble.iter().map(|line| format!("TROUBLE: {line}")));
-    all.map(|line| format!("    {line}\n")).collect()
+    all.fold(String::new(), |text, line| text + "    " + &line + "\n")
 }
 
 fn boot(kernel: &Kernel, base: &Path, dir: &Path, accelerator: Accelerator, plan: &Plan) -> Result<Outcome> {

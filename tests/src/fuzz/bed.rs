@@ -33,8 +33,10 @@ pub(crate) struct Both {
 }
 
 const fn both(v4: [u8; 4], v6: [u16; 8]) -> Both {
-    let [a, b, c, d, e, f, g, h] = v6;
-    Both { v4: Ipv4Addr::new(v4[0], v4[1], v4[2], v4[3]), v6: Ipv6Addr::new(a, b, c, d, e, f, g, h) }
+    Both {
+        v4: Ipv4Addr::new(v4[0], v4[1], v4[2], v4[3]),
+        v6: Ipv6Addr::new(v6[0], v6[1], v6[2], v6[3], v6[4], v6[5], v6[6], v6[7]),
+    }
 }
 
 pub(crate) const VTEP: Both = both([192, 0, 2, 1], [0x2001, 0xdb8, 0, 1, 0, 0, 0, 1]);

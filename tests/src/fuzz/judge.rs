@@ -46,11 +46,6 @@ impl<'a> Ip<'a> {
             _ => None,
         }
     }
-
-    /// By the type of the frame that it was found in.
-    const fn is_v4(self, frame: &[u8]) -> bool {
-        frame[12] == 8
-    }
 }
 
 /// A header's fields that are the same in both versions.
@@ -71,7 +66,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 fn fields(frame: &[u8]) -> Option<Fields> {
     let ip = Ip::in_frame(frame)?;
     let bytes = ip.0;
-    Some(if ip.is_v4(frame) {
+    Some(if frame[12] == 8 {
         Fields {
             len: 20,
             hops: bytes[8],
@@ -131,7 +126,7 @@ fn same(got: &[u8], wanted: &[u8], before: &[u8]) -> Result<(), String> {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Says what became of a packet, or what is wrong with that.

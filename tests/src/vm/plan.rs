@@ -24,7 +24,7 @@ const OVERLAY: &str = "/tests/overlay";
 const OBJECT: &str = "/tests/overlay.o";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// For what is asked of overlay itself.
-const QUESTION: Duration = Duration::from_secs(120);
+const QUESTION: Duration = Duration::from_mins(2);
 
 /// Runs all steps, or sees to it that the kernel is refused.
 pub(crate) fn run() -> Result<()> {
