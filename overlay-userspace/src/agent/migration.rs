@@ -181,7 +181,8 @@ impl Migration {
                 };
                 let mut attached = false;
                 for &hook in role.hooks() {
-                    attached |= Programs::is_attached(&mut netlink, device, hook)?;
+                    attached |= programs.linked(role, device, hook).is_some()
+                        || Programs::is_attached(&mut netlink, device, hook)?;
                 }
                 if attached {
                     programs.attach_all(role, device)?;

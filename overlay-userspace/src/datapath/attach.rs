@@ -22,7 +22,7 @@ mod running;
 pub mod xdp;
 
 pub use look::{Attachment, severed};
-pub use running::{Running, running};
+pub use running::{Running, running, xdp_program};
 
 /// The pinned programs, opened once for any number of devices.
 pub struct Programs {
@@ -95,11 +95,7 @@ impl Programs {
     }
 
     fn open(&self, hook: Hook) -> Result<SchedClassifier, DatapathError> {
-        let path = self.pins.program(hook.name());
-        SchedClassifier::from_pin(&path).map_err(|e| match Cause::from(e) {
-            Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
-            cause => DatapathError::new(format!("open {}", path.display()), cause),
-        })
+        open(&self.pins, hook)
     }
 
     /// Attaches all programs of `role` to the device, or updates them where they are attached.
@@ -154,6 +150,12 @@ impl Programs {
             programs.iter().any(|program| program.name() == hook.name().as_bytes())
         };
         Ok(tcx.is_ok_and(by_name) || clsact::present(netlink, device, hook)?)
+    }
+
+    /// The kernel's id of the program that the pinned link of `hook` runs; none where there is no such link.
+    pub fn linked(&self, role: Role, device: Device<'_>, hook: Hook) -> Option<u32> {
+        let link = PinnedLink::from_pin(self.pins.link(&role.link_name(device, hook))).ok()?;
+        FdLink::from(link).info().ok().map(|info| info.program_id())
     }
 
     /// Attaches in the device's mode, then detaches what an agent in the other one has left: it would go on running
@@ -257,6 +259,15 @@ impl Programs {
         }
         Ok(removed)
     }
+}
+
+/// Opens the pinned program of `hook`.
+fn open(pins: &Pins, hook: Hook) -> Result<SchedClassifier, DatapathError> {
+    let path = pins.program(hook.name());
+    SchedClassifier::from_pin(&path).map_err(|e| match Cause::from(e) {
+        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
+        cause => DatapathError::new(format!("open {}", path.display()), cause),
+    })
 }
 
 /// Whether a link, by index, has filters of ours: programs that are attached by clsact.

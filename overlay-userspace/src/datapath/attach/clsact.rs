@@ -4,14 +4,14 @@
 //! (`tcx_entry_sync`, include/net/tcx.h), some 10 ms each, and a pod's life has four of them, during which no other
 //! pod of the node comes or goes. A filter waits for none.
 
-use std::{io, os::fd::AsFd as _};
+use std::os::fd::AsFd as _;
 
-use aya::programs::ProgramInfo;
+use aya::programs::SchedClassifier;
 use overlay_common::reason::Hook;
 
 use super::{Attached, Device};
 use crate::{
-    datapath::{Cause, DatapathError, pins::Pins},
+    datapath::{DatapathError, pins::Pins},
     host::netlink::{Direction, FilterKey, Netlink, NetlinkError},
 };
 
@@ -32,12 +32,14 @@ impl From<NetlinkError> for DatapathError {
     }
 }
 
-pub(super) fn open(pins: &Pins, hook: Hook) -> Result<ProgramInfo, DatapathError> {
-    let path = pins.program(hook.name());
-    ProgramInfo::from_pin(&path).map_err(|e| match Cause::from(e) {
-        Cause::Io(e) if e.kind() == io::ErrorKind::NotFound => DatapathError::NotPinned { path },
-        cause => DatapathError::new(format!("open {}", path.display()), cause),
-    })
+/// The kernel's id of the pinned program of `hook`.
+pub(super) fn pinned_id(pins: &Pins, hook: Hook) -> Result<u32, DatapathError> {
+    id(&super::open(pins, hook)?, hook)
+}
+
+fn id(program: &SchedClassifier, hook: Hook) -> Result<u32, DatapathError> {
+    let info = program.info();
+    Ok(info.map_err(|e| DatapathError::new(format!("inspect the program {}", hook.name()), e))?.id())
 }
 
 /// Attaches the pinned program of `hook`, in place of what our filter runs.
@@ -47,16 +49,16 @@ pub(super) fn attach(
     device: Device<'_>,
     hook: Hook,
 ) -> Result<(), DatapathError> {
-    let program = open(pins, hook)?;
-    replace(&program, netlink, device, hook)
+    replace(&super::open(pins, hook)?, netlink, device, hook)
 }
 
 fn replace(
-    program: &ProgramInfo,
+    program: &SchedClassifier,
     netlink: &mut Netlink,
     device: Device<'_>,
     hook: Hook,
 ) -> Result<(), DatapathError> {
+    // That of the pin: a program's id opens it for CAP_SYS_ADMIN alone.
     let fd = program.fd().map_err(|e| DatapathError::new(format!("open the program {}", hook.name()), e))?;
     netlink.replace_bpf_filter(device.ifindex, direction(hook), KEY, hook.name(), fd.as_fd())?;
     Ok(())
@@ -69,10 +71,11 @@ pub(super) fn ensure(
     device: Device<'_>,
     hook: Hook,
 ) -> Result<Attached, DatapathError> {
-    let program = open(pins, hook)?;
+    let program = super::open(pins, hook)?;
+    let wanted = id(&program, hook)?;
     let filters = netlink.bpf_filters(device.ifindex, direction(hook))?;
     let present = filters.iter().find(|filter| filter.key == KEY);
-    if present.is_some_and(|filter| filter.program == Some(program.id())) {
+    if present.is_some_and(|filter| filter.program == Some(wanted)) {
         return Ok(Attached::Kept);
     }
     if present.is_none() {

@@ -31,13 +31,15 @@ impl Programs {
         device: Device<'_>,
         hook: Hook,
     ) -> Result<Attachment, DatapathError> {
-        let pinned = clsact::open(&self.pins, hook)?.id();
-        // An error is a kernel without tcx, or a device that is gone.
-        let linked: Vec<u32> = SchedClassifier::query_tcx(device.name, attach_type(hook))
-            .map(|(_, programs)| {
+        let pinned = clsact::pinned_id(&self.pins, hook)?;
+        // An error is a kernel without tcx, a device that is gone, or nobody who may ask about programs by their ids
+        // (CAP_SYS_ADMIN): the pinned link may be asked.
+        let linked: Vec<u32> = SchedClassifier::query_tcx(device.name, attach_type(hook)).map_or_else(
+            |_| self.linked(role, device, hook).into_iter().collect(),
+            |(_, programs)| {
                 programs.iter().filter(|program| is(program, hook)).map(ProgramInfo::id).collect()
-            })
-            .unwrap_or_default();
+            },
+        );
         let filtered = clsact::program(netlink, device, hook)?;
         let (own, other) = match self.mode_of(role, device) {
             AttachMode::Tcx => (linked, filtered.into_iter().collect()),

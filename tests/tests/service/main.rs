@@ -7,6 +7,8 @@
     reason = "tests panic, in helper functions as well, to keep the line number"
 )]
 
+mod systemd;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -160,7 +162,7 @@ fn without_a_manager_the_agent_runs_alike_and_with_a_deaf_one_it_says_so_once() 
 /// The unit, with the binary under test and without the names of pages that are not installed here.
 #[track_caller]
 fn unit(dir: &Path) -> PathBuf {
-    let text = include_str!("../../deploy/systemd/overlay.service");
+    let text = include_str!("../../../deploy/systemd/overlay.service");
     assert_eq!(text.matches("/usr/local/bin/overlay ").count(), 2);
     let text = text.replace("/usr/local/bin/overlay", &overlay_binary().display().to_string());
     let text: Vec<_> = text.lines().filter(|line| !line.starts_with("Documentation=")).collect();
@@ -211,8 +213,8 @@ fn systemd_takes_the_unit_and_finds_little_exposure() {
 
 #[test]
 fn the_unit_grants_what_the_manifest_grants() {
-    let unit = include_str!("../../deploy/systemd/overlay.service");
-    let manifest = include_str!("../../deploy/overlay-capabilities.yaml");
+    let unit = include_str!("../../../deploy/systemd/overlay.service");
+    let manifest = include_str!("../../../deploy/overlay-capabilities.yaml");
     let mut granted: Vec<_> = unit
         .lines()
         .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
