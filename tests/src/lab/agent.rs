@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use overlay_common::maps::SCHEMA;
+use overlay_common::maps::{SCHEMA, v1};
 
 use super::sweep::{self, Process};
 use super::{Node, exec, interrupt};
@@ -148,12 +148,18 @@ pub enum Build {
     Own,
     /// The one with the rehearsal of the next schema.
     Next,
+    /// One of the first schema, which `OVERLAY_OLD_BIN` names.
+    Older,
 }
 
 impl Build {
     /// The number of its schema.
     pub fn schema(self) -> u32 {
-        SCHEMA + u32::from(self == Self::Next)
+        match self {
+            Self::Own => SCHEMA,
+            Self::Next => SCHEMA + 1,
+            Self::Older => v1::SCHEMA,
+        }
     }
 
     /// Its binary.
@@ -162,6 +168,10 @@ impl Build {
         match self {
             Self::Own => overlay_binary(),
             Self::Next => next_binary(),
+            Self::Older => {
+                let path = env::var_os("OVERLAY_OLD_BIN").map(PathBuf::from).filter(|path| path.is_file());
+                path.expect("OVERLAY_OLD_BIN names a build of the first schema")
+            }
         }
     }
 }

@@ -15,7 +15,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{AgentOptions, ClusterFile, Docker, Lab, Lan, Link, Namespace, Network, Node, NodeEntry, Pod};
+use super::{
+    AgentOptions, Build, ClusterFile, Docker, Lab, Lan, Link, Namespace, Network, Node, NodeEntry, Pod,
+};
 
 const LAN_A: [u8; 4] = [192, 0, 2, 0];
 const LAN_B: [u8; 4] = [192, 0, 2, 64];
@@ -65,9 +67,17 @@ pub struct ClusterBuilder {
     link: Link,
     docker: Docker,
     network: Network,
+    first: Build,
 }
 
 impl ClusterBuilder {
+    /// Which build the nodes are of at first.
+    #[must_use]
+    pub fn first(mut self, build: Build) -> Self {
+        self.first = build;
+        self
+    }
+
     /// Wire mode and MTU of every link of the underlay.
     #[must_use]
     pub fn link(mut self, link: Link) -> Self {
@@ -121,7 +131,8 @@ impl ClusterBuilder {
             let subnet = Ipv4Net::new_assert(Ipv4Addr::new(a, b, index, 0), 24);
             let node = Node::builder(name, host(net, number, LAN_PREFIX), subnet)
                 .gateway(host(net, ROUTER_HOST, LAN_PREFIX).addr())
-                .docker(self.docker);
+                .docker(self.docker)
+                .build(self.first);
             nodes.push(node.on_lan(&lab, lan));
         }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::Signal;
-use overlay_common::maps::SCHEMA;
 use serde_json::Value;
 
 use super::agent::{self, Agent, AgentOptions, Build};
@@ -30,7 +29,7 @@ pub(super) struct Site {
 }
 
 /// What the agent and the command line, and what the CNI plugin are of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Builds {
     agent: Build,
     /// The one under test if not said.
@@ -54,9 +53,17 @@ pub struct NodeBuilder {
     gateway: Option<Ipv4Addr>,
     subnet: Ipv4Net,
     docker: Docker,
+    build: Build,
 }
 
 impl NodeBuilder {
+    /// Which build agent, command line and plugin are of at first; the one under test if not said.
+    #[must_use]
+    pub fn build(mut self, build: Build) -> Self {
+        self.build = build;
+        self
+    }
+
     /// The router that the default route of the node leads to; without it the node has none.
     #[must_use]
     pub fn gateway(mut self, gateway: Ipv4Addr) -> Self {
@@ -106,9 +113,12 @@ impl NodeBuilder {
         let site = Site {
             name: self.name,
             namespace,
-            pins: pins.join(format!("v{SCHEMA}")),
+            pins: pins.join(format!("v{}", self.build.schema())),
             lab_dir: lab.dir().to_owned(),
-            builds: Mutex::default(),
+            builds: Mutex::new(Builds {
+                agent: self.build,
+                plugin: (self.build != Build::Own).then(|| self.build.binary()),
+            }),
         };
         Node {
             site: Arc::new(site),
@@ -128,7 +138,8 @@ impl Node {
 
     /// A node `name` with the address and prefix length `underlay`, whose pods live in `subnet`.
     pub fn builder(name: &str, underlay: Ipv4Net, subnet: Ipv4Net) -> NodeBuilder {
-        NodeBuilder { name: name.to_owned(), underlay, gateway: None, subnet, docker: Docker::default() }
+        let (gateway, docker, build) = (None, Docker::default(), Build::Own);
+        NodeBuilder { name: name.to_owned(), underlay, gateway, subnet, docker, build }
     }
 
     /// Its name in the cluster.

@@ -5,19 +5,16 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use etherparse::{EtherType, Ethernet2Header, IpDscp, IpEcn, IpNumber, Ipv4Header, TcpHeader, UdpHeader};
-use nix::{
-    mount::{MsFlags, mount, umount},
-    sched::{CloneFlags, unshare},
-};
+use nix::sched::{CloneFlags, unshare};
 use overlay_common::{
     counter::Path,
     maps::{Addr, Endpoint, NODE_HOST, NODE_SELF, Node, Owner},
     reason::{Hook, Reason},
 };
+use overlay_tests::lab::Lab;
 use overlay_userspace::datapath::{
     events::Events,
     flows::StackFlows,
@@ -69,7 +66,8 @@ pub(crate) struct Bed {
     pub(crate) devices: Devices,
     pub(crate) loaded: Loaded,
     pins: Pins,
-    root: PathBuf,
+    /// With the bpffs, also of a test that is killed: the next one sweeps it.
+    _lab: Lab,
 }
 
 /// Which counter a packet has to move, by one and by its length.
@@ -133,15 +131,7 @@ impl Bed {
     }
 
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let root = std::env::temp_dir().join(format!(
-            "overlay-programs-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
-        std::fs::create_dir(&root).unwrap();
-        mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-
+        let lab = Lab::new();
         ip("link set lo up");
         ip(&format!("link add wire address {} type veth peer name far", mac_text(WIRE_MAC)));
         ip("link add pod type veth peer name inside");
@@ -164,9 +154,9 @@ impl Bed {
             wire: ifindex("wire"),
             anchor: ifindex("overlay.1"),
         };
-        let pins = Pins::new(root.join("v1"));
+        let pins = Pins::new(lab.dir().join("bpf").join("v1"));
         let loaded = object::load(&pins, &constants(devices.anchor)).unwrap();
-        let bed = Self { devices, loaded, pins, root };
+        let bed = Self { devices, loaded, pins, _lab: lab };
         bed.fill();
         bed
     }
@@ -274,16 +264,6 @@ impl Bed {
                 one => vec![(one, 1)],
             };
             assert_eq!(moved, wanted, "{name}: counters");
-        }
-    }
-}
-
-impl Drop for Bed {
-    fn drop(&mut self) {
-        if let Err(e) =
-            umount(self.root.as_path()).map_err(Into::into).and_then(|()| std::fs::remove_dir(&self.root))
-        {
-            eprintln!("clean up {}: {e}", self.root.display());
         }
     }
 }

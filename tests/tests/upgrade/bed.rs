@@ -26,7 +26,12 @@ pub(crate) fn serve(node: &Node, backend: Ipv4Addr) {
 
 /// How agents are started here: an older one finds the newer build.
 pub(crate) fn options() -> AgentOptions {
-    let newer = Build::Next.binary().to_str().unwrap().to_owned();
+    with_newer(Build::Next)
+}
+
+/// How agents are started that find this newer build.
+pub(crate) fn with_newer(newer: Build) -> AgentOptions {
+    let newer = newer.binary().to_str().unwrap().to_owned();
     AgentOptions { args: vec!["--newer-build".to_owned(), newer], ..AgentOptions::default() }
 }
 
@@ -57,7 +62,12 @@ pub(crate) fn facts(node: &Node) -> Value {
 /// The node's facts are those of `before`; more flows may have been recorded since.
 #[track_caller]
 pub(crate) fn expect_kept(node: &Node, before: &Value, when: &str) {
-    let after = facts(node);
+    expect_same(&facts(node), before, when);
+}
+
+/// As [`expect_kept`], of facts that were read.
+#[track_caller]
+pub(crate) fn expect_same(after: &Value, before: &Value, when: &str) {
     for what in ["endpoints", "ports", "nodes"] {
         assert_eq!(after[what], before[what], "{what} {when}");
     }

@@ -31,7 +31,7 @@ const TRY_AGAIN_LATER: i64 = 11;
 const fn other(build: Build) -> Build {
     match build {
         Build::Own => Build::Next,
-        Build::Next => Build::Own,
+        Build::Next | Build::Older => Build::Own,
     }
 }
 
