@@ -9,8 +9,11 @@
 
 mod cluster;
 mod crowd;
+mod desk;
 mod fresh;
 mod members;
+mod operate;
+mod page;
 mod plugin;
 mod pods;
 mod rights;
@@ -108,6 +111,8 @@ enum Case {
     Restart,
     /// Upgrade to another image under traffic
     Upgrade,
+    /// Upgrade to an image of the next schema under traffic
+    Schema,
     /// SIGKILL of every agent under traffic
     Kill,
     /// The API server is away for a minute, under traffic
@@ -118,6 +123,10 @@ enum Case {
     Rights,
     /// `kubectl overlay` on all nodes
     Plugin,
+    /// What people look at a cluster with: monitor, capture, trace, doctor, lists, dumps
+    Operate,
+    /// The page, and Prometheus
+    Page,
     /// Thousands of Node objects
     Crowd,
 }
@@ -129,11 +138,14 @@ impl Case {
             Self::Scale => "scale: pods come and go, no address is lost",
             Self::Restart => "restart: rolling restart under traffic",
             Self::Upgrade => "upgrade: another image under traffic",
+            Self::Schema => "schema: the next schema and back under traffic",
             Self::Kill => "kill: SIGKILL of the agents under traffic",
             Self::Api => "api: no API server for a minute, under traffic",
             Self::Members => "members: a node comes and goes",
             Self::Rights => "rights: refusals of the API server",
             Self::Plugin => "plugin: kubectl overlay says what each node says",
+            Self::Operate => "operate: monitor, capture, trace, doctor and lists say what is",
+            Self::Page => "page: page and metrics of all nodes, by a real Prometheus",
             Self::Crowd => "crowd: thousands of nodes",
         }
     }
@@ -144,11 +156,14 @@ impl Case {
             Self::Scale => scale::run(suite),
             Self::Restart => survival::restart(suite),
             Self::Upgrade => survival::upgrade(suite),
+            Self::Schema => survival::schema(suite),
             Self::Kill => survival::kill(suite),
             Self::Api => survival::api(suite),
             Self::Members => members::run(suite),
             Self::Rights => rights::run(suite),
             Self::Plugin => plugin::run(suite),
+            Self::Operate => operate::run(suite),
+            Self::Page => page::run(suite),
             Self::Crowd => crowd::run(suite),
         }
     }
@@ -157,7 +172,14 @@ impl Case {
     fn lacks(self, options: &Options) -> Option<&'static str> {
         let missing = |option: Option<&String>, name| option.is_none().then_some(name);
         match self {
-            Self::Fresh | Self::Scale | Self::Restart | Self::Upgrade | Self::Plugin => None,
+            Self::Fresh
+            | Self::Scale
+            | Self::Restart
+            | Self::Upgrade
+            | Self::Schema
+            | Self::Plugin
+            | Self::Operate => None,
+            Self::Page => page::lacks(),
             Self::Kill | Self::Rights | Self::Crowd => {
                 missing(options.access.node_exec.as_ref(), "needs --node-exec")
             }
@@ -183,6 +205,16 @@ struct Images {
     probe: PathBuf,
     /// Another build of overlay, and its reference.
     upgrade: (PathBuf, String),
+    /// A build of the next schema, and its reference; where a case wants it.
+    next: Option<(PathBuf, String)>,
+    /// Prometheus of this machine; where a case wants it.
+    prometheus: Option<PathBuf>,
+}
+
+impl Options {
+    fn wants(&self, case: Case) -> bool {
+        (self.only.is_empty() || self.only.contains(&case)) && case.lacks(self).is_none()
+    }
 }
 
 /// Runs the cases.
@@ -221,9 +253,26 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 fn build_images(workspace: &Workspace, options: &Options) -> Result<(Images, PathBuf)> {
+    let dir = workspace.target().join("images");
+    // Before the delivered one, whose place in the target directory it takes.
+    let next = if options.wants(Case::Schema) {
+        let object = ebpf::build_schema(workspace, ebpf::Schema::Next)?;
+        let binary = workspace.build_next_static(&object)?;
+        let next = (dir.join("overlay-next.tar"), format!("{}-next", image::REFERENCE));
+        image::overlay(&binary, &next.1, false, &next.0)?;
+        Some(next)
+    } else {
+        None
+    };
+    let prometheus = if options.wants(Case::Page) {
+        let prometheus = dir.join("prometheus.tar");
+        page::build(&prometheus)?;
+        Some(prometheus)
+    } else {
+        None
+    };
     let object = ebpf::build(workspace)?;
     let [binary, probe] = workspace.build_static(["overlay", "probe"], &object)?;
-    let dir = workspace.target().join("images");
     let images = Images {
         // The command that loads it may work in another directory.
         overlay: match &options.image {
@@ -232,6 +281,8 @@ fn build_images(workspace: &Workspace, options: &Options) -> Result<(Images, Pat
         },
         probe: dir.join("probe.tar"),
         upgrade: (dir.join("overlay-upgrade.tar"), format!("{}-upgrade", image::REFERENCE)),
+        next,
+        prometheus,
     };
     if options.image.is_none() {
         image::overlay(&binary, image::REFERENCE, false, &images.overlay)?;
@@ -270,7 +321,8 @@ mod tests {
     fn a_case_without_the_means_for_it_says_which_option_is_missing() {
         let options = parse(&[]).unwrap();
         let lacking = Case::value_variants().iter().filter(|case| case.lacks(&options).is_some());
-        assert_eq!(lacking.count(), 5);
+        // The page needs no option, but a program.
+        assert_eq!(lacking.filter(|case| **case != Case::Page).count(), 5);
         let options = parse(&["--node-exec", "ssh {node}", "--api-stop", "a", "--api-start", "b"]).unwrap();
         assert_eq!(Case::Api.lacks(&options), None);
         assert_eq!(Case::Members.lacks(&options), Some("needs --node-add and --node-remove"));

@@ -123,6 +123,18 @@ pub(crate) fn single(binary: &Path, reference: &str, output: &Path) -> Result<()
     write(&Image { reference, architecture: architecture()?, layers: &[&root], config }, output)
 }
 
+/// Writes an image of programs of this machine; the first is its entry point.
+pub(crate) fn of_programs(names: &[&str], reference: &str, output: &Path) -> Result<()> {
+    let mut root = RootFs::default();
+    let mut programs = Programs::default();
+    for name in names {
+        programs.program(name)?;
+    }
+    programs.put_into(&mut root, "/usr/share/overlay/packages")?;
+    let config = json!({ "Entrypoint": names.get(..1), "Env": [PATH] });
+    write(&Image { reference, architecture: architecture()?, layers: &[&root], config }, output)
+}
+
 fn write(image: &Image<'_>, output: &Path) -> Result<()> {
     let (archive, digest) = oci::archive(image)?;
     let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

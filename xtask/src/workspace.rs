@@ -101,10 +101,15 @@ impl Workspace {
         let mut command = self.host_cargo(object);
         command.args(["build", "--package", "overlay-userspace", "--features", ebpf::NEXT_SCHEMA]);
         let [built] = build(command, ["overlay"])?;
+        self.put_aside(&built, "overlay")
+    }
+
+    /// Copies a build to the directory of the next schema.
+    fn put_aside(&self, built: &Path, name: &str) -> Result<PathBuf> {
         let dir = self.target.join("next");
-        let (path, fresh) = (dir.join("overlay"), dir.join("overlay.new"));
+        let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-        fs::copy(&built, &fresh)
+        fs::copy(built, &fresh)
             .and_then(|_| fs::rename(&fresh, &path))
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
@@ -117,6 +122,18 @@ impl Workspace {
         binaries: [&str; N],
         object: &Path,
     ) -> Result<[PathBuf; N]> {
+        build(self.static_command(object)?, binaries)
+    }
+
+    /// As [`Self::build_next`], static: `target/next/overlay-static`.
+    pub(crate) fn build_next_static(&self, object: &Path) -> Result<PathBuf> {
+        let mut command = self.static_command(object)?;
+        command.args(["--package", "overlay-userspace", "--features", ebpf::NEXT_SCHEMA]);
+        let [built] = build(command, ["overlay"])?;
+        self.put_aside(&built, "overlay-static")
+    }
+
+    fn static_command(&self, object: &Path) -> Result<Command> {
         let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
         let flags = [
             "-Ctarget-feature=+crt-static".to_owned(),
@@ -130,7 +147,7 @@ impl Workspace {
         command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         // With a target named, the flags are not for build scripts and macros, which must be dynamic.
         command.args(["build", "--profile", "image", "--target", &self.static_target()?]);
-        build(command, binaries)
+        Ok(command)
     }
 
     /// The host's musl target where its standard library is installed, else the host itself.

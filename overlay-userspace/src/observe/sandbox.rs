@@ -37,7 +37,7 @@ pub fn open(pod: &Pod) -> anyhow::Result<(NetNs, u32)> {
         }
     }
     Err(anyhow!(
-        "no namespace of pod {} below {} or of any process: is this run in the node's own namespaces of files and processes?",
+        "no namespace of pod {} below {} or of any process: run this on the node itself, or in a pod that mounts the node's {1}",
         pod.address,
         NAMED[0]
     ))

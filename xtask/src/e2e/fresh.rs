@@ -72,6 +72,22 @@ pub(super) fn agents_ready(suite: &Suite<'_>) -> Result<Duration> {
     })
 }
 
+/// Waits until no agent has anything left that it could not do, and every node is as it should be.
+pub(super) fn settled(suite: &Suite<'_>) -> Result<()> {
+    wait("the doctor finds nothing on any node", LIMIT, || {
+        for (node, agent) in agents(suite)? {
+            let doctor = ["/overlay", "doctor", "--only", "agent,drift"];
+            let exec = ["exec", "-n", SYSTEM, name(&agent), "-c", "agent", "--"];
+            let (fine, said) = suite.cluster.attempt(&[&exec[..], &doctor].concat())?;
+            if !fine {
+                return Ok(Some(format!("{node}: {said}")));
+            }
+        }
+        Ok(None)
+    })
+    .map(drop)
+}
+
 /// The pods of the agents, by node. That of a node that has gone stays for a while.
 pub(super) fn agents(suite: &Suite<'_>) -> Result<Vec<(String, Value)>> {
     let nodes: Vec<String> = nodes(suite)?.iter().map(|node| name(node).to_owned()).collect();
@@ -148,11 +164,36 @@ pub(super) fn remove(suite: &Suite<'_>, keep: bool) -> Result<()> {
         let node = name(&node);
         // A terminated container may hold its locks a moment longer than its pod exists.
         thread::sleep(Duration::from_secs(1));
-        suite.cluster.on_node(node, &["/opt/cni/bin/overlay", "cleanup", "--pods"])?;
+        leave(suite, node)?;
         let left = suite.cluster.on_node(node, &["sh", "-c", LEFT])?;
         ensure!(left.trim().is_empty(), "{node}: cleanup has left {}", left.trim());
     }
     Ok(())
+}
+
+/// `overlay cleanup` on a node: removes what a dry run has listed, and then there is nothing to list.
+fn leave(suite: &Suite<'_>, node: &str) -> Result<()> {
+    // It removes the installed binary as well, so that a copy has to do it.
+    let copy = format!("/tmp/overlay-e2e-{node}");
+    suite.cluster.on_node(node, &["cp", "/opt/cni/bin/overlay", &copy])?;
+    let cleanup = |arguments: &[&str]| {
+        suite.cluster.on_node(node, &[&[copy.as_str(), "cleanup", "--pods"], arguments].concat())
+    };
+    let things = |said: &str, begin: &str| -> Vec<String> {
+        said.lines().filter_map(|line| line.strip_prefix(begin)).map(str::to_owned).collect()
+    };
+    let left = || -> Result<()> {
+        let listed = things(&cleanup(&["--dry-run"])?, "would remove ");
+        let removed = things(&cleanup(&[])?, "removed ");
+        ensure!(!listed.is_empty() && listed == removed, "{node}: listed {listed:?}, removed {removed:?}");
+        let again = cleanup(&["--dry-run"])?;
+        ensure!(again.trim().is_empty(), "{node}: after cleanup it lists {}", again.trim());
+        eprintln!("{node}: cleanup has listed and removed {} things; nothing is left to list", removed.len());
+        Ok(())
+    };
+    let result = left();
+    suite.cluster.on_node(node, &["rm", &copy])?;
+    result
 }
 
 /// Prints what there should not be any more.

@@ -61,7 +61,7 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
 }
 
 /// The token that the agent's pod is given, as it is on the node.
-fn token(suite: &Suite<'_>, node: &str, agent: &Value) -> Result<String> {
+pub(super) fn token(suite: &Suite<'_>, node: &str, agent: &Value) -> Result<String> {
     let uid = agent["metadata"]["uid"].as_str().context("the agent's pod has no uid")?;
     let script = format!("cat /var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~*/*/token");
     let token = suite.cluster.on_node(node, &["sh", "-c", &script])?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     NAMESPACE, SYSTEM, Suite,
     cluster::{Cluster, wait},
-    fresh::{LIMIT, agents, agents_ready, name, nodes},
+    fresh::{LIMIT, agents, agents_ready, name, nodes, overlay, settled},
     pods::{self, PORT, Pod, template},
 };
 use crate::image;
@@ -46,6 +46,90 @@ pub(super) fn upgrade(suite: &Suite<'_>) -> Result<()> {
         ensure!(plugins(suite)? == before, "the plugin of a node has not been put back");
         Ok(())
     })
+}
+
+/// To the rehearsal of the next schema and back.
+pub(super) fn schema(suite: &Suite<'_>) -> Result<()> {
+    let (archive, reference) = suite.images.next.as_ref().context("there is no image of the next schema")?;
+    suite.cluster.load(archive)?;
+    under_traffic(suite, || {
+        let before = leases(suite)?;
+        let own = schemas(suite)?;
+        let next: Vec<u64> = own.iter().map(|schema| schema + 1).collect();
+        for (reference, wanted) in [(reference.as_str(), &next), (image::REFERENCE, &own)] {
+            let since = Instant::now();
+            set_image_and_kill(suite, reference)?;
+            let found = schemas(suite)?;
+            ensure!(found == *wanted, "schemas {found:?} are in force instead of {wanted:?}");
+            ensure!(leases(suite)? == before, "addresses of pods are not what they were");
+            eprintln!(
+                "schema {} in force on {} nodes after {:.0} s, with all of its {} leases",
+                found.first().unwrap_or(&0),
+                found.len(),
+                since.elapsed().as_secs_f64(),
+                before.iter().map(Vec::len).sum::<usize>()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// On a node: kills the agent once, that long after it has begun to change the schema, and prints what is in force then.
+const KILL_IN_CHANGE: &str = "for i in $(seq 9000); do \
+    if [ -L /sys/fs/bpf/overlay/current ]; then \
+        sleep \"$1\"; pkill -KILL -o -f '^/overlay agent' && readlink /sys/fs/bpf/overlay/current; exit 0; \
+    fi; sleep 0.02; done; exit 1";
+
+/// Another image for all agents, each of which is killed while it changes the schema, where nodes can be reached.
+fn set_image_and_kill(suite: &Suite<'_>, reference: &str) -> Result<()> {
+    if suite.options.access.node_exec.is_none() {
+        return set_image(suite, reference);
+    }
+    let nodes = nodes(suite)?;
+    thread::scope(|scope| {
+        let kill = |(number, node): (usize, &Value)| {
+            let (node, delay) = (name(node).to_owned(), format!("0.{number:02}"));
+            scope.spawn(move || {
+                let said = suite.cluster.on_node(&node, &["sh", "-c", KILL_IN_CHANGE, "sh", &delay]);
+                said.map(|said| (node, said.trim().to_owned()))
+            })
+        };
+        // Some hundredths of a second apart: at different steps.
+        let killers: Vec<_> = nodes.iter().enumerate().map(|(at, node)| kill((7 * at, node))).collect();
+        set_image(suite, reference)?;
+        for killer in killers {
+            let killed = killer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let (node, in_force) = killed.context("kill an agent that changes the schema")?;
+            let what = if in_force.is_empty() { "after its change" } else { "in its change" };
+            eprintln!("{node}: agent killed {what}, {in_force} in force");
+        }
+        agents_ready(suite).map(drop)
+    })
+}
+
+/// The schema that is in force on each node: the last part of where its pins are.
+fn schemas(suite: &Suite<'_>) -> Result<Vec<u64>> {
+    let schema = |(node, agent): &(String, Value)| {
+        let status = overlay(suite, agent, "status")?;
+        let number = status["pins"].as_str().and_then(|path| path.rsplit_once("/v")?.1.parse().ok());
+        number.with_context(|| format!("read the schema of {node} from {}", status["pins"]))
+    };
+    agents(suite)?.iter().map(schema).collect()
+}
+
+/// Address and container of every endpoint of each node, but for what comes and goes: nodes in the order of their names.
+fn leases(suite: &Suite<'_>) -> Result<Vec<Vec<String>>> {
+    let mut agents = agents(suite)?;
+    agents.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let of = |(_, agent): &(String, Value)| {
+        let list = overlay(suite, agent, "endpoints")?;
+        let rows = list.as_array().context("overlay endpoints prints no list")?;
+        let mut rows: Vec<_> =
+            rows.iter().map(|row| format!("{} {}", row["address"], row["container"])).collect();
+        rows.sort();
+        Ok(rows)
+    };
+    agents.iter().map(of).collect()
 }
 
 fn set_image(suite: &Suite<'_>, reference: &str) -> Result<()> {
@@ -126,6 +210,7 @@ fn under_traffic(suite: &Suite<'_>, action: impl FnOnce() -> Result<()>) -> Resu
         let before = counts(suite, &streams)?;
         let since = Instant::now();
         action()?;
+        settled(suite)?;
         thread::sleep(SETTLE);
         let time = since.elapsed();
         let after = counts(suite, &streams)?;
