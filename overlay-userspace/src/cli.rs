@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -13,7 +12,6 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::{
     agent,
     cni::{self, install},
-    config::{self, Overrides, SourceKind},
     datapath::{DatapathError, pins::Pins, schema},
     host::bpffs,
 };
@@ -34,6 +32,7 @@ mod nodes;
 mod output;
 mod ports;
 mod programs;
+mod settings;
 mod status;
 mod sysdump;
 mod told;
@@ -42,6 +41,7 @@ mod version;
 
 use exit::Verdict;
 use output::OutputArgs;
+use settings::SettingsArgs;
 
 /// Pod network for Kubernetes: VXLAN built and stripped by eBPF programs.
 #[derive(Debug, Parser)]
@@ -125,29 +125,8 @@ struct CniArgs {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
-    /// The configuration file
-    #[arg(long, env = "OVERLAY_CONFIG", value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
-    /// This node's name [default: `node` of the file, or the host name]
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node: Option<String>,
-    /// Where the list of nodes comes from [default: `source` of the file, or file]
-    #[arg(long, env = "OVERLAY_SOURCE", value_name = "SOURCE")]
-    source: Option<SourceKind>,
-    /// Answer probes (/healthz, /readyz) on this address [default: `agent.health` of the file, or nowhere]
-    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
-    health: Option<SocketAddr>,
-    /// Measure the ways to other nodes [default: `agent.mesh.enabled` of the file, or true]
-    #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
-          require_equals = true)]
-    mesh: Option<bool>,
-    /// UDP port on which the nodes measure the ways between them [default: `agent.mesh.port` of the file, or 8473]
-    #[arg(long, env = "OVERLAY_MESH_PORT", value_name = "PORT")]
-    mesh_port: Option<u16>,
-    /// Install the CNI plugin once the network is there [default: `cni.install` of the file, or false]
-    #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
-          require_equals = true)]
-    install_cni: Option<bool>,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// A newer overlay binary, to take over from its schema [default: the installed CNI plugin]
     #[arg(long, env = "OVERLAY_NEWER_BUILD", value_name = "FILE")]
     newer_build: Option<PathBuf>,
@@ -225,23 +204,9 @@ fn mount(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl AgentArgs {
-    fn overrides(&self) -> Overrides {
-        let Self { node, source, health, mesh, mesh_port, install_cni, .. } = self;
-        Overrides {
-            node: node.clone(),
-            source: *source,
-            health: *health,
-            mesh: *mesh,
-            mesh_port: *mesh_port,
-            install_cni: *install_cni,
-        }
-    }
-}
-
 fn agent(args: AgentArgs, pins: Pins) -> anyhow::Result<()> {
-    let overrides = args.overrides();
-    let AgentArgs { config, newer_build, log, program_log, .. } = args;
+    let AgentArgs { settings, newer_build, log, program_log } = args;
+    let (config, overrides) = settings.split();
     let mut logger = env_logger::Builder::new();
     logger.filter_level(log).format_target(false).format_timestamp_millis();
     if log < log::LevelFilter::Debug {

@@ -12,7 +12,7 @@ use super::{
     anchor::{Anchor, RouteDifference},
     filter, local, node_routes,
     nodes::{self, Difference},
-    pods,
+    pods, xdp,
 };
 use crate::{
     config::{Attach, Config},
@@ -115,6 +115,9 @@ impl Look<'_> {
         if let Some(underlay) = &underlay {
             let attached = self.attached(mode, Role::Wire, &underlay.link);
             self.part(&underlay.link.name, attached);
+            if let Some(what) = xdp::look(&mut self.netlink, self.pins, network.xdp, &underlay.link) {
+                self.add(format_args!("program xdp_wire on {}", underlay.link.name), what);
+            }
         }
         let pods = self.pods(mode);
         self.part("pods", pods);

@@ -105,7 +105,7 @@ impl<'a> Life<'a> {
     pub(super) fn turn(&mut self) {
         self.health.turn();
         if let Some(source) = &self.source {
-            self.health.observed().activity().source(source.outage().map_or(Ok(()), Err));
+            self.health.observed().activity().source(source.outage().map_or(Ok(()), Err), source.heard());
         }
         self.notify.turn(Instant::now().into_std());
     }

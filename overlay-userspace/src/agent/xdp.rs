@@ -95,6 +95,22 @@ fn decide(wanted: Xdp, facts: &Facts) -> Decision {
     Decision::With(mac)
 }
 
+/// What a pass would change about `xdp_wire`; none for nothing. Where `auto` has none, the driver may have refused: that is
+/// as good as it gets, and the agent's log says so.
+pub(super) fn look(netlink: &mut Netlink, pins: &Pins, wanted: Xdp, wire: &Link) -> Option<&'static str> {
+    let device = Device { name: &wire.name, ifindex: wire.index };
+    let runs = xdp::program_of_link(pins, device);
+    let is_wanted =
+        wanted != Xdp::Off && matches!(decide(wanted, &facts(netlink, pins, wire)), Decision::With(_));
+    match (is_wanted, runs) {
+        (true, None) if wanted == Xdp::Guard => Some("is not attached"),
+        (true, Some(id)) if xdp::pinned_id(pins) != Some(id) => Some("is one of an earlier load"),
+        (true, Some(_)) if wire.xdp != runs => Some("has been detached from the device"),
+        (false, Some(_)) => Some("is attached, although it should not be"),
+        (true, _) | (false, None) => None,
+    }
+}
+
 fn given_up(driver: &str) -> Option<&'static str> {
     GIVES_UP.iter().find(|(name, _)| *name == driver).map(|(_, loss)| *loss)
 }

@@ -1,15 +1,13 @@
 //! `overlay doctor`: prints what is wrong with the node, and does what is safe about it where asked to.
 
-use std::{net::SocketAddr, path::PathBuf};
-
 use clap::{Args, builder::PossibleValuesParser};
 
 use super::{
     exit::Verdict,
     output::{Cell, OutputArgs, Row, Text, print_object},
+    settings::SettingsArgs,
 };
 use crate::{
-    config::{self, Overrides, SourceKind},
     datapath::pins::Pins,
     doctor::{self, CHECKS, Finding, Scope, Severity, Site},
 };
@@ -29,29 +27,9 @@ pub(super) struct Doctor {
     /// Say what `--fix` would do, and do nothing
     #[arg(long, requires = "fix")]
     dry_run: bool,
-    /// The configuration file of the agent
-    #[arg(long, env = "OVERLAY_CONFIG", value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
-    /// This node's name, as for the agent
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
-    node: Option<String>,
-    /// Where the list of nodes comes from, as for the agent
-    #[arg(long, env = "OVERLAY_SOURCE", value_name = "SOURCE")]
-    source: Option<SourceKind>,
-    /// Where the agent answers probes, as for the agent
-    #[arg(long, env = "OVERLAY_HEALTH", value_name = "ADDRESS:PORT")]
-    health: Option<SocketAddr>,
-    /// Whether the nodes answer probes, as for the agent
-    #[arg(long, env = "OVERLAY_MESH", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
-          require_equals = true)]
-    mesh: Option<bool>,
-    /// UDP port of the probes, as for the agent
-    #[arg(long, env = "OVERLAY_MESH_PORT", value_name = "PORT")]
-    mesh_port: Option<u16>,
-    /// Whether the agent installs the CNI plugin, as for the agent
-    #[arg(long, env = "OVERLAY_INSTALL_CNI", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true",
-          require_equals = true)]
-    install_cni: Option<bool>,
+    // As the agent was given them.
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 impl Row for Finding {
@@ -74,9 +52,8 @@ impl Row for Finding {
 
 /// Runs the checks, and prints what they have found.
 pub(super) fn run(pins: Pins, args: Doctor) -> anyhow::Result<Verdict> {
-    let Doctor { output, only, fix, dry_run, config, node, source, health, mesh, mesh_port, install_cni } =
-        args;
-    let overrides = Overrides { node, source, health, mesh, mesh_port, install_cni };
+    let Doctor { output, only, fix, dry_run, settings } = args;
+    let (config, overrides) = settings.split();
     let mut site = Site::read(pins, config, &overrides)?;
     let mut findings = doctor::examine(&site, &only);
     let mut failed = false;

@@ -30,9 +30,10 @@ impl Agent {
         let Some(process) = process::find(pins) else { return Self::default() };
         let found = Self { running: true, pid: Some(process.pid), ..Self::default() };
         let Some(args) = arguments(process) else { return found };
-        let config = args.config.display().to_string();
+        let (file, overrides) = args.settings.split();
+        let config = file.display().to_string();
         // It may have been changed for the worse since.
-        let settings = Settings::load(&process.path(&args.config), &args.overrides()).ok();
+        let settings = Settings::load(&process.path(&file), &overrides).ok();
         Self {
             source: settings.as_ref().map(|settings| match settings.source {
                 Source::File(_) => "file",
@@ -47,7 +48,7 @@ impl Agent {
 
 /// What its command line and its environment say in place of the file.
 pub(super) fn overrides(process: Process) -> Option<Overrides> {
-    arguments(process).map(|args| args.overrides())
+    arguments(process).map(|args| args.settings.split().1)
 }
 
 /// Its command line as clap understood it.

@@ -97,6 +97,11 @@ impl Source {
         self.observed.borrow().outage.clone()
     }
 
+    /// How long ago the API server last answered or told something, if it ever has.
+    pub(crate) fn heard(&self) -> Option<Duration> {
+        self.observed.borrow().heard.map(|at| at.elapsed())
+    }
+
     /// Says what is new among the findings, and what is over; writes Events about this node's.
     pub(crate) fn note(&mut self, findings: Vec<Finding>) {
         if findings == self.findings {

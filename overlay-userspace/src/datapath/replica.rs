@@ -14,9 +14,9 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, TestRunOptions,
     maps::{HashMap, Map, MapData, PerCpuArray},
-    programs::{ProgramInfo, SchedClassifier},
+    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use overlay_common::{
@@ -319,6 +319,40 @@ impl Replica {
         };
         let after = self.counters()?;
         Ok(after.since(&before, tested))
+    }
+
+    /// Runs `xdp_wire` on a packet; nothing where `attached` is not of the same instructions.
+    pub fn run_guard(&mut self, attached: &Running, packet: &[u8]) -> Result<Option<Run>, DatapathError> {
+        let name = Hook::XdpWire.name();
+        let before = self.counters()?;
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| DatapathError::Unsupported(format!("the eBPF object has no program {name}")))?
+            .try_into()
+            .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .map_err(|e| DatapathError::new(format!("load a private instance of {name}"), e))?;
+        }
+        let info =
+            program.info().map_err(|e| DatapathError::new(format!("inspect the private {name}"), e))?;
+        if !self.same_build || info.tag() != attached.tag {
+            return Ok(None);
+        }
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::default() };
+        let result = program
+            .test_run(options)
+            .map_err(|e| DatapathError::new(format!("run the private {name}"), e))?;
+        // XDP's numbers as those of tc: `XDP_DROP`, `XDP_PASS`.
+        let returned = match result.return_value {
+            1 => 2,
+            2 => -1,
+            other => other.cast_signed(),
+        };
+        let tested = syscall::Tested { returned, packet: packet.to_vec(), mark: 0 };
+        Ok(Some(self.counters()?.since(&before, tested)))
     }
 
     fn counters(&mut self) -> Result<Counters, DatapathError> {

@@ -19,6 +19,9 @@ const ANSWER: u64 = 4 << 20;
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// Seconds within which a watch tells something or is ended by the server and asked for anew (290), and some for a busy one.
+const QUIET: u64 = 330;
+
 impl Check for Agent {
     fn name(&self) -> &'static str {
         "agent"
@@ -90,6 +93,12 @@ fn problems(address: SocketAddr, report: &mut Report) -> anyhow::Result<()> {
             .error("agent", "cannot do all that it should")
             .evidence(problems.join("; "))
             .remedy("put right what the evidence says");
+    }
+    if let Some(age) = state["api_server"]["heard_seconds"].as_u64().filter(|age| *age > QUIET) {
+        report
+            .error("agent", "has a watch of Nodes that tells nothing: nodes that come, go or move are not taken over")
+            .evidence(format!("the API server last answered or told something {age} s ago; even where nothing happens it does within {QUIET} s"))
+            .remedy("restart the agent");
     }
     if let Some(outage) = state["api_server"]["outage"].as_str() {
         report

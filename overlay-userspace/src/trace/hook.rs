@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Outcome, Steps, TraceError, Verdict, packet::Inner, remedy, site::Site};
 use crate::{
     datapath::{
-        attach::{Device, Running, running},
+        attach::{Device, Running, running, xdp_program},
         replica::{Circumstances, Frozen, Replica, Run, run_attached},
         run::Verdict as Returned,
     },
@@ -69,6 +69,42 @@ pub(super) fn next(
         Some(program) => found(steps, programs, link, hook, &all, program).map(Ok),
         None => Ok(Err(absent(steps, link, hook, &all))),
     }
+}
+
+/// `xdp_wire`, which has a packet before [`Hook::FromWire`] where it is attached: the verdict if it drops it.
+pub(super) fn guard(
+    steps: &mut Steps,
+    programs: &mut Programs,
+    link: &Link,
+    packet: &[u8],
+) -> Result<Option<Verdict>, TraceError> {
+    let hook = Hook::XdpWire;
+    let Some(attached) = link.xdp.map(xdp_program).transpose()?.flatten() else { return Ok(None) };
+    let facts = facts(link, hook, std::slice::from_ref(&attached), None);
+    let Running { id, name, .. } = &attached;
+    if name != hook.name() {
+        let text =
+            format!("somebody else's XDP program {name} ({id}) runs first on {}: not asked", link.name);
+        steps.add("guard", text, facts);
+        return Ok(None);
+    }
+    let Some(run) = programs.replica.run_guard(&attached, packet)? else {
+        let text = format!(
+            "{name} ({id}) runs first on {}, of another build: not asked; it drops nothing that from_wire does not",
+            link.name
+        );
+        steps.add("guard", text, facts);
+        return Ok(None);
+    };
+    let drops = run.verdict == Returned::Drop;
+    let text = if drops { "" } else { ", and passes it on" };
+    steps.add("guard", format!("{name} ({id}) runs first on {}{text}", link.name), facts);
+    if !drops {
+        return Ok(None);
+    }
+    let expected: Vec<_> = run.reason.map(Expected::Drop).into_iter().collect();
+    did(steps, hook, &run, &expected);
+    Ok(Some(dropped(hook, run.reason).device(&link.name)))
 }
 
 fn facts(link: &Link, hook: Hook, all: &[Running], same: Option<bool>) -> serde_json::Value {

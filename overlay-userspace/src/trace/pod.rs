@@ -110,7 +110,7 @@ fn decide(
 /// Is the source another's address?
 fn spoofed(site: &Site, steps: &mut Steps, pod: &Pod, inner: &Inner) -> bool {
     let claimed = site.pod_at(inner.src);
-    if claimed.is_some_and(|claimed| claimed.endpoint.ifindex == pod.endpoint.ifindex) {
+    if claimed.as_ref().is_some_and(|claimed| claimed.endpoint.ifindex == pod.endpoint.ifindex) {
         let text = "source address and MAC are those of the sender's endpoint (ENDPOINTS)";
         steps.add("source", text, json!({ "endpoint": pod.facts() }));
         return false;

@@ -1,6 +1,9 @@
 //! The node that is asked: its maps, devices and names, read once, and how it speaks of them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use overlay_common::maps::{Addr, Endpoint, FAMILY_V4, Local, NODE_SELF, Node, Subnet};
 
@@ -25,13 +28,17 @@ pub(super) struct Site {
     pub(super) local: Local,
     endpoints: Vec<(Addr, Endpoint)>,
     nodes: Vec<(Addr, Node)>,
+    /// What Kubernetes calls the pods of this node, and the agent the nodes, by their tunnel addresses.
+    pod_names: HashMap<IpAddr, String>,
+    node_names: HashMap<IpAddr, String>,
 }
 
 /// A pod of this node.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Pod {
     pub(super) addr: Ipv4Addr,
     pub(super) endpoint: Endpoint,
+    name: Option<String>,
 }
 
 /// An entry of `NODES`.
@@ -55,8 +62,11 @@ fn contains(subnet: &Subnet, addr: Ipv4Addr) -> bool {
 }
 
 impl Pod {
-    /// For people: `pod 10.244.1.2 (container 3f2a…, eth0)`.
+    /// For people: `pod 10.244.1.2 (shop/web-0)`, or where Kubernetes' name is not known, `(container 3f2a…, eth0)`.
     pub(super) fn text(&self) -> String {
+        if let Some(name) = &self.name {
+            return format!("pod {} ({name})", self.addr);
+        }
         let (container, ifname) = owner_text(&self.endpoint.owner);
         format!("pod {} (container {}, {ifname})", self.addr, short(&container))
     }
@@ -64,7 +74,7 @@ impl Pod {
     pub(super) fn facts(&self) -> serde_json::Value {
         let (container, ifname) = owner_text(&self.endpoint.owner);
         serde_json::json!({
-            "address": self.addr, "container": container, "ifname": ifname,
+            "address": self.addr, "name": self.name, "container": container, "ifname": ifname,
             "ifindex": self.endpoint.ifindex, "mac": mac(self.endpoint.mac),
         })
     }
@@ -94,7 +104,10 @@ fn short(container: &str) -> String {
 
 impl Site {
     pub(super) fn read(pins: &Pins) -> Result<Self, TraceError> {
+        let named = names::pods(pins)?.into_iter();
         Ok(Self {
+            pod_names: named.filter_map(|pod| Some((pod.address, pod.full_name()?))).collect(),
+            node_names: names::node_names(pins)?,
             pins: pins.clone(),
             local: LocalTable::open(pins)?.get()?,
             endpoints: Endpoints::open(pins)?.entries()?,
@@ -115,11 +128,18 @@ impl Site {
 
     /// How people speak of the node with this tunnel address.
     pub(super) fn node_text(&self, vtep: Ipv4Addr) -> String {
-        if vtep == self.vtep() { format!("node {} ({vtep})", self.name()) } else { format!("node {vtep}") }
+        let own = || (vtep == self.vtep()).then(|| self.name());
+        match self.node_names.get(&vtep.into()).cloned().or_else(own) {
+            Some(name) => format!("node {name} ({vtep})"),
+            None => format!("node {vtep}"),
+        }
     }
 
     fn pods(&self) -> impl Iterator<Item = Pod> {
-        self.endpoints.iter().map(|(addr, endpoint)| Pod { addr: v4(addr.to_ip()), endpoint: *endpoint })
+        self.endpoints.iter().map(|(addr, endpoint)| {
+            let addr = addr.to_ip();
+            Pod { addr: v4(addr), endpoint: *endpoint, name: self.pod_names.get(&addr).cloned() }
+        })
     }
 
     /// The pod that has this address, its devices complete or not.
@@ -140,7 +160,7 @@ impl Site {
             found = self.pods().filter(|pod| pod.is_called(asked)).collect();
         }
         match found.as_slice() {
-            [pod] => Ok(*pod),
+            [pod] => Ok(pod.clone()),
             [] => Err(TraceError::NoPod { asked: asked.to_owned(), near: self.near(asked) }),
             several => Err(TraceError::Ambiguous {
                 asked: asked.to_owned(),

@@ -80,6 +80,9 @@ fn decide(site: &mut Site, steps: &mut Steps, frame: &mut [u8]) -> Result<Verdic
         Ok(found) => found,
         Err(verdict) => return Ok(verdict),
     };
+    if let Some(verdict) = hook::guard(steps, &mut programs, &link, frame)? {
+        return Ok(verdict);
+    }
     let frozen = programs.frozen();
     let own = Vtep { addr: frozen.vtep().octets(), port: frozen.port(), vni: frozen.vni() };
     let tunnel = Tunnel::from_bytes(frame);

@@ -27,6 +27,8 @@ pub enum Fault {
     EndsAtOnce,
     /// The answer comes this slowly, in milliseconds for each eighth part of it.
     Slow(u64),
+    /// A watch tells nothing, and does not end.
+    Mute,
     /// No answer for as long as the server lives, or until the fault is lifted.
     Silent,
 }
@@ -168,7 +170,7 @@ fn follow(
             stream.write_all(&chunk(&event))?;
             return stream.write_all(b"0\r\n\r\n");
         };
-        if events.is_empty() {
+        if events.is_empty() || fault == Some(Fault::Mute) {
             // Notified of all that matters, but for a client that is gone: the next event finds out.
             state =
                 shared.changed.wait_timeout(state, Duration::from_secs(1)).expect("no panic while held").0;

@@ -1,16 +1,21 @@
 //! What is not as the configuration wants it. The agent is not there to put it right, and the doctor does by the agent's
 //! own code; or it is there, and does.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 use overlay_common::maps::{Addr, Local};
-use overlay_tests::lab::{Network, Node};
+use overlay_tests::lab::{Network, Node, within};
 use overlay_userspace::datapath::{
     pins::Pins,
     tables::{LocalTable, Nodes},
 };
 use serde_json::json;
 
-use crate::bed::{Bed, configure};
+use crate::bed::{Bed, configure, names};
+
+/// How long an agent may take to take a change of its file over.
+const SOON: Duration = Duration::from_secs(15);
 
 /// Breaks several things at once on a node without an agent: each is found, nothing else is, and one pass cures them.
 #[track_caller]
@@ -121,6 +126,41 @@ pub(crate) fn programs_that_are_not_attached_are_found() {
             "program from_tunnel on overlay.1",
         ],
     );
+}
+
+#[test]
+pub(crate) fn a_guard_that_is_gone_of_another_load_or_not_wanted_is_found() {
+    let bed = Bed::start();
+    let guarded = |xdp: &str| {
+        let network = Network { xdp: Some(xdp.into()), ..Network::default() };
+        configure(&bed.lab, &[&bed.a, &bed.b], network, "");
+    };
+    let links = bed.a.pins().join("links");
+    let attached = || names(&links).iter().any(|name| name.ends_with("_xdp_wire"));
+    guarded("guard");
+    within(SOON, "attached", attached);
+    bed.doctor(&["--only", "drift"]).expect_fine();
+    bed.a.kill_agent(Signal::SIGKILL);
+    let found = |what: &str| {
+        let finding = &bed.doctor(&["--only", "drift"]).expect(&[("drift", "program xdp_wire on eth0")])[0];
+        assert_eq!(finding.what, what);
+        bed.follow(finding);
+        bed.doctor(&["--only", "drift"]).expect_fine();
+    };
+    bed.run(&format!("rm {}/*_xdp_wire", links.display()));
+    found("is not attached");
+    let program = bed.a.pins().join("programs/xdp_wire");
+    let other = bed.b.pins().join("programs/xdp_wire");
+    bed.run(&format!(
+        "rm {0}; bpftool prog pin id $(bpftool -j prog show pinned {1} | jq .id) {0}",
+        program.display(),
+        other.display()
+    ));
+    found("is one of an earlier load");
+    guarded("off");
+    found("is attached, although it should not be");
+    assert!(!attached());
+    bed.expect_traffic();
 }
 
 #[test]

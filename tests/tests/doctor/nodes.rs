@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use overlay_tests::api::{Api, kubeconfig, node, younger};
+use overlay_tests::api::{Api, Fault, kubeconfig, node, younger};
 use overlay_tests::lab::{Docker, Lab, Lan, Network, Node, within};
 
 use crate::bed::{Bed, configure, doctor, lan, node as lab_node};
@@ -72,6 +72,30 @@ pub(crate) fn an_api_server_that_does_not_answer_is_named_with_its_reason() {
     cluster.api.start();
     within(Duration::from_secs(20), "the agent has noticed", heard);
     doctor(&cluster.lab, &cluster.node, &[]).expect(&[b]);
+}
+
+#[test]
+pub(crate) fn a_watch_that_tells_nothing_is_found_by_what_it_has_missed() {
+    let cluster = Cluster::start();
+    cluster.api.lasting_fault(Some(Fault::Mute));
+    // Whoever watches is to ask anew, and to be told nothing from then on.
+    let asked = cluster.api.requests().len();
+    cluster.api.cut();
+    let watches = || cluster.api.requests()[asked..].iter().any(|request| request.contains("watch="));
+    within(Duration::from_secs(20), "the agent watches again", watches);
+    doctor(&cluster.lab, &cluster.node, &["--only", "agent,nodes,drift"]).expect_fine();
+    cluster.api.put(younger(node("c", "192.0.2.3", "10.244.3.0/24"), 3));
+    // The doctor asks for the list itself.
+    let seen = doctor(&cluster.lab, &cluster.node, &["--only", "agent,nodes,drift"]);
+    seen.expect(&[
+        ("drift", "map NODES, 10.244.3.0"),
+        ("drift", "map NODES, 192.0.2.3"),
+        ("drift", "route 192.0.2.3/32 in table 79"),
+    ]);
+    cluster.api.lasting_fault(None);
+    cluster.api.cut();
+    let cured = || doctor(&cluster.lab, &cluster.node, &["--only", "drift"]).problems().is_empty();
+    within(Duration::from_secs(20), "the agent has heard of it", cured);
 }
 
 #[test]

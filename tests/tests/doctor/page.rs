@@ -89,8 +89,9 @@ const SYMPTOMS: &[Symptom] = &[
     ),
     Symptom(
         "Nodes that come, go or move are not noticed",
-        &["overlay doctor --only nodes"],
+        &["overlay doctor --only nodes,agent,drift"],
         &[
+            nodes::a_watch_that_tells_nothing_is_found_by_what_it_has_missed,
             nodes::an_api_server_that_does_not_answer_is_named_with_its_reason,
             nodes::a_node_that_contradicts_another_is_named,
         ],
@@ -101,6 +102,7 @@ const SYMPTOMS: &[Symptom] = &[
         &[
             nodes::a_configuration_that_is_not_valid_is_named_with_its_line,
             drift::a_configuration_that_nobody_has_taken_over_is_found,
+            drift::a_guard_that_is_gone_of_another_load_or_not_wanted_is_found,
         ],
     ),
     Symptom(

@@ -1,6 +1,6 @@
 //! What comes in by the wire and is not what a peer should send.
 
-use overlay_tests::lab::Node;
+use overlay_tests::lab::{Cluster, Network, Node};
 use overlay_tests::traffic::inject::{inject, mac_of};
 
 use crate::ask::{ask, ask_with, hex};
@@ -19,7 +19,26 @@ fn with(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn forged_and_stray_packets_are_dropped_for_the_reason_that_is_explained() {
-    let bed = Bed::new();
+    forged_and_stray(&Bed::new(), &["from_wire", "from_tunnel"]);
+}
+
+#[test]
+fn a_guard_drops_them_first_and_the_answer_says_so() {
+    let network = Network { xdp: Some("guard".into()), ..Network::default() };
+    let bed = Bed::on(Cluster::builder().network(network).start());
+    forged_and_stray(&bed, &["xdp_wire"]);
+    // And lets the others by.
+    let (pod, to) = (bed.pod.addr().to_string(), bed.near.addr().to_string());
+    let frame = ask(bed.cp(), &[&pod, &to]).wire();
+    let answer = ask_with(bed.w1().overlay(&[]), &["--received", &hex(&frame)], "");
+    answer.is("the right packet", "delivered");
+    let text = answer.step("guard")["text"].as_str().unwrap();
+    assert!(text.starts_with("xdp_wire (") && text.ends_with("passes it on"), "{text}");
+}
+
+/// Each is dropped by one of `programs`, as is said before.
+#[track_caller]
+fn forged_and_stray(bed: &Bed, programs: &[&str]) {
     let sockets = bed.sockets();
     let port = PORT.to_string();
     let (pod, to) = (bed.pod.addr().to_string(), bed.near.addr().to_string());
@@ -45,6 +64,9 @@ fn forged_and_stray_packets_are_dropped_for_the_reason_that_is_explained() {
         let answer = ask_with(w1.overlay(&[]), &["--received", &hex(&frame)], "");
         answer.is(name, "dropped");
         assert_eq!(answer.report["verdict"]["reason"], reason, "{name}");
+        let text = answer.report["verdict"]["text"].as_str().unwrap();
+        let by = |program: &&str| text.starts_with(&format!("dropped by {program}: "));
+        assert!(programs.iter().any(by), "{name}: {text}");
         assert_eq!(Live::read(w1), live, "{name}: asking changes nothing");
         let before = Counters::read(w1);
         // The kernel's own path looks at the outer checksum as well.

@@ -39,6 +39,8 @@ pub(in crate::agent) struct Activity {
     pub(super) succeeded: Option<Instant>,
     /// Whether the source of the nodes can be reached: nothing where the file lists them.
     pub(super) source: Option<Result<(), String>>,
+    /// How old its last news were, when that was asked.
+    pub(super) heard: Option<Duration>,
     /// How many packets were dropped between the samples, the youngest last.
     history: VecDeque<Drops>,
     sampled: Option<(Instant, Drops)>,
@@ -52,6 +54,7 @@ impl Activity {
             problems: Vec::new(),
             succeeded: None,
             source: None,
+            heard: None,
             history: VecDeque::new(),
             sampled: None,
         }
@@ -77,9 +80,10 @@ impl Activity {
         self.problems = problems;
     }
 
-    /// Whether the API server answers, for an agent that asks it.
-    pub(in crate::agent) fn source(&mut self, source: Result<(), String>) {
+    /// Whether the API server answers, for an agent that asks it, and how long ago it last did.
+    pub(in crate::agent) fn source(&mut self, source: Result<(), String>, heard: Option<Duration>) {
         self.source = Some(source);
+        self.heard = heard;
     }
 
     /// Is it time for another sample of the drops?

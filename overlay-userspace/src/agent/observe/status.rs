@@ -29,9 +29,10 @@ pub(super) fn status(observed: &Observed, readiness: &Readiness) -> Value {
         Err(error) => Map::from_iter([("error".to_owned(), json!(error.to_string()))]),
     };
     let activity = observed.activity();
+    let heard = activity.heard.map(|age| age.as_secs());
     let source = activity.source.as_ref().map(|source| match source {
-        Ok(()) => json!({ "up": true }),
-        Err(outage) => json!({ "up": false, "outage": outage }),
+        Ok(()) => json!({ "up": true, "heard_seconds": heard }),
+        Err(outage) => json!({ "up": false, "outage": outage, "heard_seconds": heard }),
     });
     object.extend([
         ("version".to_owned(), json!(env!("CARGO_PKG_VERSION"))),

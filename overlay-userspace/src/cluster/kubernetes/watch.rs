@@ -20,7 +20,7 @@ use kube::{
 use log::{debug, info, warn};
 use tokio::{
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -51,6 +51,9 @@ pub(crate) struct Observed {
     pub(crate) listed: bool,
     /// Why the API server cannot be asked at the moment.
     pub(crate) outage: Option<String>,
+    /// When it last answered or told something. A watch on which nothing happens is ended by the server after 290 s, and
+    /// asked for anew.
+    pub(crate) heard: Option<Instant>,
 }
 
 /// Watches until nobody reads any more.
@@ -88,6 +91,7 @@ async fn follow(
         let event = tokio::select! {
             event = timeout(patience, events.next()) => event,
             () = answered.notified() => {
+                heard(state);
                 // Of a list, what matters is that it is complete.
                 if coming.is_none() {
                     over(state);
@@ -104,6 +108,9 @@ async fn follow(
                 return;
             }
         };
+        if event.is_ok() {
+            heard(state);
+        }
         match event {
             Ok(Event::Init) => coming = Some(BTreeMap::new()),
             Ok(Event::InitApply(object)) => {
@@ -160,6 +167,14 @@ fn outage(state: &watch::Sender<Observed>, what: String) {
         }
         known.outage = Some(what);
         begins
+    });
+}
+
+/// No news that anybody waits for.
+fn heard(state: &watch::Sender<Observed>) {
+    state.send_if_modified(|known| {
+        known.heard = Some(Instant::now());
+        false
     });
 }
 

@@ -15,7 +15,7 @@ pub struct Running {
     pub name: String,
     /// The kernel's digest of its instructions: equal for one object, whatever maps and constants it runs with.
     pub tag: u64,
-    /// `tcx`, or `clsact`.
+    /// `tcx`, `clsact` or `xdp`.
     pub by: String,
 }
 
@@ -44,6 +44,11 @@ fn find(id: u32) -> Result<Option<ProgramInfo>, DatapathError> {
         }
     }
     Ok(None)
+}
+
+/// The XDP program of this id; none where it is gone.
+pub fn xdp_program(id: u32) -> Result<Option<Running>, DatapathError> {
+    Ok(find(id)?.map(|info| Running::new(&info, "xdp")))
 }
 
 /// All programs at a hook of a device: those of tcx links run before those of clsact filters.

@@ -29,6 +29,11 @@ pub fn program_of_link(pins: &Pins, device: Device<'_>) -> Option<u32> {
     FdLink::from(link).info().ok().map(|info| info.program_id())
 }
 
+/// The kernel's id of the pinned program; none where there is none.
+pub fn pinned_id(pins: &Pins) -> Option<u32> {
+    open(pins).ok()?.info().ok().map(|info| info.id())
+}
+
 /// Opens the pinned program.
 pub(in crate::datapath) fn open(pins: &Pins) -> Result<Xdp, DatapathError> {
     let path = pins.program(HOOK.name());
