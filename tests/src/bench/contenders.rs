@@ -24,6 +24,8 @@ pub(crate) enum Contender {
     Wire,
     /// Pods routed plainly: no tunnel, no packet filter, the full MTU.
     Routed,
+    /// The same with the MTU that a tunnel leaves: what is lost by more segments alone.
+    RoutedNarrow,
     /// Flannel's path: bridge, `br_netfilter`, vxlan device, conntrack, its rules and kube-proxy's.
     Flannel,
     /// The same without packet filter and conntrack.
@@ -34,14 +36,15 @@ pub(crate) enum Contender {
 
 impl Contender {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Wire, Self::Routed, Self::Flannel, Self::FlannelBare, Self::Overlay];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Wire, Self::Routed, Self::RoutedNarrow, Self::Flannel, Self::FlannelBare, Self::Overlay];
 
     /// For tables, plots and namespaces.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Wire => "wire",
             Self::Routed => "routed",
+            Self::RoutedNarrow => "routed-1450",
             Self::Flannel => "flannel",
             Self::FlannelBare => "flannel-bare",
             Self::Overlay => "overlay",
@@ -113,7 +116,8 @@ pub(crate) fn build(lab: &Lab, mode: WireMode, contender: Contender) -> Result<(
             let way = Way { client, server, at: UNDERLAY[1].addr() };
             (way.clone(), way)
         }
-        Contender::Routed => routed(lab, &nodes, &name),
+        Contender::Routed => routed(lab, &nodes, &name, 1500),
+        Contender::RoutedNarrow => routed(lab, &nodes, &name, 1450),
         Contender::Flannel => flannel(lab, &nodes, &name, true),
         Contender::FlannelBare => flannel(lab, &nodes, &name, false),
         Contender::Overlay => {
@@ -150,7 +154,7 @@ pub(crate) fn settle(namespace: &Namespace) {
     namespace.sysctl("net.ipv4.ip_local_port_range", "30000 64999");
 }
 
-fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
+fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str, mtu: u32) -> (Way, Way) {
     let mut pods = Vec::new();
     for (index, node) in nodes.iter().enumerate() {
         let (own, other) = (SUBNETS[index], 1 - index);
@@ -169,7 +173,7 @@ fn routed(lab: &Lab, nodes: &[Namespace; 2], name: &str) -> (Way, Way) {
             let pod = lab.namespace(&format!("{name}-pod{index}{number}"));
             let veth = format!("veth{number}");
             node.ip_batch(&format!(
-                "link add name {veth} type veth peer name eth0 netns {}\n\
+                "link add name {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\n\
                  addr add {gateway}/32 dev {veth}\n\
                  link set dev {veth} up\n\
                  route add {addr}/32 dev {veth}\n",

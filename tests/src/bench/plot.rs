@@ -16,7 +16,7 @@ const PANEL_HEAD: f64 = 34.0;
 const PANEL_FOOT: f64 = 40.0;
 
 /// Between the dots of one workload.
-const STEP: f64 = 9.0;
+const STEP: f64 = 8.0;
 
 /// The largest ratio that the axis has.
 const AXIS_END: f64 = 1.2;
@@ -26,6 +26,7 @@ const fn colour(contender: Contender) -> &'static str {
     match contender {
         Contender::Wire => "#999999",
         Contender::Routed => "#0072b2",
+        Contender::RoutedNarrow => "#56b4e9",
         Contender::Flannel => "#d55e00",
         Contender::FlannelBare => "#e69f00",
         Contender::Overlay => "#009e73",
@@ -55,7 +56,7 @@ pub(crate) fn svg(results: &Results) -> String {
     svg.text(LEFT, 24.0, "start", "16", &format!("Ratio to the raw wire (CPUs: {place})"));
     let others = &Contender::ALL[1..];
     for (index, contender) in others.iter().enumerate() {
-        let x = LEFT + 130.0 * index as f64;
+        let x = LEFT + 112.0 * index as f64;
         svg.dot(x + 5.0, 44.0, colour(*contender));
         svg.text(x + 14.0, 48.0, "start", "13", contender.name());
     }
@@ -86,7 +87,7 @@ fn panel(svg: &mut Svg, top: f64, wire: &str, rows: &[&Row]) {
         svg.text(LEFT - 10.0, middle + 4.0, "end", "13", &row.name());
         let others = row.contenders.iter().filter(|entry| entry.contender != Contender::Wire);
         for (position, entry) in others.enumerate() {
-            let y = middle + STEP * (position as f64 - 1.5);
+            let y = middle + STEP * (position as f64 - 2.0);
             let colour = colour(entry.contender);
             svg.line((x(entry.ratio.low), y), (x(entry.ratio.high), y), colour);
             svg.dot(x(entry.ratio.median), y, colour);
