@@ -93,8 +93,12 @@ pub(crate) struct Ipv4Packet {
 /// is redirected it comes out again, on the outer header after encapsulation.
 #[inline(always)]
 pub(crate) fn ether_type(ctx: &TcContext) -> u16 {
+    let skb = skb(ctx);
+    // Volatile: the two are neighbours, which the compiler may read as one word; the verifier knows no such field.
     // SAFETY: reading fields of the context, rewritten by the verifier to those of the skb.
-    let (protocol, tagged) = unsafe { ((*skb(ctx)).protocol, (*skb(ctx)).vlan_present) };
+    let (protocol, tagged) = unsafe {
+        ((&raw const (*skb).protocol).read_volatile(), (&raw const (*skb).vlan_present).read_volatile())
+    };
     if tagged != 0 { ETHERTYPE_VLAN } else { u16::from_be(protocol as u16) }
 }
 
