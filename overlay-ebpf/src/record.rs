@@ -283,11 +283,13 @@ impl Open {
 /// Copies how the packet begins; how many bytes those are.
 #[inline(always)]
 fn head(packet: &impl Source, len: u32, to: &mut [u8; HEAD]) -> u16 {
-    // The helper refuses a length of 0, and the verifier of older kernels one that might be 0.
-    let len = core::hint::black_box(if len > HEAD as u32 { HEAD as u32 } else { len });
-    if len == 0 || len > HEAD as u32 {
+    // The helper refuses a length of 0, and the verifier of older kernels (6.1) one that might be 0. It does not learn a least
+    // value from a comparison with 0, but from a sum.
+    let last = core::hint::black_box(if len > HEAD as u32 { HEAD as u32 } else { len }.wrapping_sub(1));
+    if last >= HEAD as u32 {
         return 0;
     }
+    let len = last + 1;
     // SAFETY: `to` has room for `len` bytes.
     let rc = unsafe { packet.head(to.as_mut_ptr(), len) };
     if rc == 0 { len as u16 } else { 0 }
