@@ -1,25 +1,30 @@
 //! What a monitor costs: rates with and without one, in turn, everything on one CPU. Measured, not part of a normal run:
 //! `OVERLAY_BIN=… cargo test -p overlay-tests --test monitor -- --ignored --nocapture --test-threads 1`, with an optimised binary
-//! (the one of `cargo xtask image` for instance), on a machine that does nothing else. The numbers are in docs/monitor.md.
+//! (the one of `cargo xtask image` for instance). The numbers are in docs/monitor.md.
+//!
+//! A rate is what a second of CPU time does, less the part of a CPU that the monitor takes: what would be left of a CPU that
+//! does nothing else, whatever else this machine does.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::process::{Child, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use overlay_tests::lab::exec;
 use overlay_tests::traffic::{tcp, udp};
 
 use crate::bed::{Bed, NO_NODE};
 
-/// One turn of one workload: some looks of the monitor.
-const TURN: Duration = Duration::from_millis(150);
+/// CPU time of one turn of one workload: some looks of the monitor.
+const TURN: Duration = Duration::from_millis(100);
 /// Before each turn, with a monitor and without: what was recorded while it was stopped is printed in it, and is no turn's.
 const REST: Duration = Duration::from_millis(120);
-const ROUNDS: u32 = 120;
+const ROUNDS: u32 = 60;
 
 fn pin(pid: Pid) {
     let mut cpu = CpuSet::new();
@@ -47,6 +52,11 @@ impl Monitor {
 
     fn pid(&self) -> Pid {
         Pid::from_raw(self.0.id().cast_signed())
+    }
+
+    /// The CPU time that it has taken.
+    fn time(&self) -> Duration {
+        clock_gettime(clock_getcpuclockid(self.pid()).unwrap()).unwrap().into()
     }
 }
 
@@ -117,15 +127,20 @@ impl Load {
         }
     }
 
-    /// How often in a second.
-    fn rate(&mut self, kind: Kind) -> f64 {
+    /// How often in a second of CPU time, of which a monitor has its part.
+    fn rate(&mut self, kind: Kind, monitor: Option<&Monitor>) -> f64 {
+        let own = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+        let taken = || monitor.map(Monitor::time).unwrap_or_default();
         let mut buffer = vec![0; 32 << 10];
-        let (start, mut done) = (Instant::now(), 0.0);
-        while start.elapsed() < TURN {
-            self.once(kind, &mut buffer);
-            done += 1.0;
+        let (start, began, before, mut done) = (Instant::now(), own(), taken(), 0.0);
+        while own() - began < TURN {
+            for _ in 0..16 {
+                self.once(kind, &mut buffer);
+                done += 1.0;
+            }
         }
-        done / start.elapsed().as_secs_f64()
+        let rate = done / (own() - began).as_secs_f64();
+        rate * (1.0 - (taken() - before).as_secs_f64() / start.elapsed().as_secs_f64())
     }
 }
 
@@ -137,8 +152,8 @@ fn summary(ratios: &[f64]) -> (f64, f64) {
     (mean, 1.96 * (variance / n).sqrt())
 }
 
-/// Rates with what `begin` gives, as ratios to those without; in turn, in changing order.
-fn compare<T>(
+/// Rates with the monitor that `begin` gives, as ratios to those without; in turn, in changing order.
+fn compare<T: AsRef<Monitor>>(
     load: &mut Load,
     kind: Kind,
     mut begin: impl FnMut() -> T,
@@ -153,11 +168,11 @@ fn compare<T>(
             if (round + turn) % 2 == 1 {
                 let running = begin();
                 std::thread::sleep(REST);
-                rates[1] = load.rate(kind);
+                rates[1] = load.rate(kind, Some(running.as_ref()));
                 end(running);
             } else {
                 std::thread::sleep(REST);
-                rates[0] = load.rate(kind);
+                rates[0] = load.rate(kind, None);
                 without += rates[0] / f64::from(ROUNDS);
             }
         }
@@ -168,20 +183,27 @@ fn compare<T>(
     (mean, half)
 }
 
+impl AsRef<Self> for Monitor {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// A monitor that shows all drops, started once: stopped it is as good as not there, since it asks the programs for nothing.
 fn compare_monitor(kinds: &[Kind]) -> Vec<(f64, f64)> {
     let bed = Bed::new();
     let mut load = Load::new(&bed);
     pin(Pid::from_raw(0));
-    let monitor = Monitor::start(&bed, &[]);
+    let monitor = Rc::new(Monitor::start(&bed, &[]));
     let pid = monitor.pid();
-    let halt = || kill(pid, Signal::SIGSTOP).unwrap();
-    halt();
+    kill(pid, Signal::SIGSTOP).unwrap();
     println!("overlay monitor, as a ratio to none");
-    let resume = || kill(pid, Signal::SIGCONT).unwrap();
-    let ratios = kinds.iter().map(|kind| compare(&mut load, *kind, resume, |()| halt())).collect();
-    drop(monitor);
-    ratios
+    let resume = || {
+        kill(pid, Signal::SIGCONT).unwrap();
+        Rc::clone(&monitor)
+    };
+    let halt = |_| kill(pid, Signal::SIGSTOP).unwrap();
+    kinds.iter().map(|kind| compare(&mut load, *kind, resume, halt)).collect()
 }
 
 #[test]

@@ -183,11 +183,11 @@ fn broken(suite: &Suite<'_>, desk: &Desk, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// Something that watches packets until it has seen enough, and gives what it has printed.
+type Watcher<'a> = Box<dyn FnOnce() -> Result<String> + Send + 'a>;
+
 /// Runs watchers, each on a thread, while `cause` is done again and again; what they print, in their order.
-fn while_done<'a>(
-    watchers: Vec<Box<dyn FnOnce() -> Result<String> + Send + 'a>>,
-    mut cause: impl FnMut() -> Result<()>,
-) -> Result<Vec<String>> {
+fn while_done(watchers: Vec<Watcher<'_>>, mut cause: impl FnMut() -> Result<()>) -> Result<Vec<String>> {
     thread::scope(|scope| {
         let watchers: Vec<_> = watchers.into_iter().map(|watcher| scope.spawn(watcher)).collect();
         while watchers.iter().any(|watcher| !watcher.is_finished()) {
@@ -244,28 +244,27 @@ fn last_address(range: &str) -> Result<String> {
     Ok(parsed.with_context(|| format!("read --pod-cidr {range}"))?.to_string())
 }
 
-/// What goes on is shown on both nodes.
+/// What goes on is shown on both nodes: encapsulated on the one, decapsulated on the other.
 fn traced(suite: &Suite<'_>, desk: &Desk, here: &Pod, there: &Pod) -> Result<()> {
     let port = PORT.to_string();
-    let monitor = |pod: &Pod| {
-        let (node, name, port) = (pod.node.clone(), full(pod), port.clone());
+    let monitor = |node: &str| {
+        let (node, port) = (node.to_owned(), port.clone());
         move || {
-            let filters = ["monitor", "-t", "trace", "--pod", &name, "--port", &port, "--protocol", "tcp"];
-            let form = ["-n", "4", "--timeout", WATCH, "-o", "json"];
+            let filters = ["monitor", "-t", "trace", "--from", &here.address, "--to", &there.address];
+            let form = ["--port", &port, "-n", "2", "--timeout", WATCH, "-o", "json"];
             Ok(desk.plugin(&[&["-N", &node][..], &filters, &form].concat())?.1)
         }
     };
-    let printed =
-        while_done(vec![Box::new(monitor(here)), Box::new(monitor(there))], || talk(suite, here, there))?;
-    for (pod, printed) in [here, there].into_iter().zip(&printed) {
+    let watchers: Vec<Watcher<'_>> = vec![Box::new(monitor(&here.node)), Box::new(monitor(&there.node))];
+    let printed = while_done(watchers, || talk(suite, here, there))?;
+    for ((pod, printed), wanted) in [here, there].into_iter().zip(&printed).zip(["encap", "decap"]) {
         let paths: Vec<String> = records(printed)?
             .iter()
             .filter(|record| record["type"] == "trace")
             .filter_map(|record| record["path"].as_str().map(str::to_owned))
             .collect();
         ensure!(
-            paths.iter().any(|path| path.starts_with("encap"))
-                && paths.iter().any(|path| path.starts_with("decap") || path == "to_pod"),
+            paths.len() == 2 && paths.iter().all(|path| path.starts_with(wanted)),
             "monitor -t trace on {} shows {paths:?}",
             pod.node
         );
@@ -286,7 +285,7 @@ fn captured(suite: &Suite<'_>, desk: &Desk, here: &Pod, there: &Pod) -> Result<(
     let arguments = ["capture", &name, "--to", &there.address, "--port", &port, "--timeout", WATCH];
     let in_pod =
         || Ok(desk.plugin(&[&["-N", &here.node][..], &arguments, &["-n", "2", "-o", "json"]].concat())?.1);
-    let mut watchers: Vec<Box<dyn FnOnce() -> Result<String> + Send + '_>> = vec![Box::new(in_pod)];
+    let mut watchers: Vec<Watcher<'_>> = vec![Box::new(in_pod)];
     if suite.options.access.node_exec.is_some() {
         // The magic of a pcapng file is that of its first block, in whatever byte order.
         let script = format!("{BINARY} {} -n 2 -o pcap | od -An -tx1 -N4", arguments.join(" "));
