@@ -33,8 +33,17 @@ pub(super) const ALL: [Proof; 9] = [
     ("pod → node, local", pod_to_node_local),
     ("pod → node, remote", pod_to_node_remote),
     ("two processes of one pod meet on localhost", localhost),
-    ("pod → outside world, masqueraded", world),
+    (WORLD, world),
 ];
+
+/// The row about the world, which is for clusters whose pods have a family that reaches it; see [`can_leave`].
+pub(super) const WORLD: &str = "pod → outside world, masqueraded";
+
+/// Whether any node has an address of a family of its pods.
+pub(super) fn can_leave(stage: &Stage) -> bool {
+    let mut nodes = stage.cluster.nodes().iter();
+    nodes.any(|node| node.families().iter().any(|family| node.addresses().get(family).is_some()))
+}
 
 /// The last row; see [`docker`].
 pub(super) const DOCKER: &str = "docker0 is down, FORWARD drops, nothing minds";
@@ -53,17 +62,19 @@ impl<'a> From<&'a Pod> for Host<'a> {
     }
 }
 
-impl<'a> From<&'a Node> for Host<'a> {
-    fn from(node: &'a Node) -> Self {
-        Self { name: (node.name(), ""), namespace: node.namespace(), addresses: node.addresses() }
-    }
-}
-
 /// A node as a client of pods: it speaks to them under the address of its gateway, of which it has one for each family of its
 /// pods whatever the underlay has.
 fn caller(node: &Node) -> Host<'_> {
     let addresses = node.subnets().map(|family, _| node.gateway_of(family));
-    Host { addresses, ..node.into() }
+    Host { name: (node.name(), ""), namespace: node.namespace(), addresses }
+}
+
+/// A node as pods call it: at its own address, in a family that the underlay has not at that of its gateway.
+fn callee(node: &Node) -> Host<'_> {
+    let own = node.addresses();
+    let addresses =
+        node.families().map(|family| own.get(family).copied().unwrap_or_else(|| node.gateway_of(family)));
+    Host { name: (node.name(), ""), namespace: node.namespace(), addresses }
 }
 
 impl Display for Host<'_> {
@@ -174,12 +185,12 @@ fn node_to_pod_remote(stage: &Stage) -> Proven {
 
 fn pod_to_node_local(stage: &Stage) -> Proven {
     let pairs = stage.cluster.nodes().iter().flat_map(|node| stage.pods_on(node).map(move |pod| (pod, node)));
-    each_pair(pairs.map(|(pod, node)| (pod.into(), node.into())))
+    each_pair(pairs.map(|(pod, node)| (pod.into(), callee(node))))
 }
 
 fn pod_to_node_remote(stage: &Stage) -> Proven {
     let pairs = stage.node_pairs(|_, _| true).into_iter();
-    each_pair(pairs.flat_map(|(from, to)| stage.pods_on(from).map(move |pod| (pod.into(), to.into()))))
+    each_pair(pairs.flat_map(|(from, to)| stage.pods_on(from).map(move |pod| (pod.into(), callee(to)))))
 }
 
 fn localhost(stage: &Stage) -> Proven {

@@ -33,6 +33,9 @@ struct Transfer {
     wire: Vec<usize>,
 }
 
+/// Packets that are no part of any bulk transfer.
+const FEW: u64 = 16;
+
 /// As [`transfer_of`], of IPv4.
 #[track_caller]
 fn transfer(bed: &Bed, to: &str, mebibytes: u32) -> Transfer {
@@ -58,7 +61,11 @@ fn transfer_of(family: Family, bed: &Bed, to: &str, mebibytes: u32) -> Transfer 
     for (node, before) in nodes.into_iter().zip(&before) {
         let moved = Volumes::read(node).since(before);
         for path in ["encap_anchor", "decap_anchor", "pod_to_stack", "stack_to_pod", "tunnel_to_stack"] {
-            assert_eq!(moved.get(path), Volume::default(), "{path} of {}", node.name());
+            let seen = moved.get(path);
+            // Of IPv6 a pod's kernel says now and then which groups it listens to (MLD).
+            let groups = path == "pod_to_stack" && near.addrs().v6.is_some();
+            let allowed = if groups { FEW } else { 0 };
+            assert!(seen.packets <= allowed, "{path} of {}: {seen:?}", node.name());
         }
         for path in ["encap_native", "decap_native"] {
             assert!(moved.get(path).bytes > u64::from(mebibytes) << 20, "{path}: {moved:?}");
