@@ -26,7 +26,7 @@ fn a_tiny_round_measures_every_contender() {
     let results: Value = serde_json::from_str(&json).unwrap();
     let contenders = results["rows"][0]["contenders"].as_array().unwrap();
     let names: Vec<&str> = contenders.iter().map(|entry| entry["contender"].as_str().unwrap()).collect();
-    assert_eq!(names, ["wire", "routed", "flannel", "flannel_bare", "overlay"]);
+    assert_eq!(names, ["wire", "routed", "routed_narrow", "flannel", "flannel_bare", "overlay"]);
     for entry in contenders {
         assert!(entry["absolute"].as_f64().unwrap() > 0.0, "{entry}");
         assert!(entry["ratio"]["median"].as_f64().unwrap() > 0.0, "{entry}");

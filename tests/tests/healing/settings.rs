@@ -8,7 +8,7 @@ use overlay_tests::traffic::capture::Capture;
 use overlay_tests::traffic::ping;
 use overlay_tests::traffic::vxlan::Tunnel;
 
-use crate::bed::{A_SECOND, Bed, SOON, entry, expect_idle, has};
+use crate::bed::{Bed, SOON, entry, expect_idle, has};
 
 /// The chains of the agent's table.
 fn chains(node: &Node) -> Vec<String> {
@@ -29,8 +29,8 @@ fn vni_and_port_change_on_all_nodes() {
         within(SOON, "status", || {
             node.status().is_some_and(|status| status["vni"] == 77 && status["port"] == 4789)
         });
-        log.wait_for("network.vni is 77 now, was 1", A_SECOND);
-        log.wait_for("network.port is 4789 now, was 8472", A_SECOND);
+        log.wait_for("network.vni is 77 now, was 1", SOON);
+        log.wait_for("network.port is 4789 now, was 8472", SOON);
         let links = node.namespace().ip_json("-d link show type vxlan");
         assert_eq!(links.as_array().unwrap().len(), 1, "{links}");
         assert_eq!(
@@ -66,7 +66,7 @@ fn masquerade_is_switched_off_and_on() {
     bed.write(&Network { masquerade: false, ..Network::default() }, &nodes);
     // What Services need stays.
     within(SOON, "no masquerade", || both.into_iter().all(|node| chains(node) == ["services"]));
-    log.wait_for("network.masquerade is false now, was true", A_SECOND);
+    log.wait_for("network.masquerade is false now, was true", SOON);
     // The world has no way to answer a pod's own address.
     ping::ping(bed.pod_a.namespace(), crate::bed::WORLD.into()).unwrap_err();
     bed.write(&Network::default(), &nodes);
@@ -80,7 +80,7 @@ fn the_mtu_of_new_pods_changes() {
     let log = bed.a.log_mark();
     bed.write(&Network { mtu: Some(1300), ..Network::default() }, &[bed.a.entry(), bed.b.entry()]);
     within(SOON, "status", || bed.a.status().is_some_and(|status| status["mtu"] == 1300));
-    log.wait_for("new pods get MTU 1300, was 1450: pods that run keep theirs", A_SECOND);
+    log.wait_for("new pods get MTU 1300, was 1450: pods that run keep theirs", SOON);
     let pod = bed.a.add_pod(&bed.lab, "small");
     let mtu = |pod: &overlay_tests::lab::Pod| pod.namespace().ip_json("link show dev eth0")[0]["mtu"].clone();
     assert_eq!((mtu(&pod), mtu(&bed.pod_a)), (1300.into(), 1450.into()));
@@ -91,8 +91,8 @@ fn the_mtu_of_new_pods_changes() {
     let log = bed.a.log_mark();
     let nodes: [NodeEntry; 3] = [bed.a.entry(), bed.b.entry(), entry("c", "192.0.2.30", "10.244.30.0/24")];
     bed.write(&Network { mtu: Some(9000), ..Network::default() }, &nodes);
-    log.wait_for("mtu 9000 for pods is too large: eth0 carries 1500 bytes", A_SECOND);
-    within(A_SECOND, "a node comes all the same", || has(&bed.a, "10.244.30.0/24", Some("192.0.2.30")));
+    log.wait_for("mtu 9000 for pods is too large: eth0 carries 1500 bytes", SOON);
+    within(SOON, "a node comes all the same", || has(&bed.a, "10.244.30.0/24", Some("192.0.2.30")));
     assert_eq!(bed.a.status().unwrap()["mtu"], 1300);
     bed.write_more(&[]);
     log.wait_for("over: mtu 9000 for pods is too large", SOON);
@@ -105,9 +105,9 @@ fn the_own_subnet_changes_for_new_pods_and_old_ones_are_named() {
     let log = bed.b.log_mark();
     let moved = entry("b", "192.0.2.2", "10.244.99.0/24");
     bed.write(&Network::default(), &[bed.a.entry(), moved]);
-    within(A_SECOND, "a knows", || has(&bed.a, "10.244.99.0/24", Some("192.0.2.2")));
-    within(A_SECOND, "b knows", || bed.b.status().is_some_and(|status| status["subnet"] == "10.244.99.0/24"));
-    log.wait_for("node b changed: 10.244.99.0/24 at 192.0.2.2", A_SECOND);
+    within(SOON, "a knows", || has(&bed.a, "10.244.99.0/24", Some("192.0.2.2")));
+    within(SOON, "b knows", || bed.b.status().is_some_and(|status| status["subnet"] == "10.244.99.0/24"));
+    log.wait_for("node b changed: 10.244.99.0/24 at 192.0.2.2", SOON);
     let old = format!("pod {} is outside of this node's subnet 10.244.99.0/24", bed.pod_b.addr());
     log.wait_for(&old, SOON);
     let pod = bed.b.add_pod(&bed.lab, "new");
@@ -147,7 +147,7 @@ fn another_way_to_attach_is_taken_over_while_traffic_goes_on() {
     for (attach, expected) in [(Some("clsact"), (0, [1, 1])), (None, before)] {
         let log = bed.a.log_mark();
         bed.write(&Network { attach: attach.map(str::to_owned), ..Network::default() }, &nodes);
-        log.wait_for("network.attach is ", A_SECOND);
+        log.wait_for("network.attach is ", SOON);
         within(SOON, &format!("{attach:?}: {expected:?}"), || attached() == expected);
         bed.expect_traffic();
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use overlay_tests::lab::{Node, within};
 
-use crate::bed::{A_SECOND, Bed, SOON, entry, expect_idle, has, on_lan};
+use crate::bed::{Bed, SOON, entry, expect_idle, has, on_lan};
 
 /// Long enough for the agent to notice.
 const WHILE: Duration = Duration::from_millis(700);
@@ -26,7 +26,7 @@ fn down_and_up() {
     log.wait_for("the underlay eth0 is down", SOON);
     // The file is followed all the same.
     bed.write_more(&[entry("c", "192.0.2.30", "10.244.30.0/24")]);
-    within(A_SECOND, "a node comes", || has(&bed.a, "10.244.30.0/24", Some("192.0.2.30")));
+    within(SOON, "a node comes", || has(&bed.a, "10.244.30.0/24", Some("192.0.2.30")));
     host.ip("link set dev eth0 up");
     log.wait_for("the underlay eth0 is up again", SOON);
     bed.expect_traffic();
@@ -42,7 +42,7 @@ fn deleted_and_plugged_in_again() {
     host.ip("link del dev eth0");
     log.wait_for("no interface holds the node's address 192.0.2.1", SOON);
     bed.write_more(&[entry("c", "192.0.2.30", "10.244.30.0/24")]);
-    within(A_SECOND, "a node comes while there is no underlay", || {
+    within(SOON, "a node comes while there is no underlay", || {
         has(&bed.a, "10.244.30.0/24", Some("192.0.2.30"))
     });
     thread::sleep(WHILE);

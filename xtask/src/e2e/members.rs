@@ -71,6 +71,13 @@ pub(super) fn run(suite: &Suite<'_>) -> Result<()> {
         "{new}: in nobody's map {:.1} s after its Node object was gone",
         time.max(object.elapsed()).as_secs_f64()
     );
+    // Kubernetes keeps its pods for a while; cases after this one would ask them.
+    let of_node = format!("spec.nodeName={new}");
+    wait("no pod of the removed node", Duration::from_mins(3), || {
+        let left =
+            suite.cluster.kubectl(&["get", "pods", "-A", "-o", "name", "--field-selector", &of_node])?;
+        Ok((!left.trim().is_empty()).then_some(left))
+    })?;
     Ok(())
 }
 

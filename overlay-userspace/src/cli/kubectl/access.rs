@@ -159,6 +159,8 @@ fn agents(pods: &Value, nodes: Option<&Value>) -> Vec<Agent> {
         match agents.iter_mut().find(|agent| agent.node == node) {
             Some(agent) if agent.pod.is_none() => agent.pod = pod,
             Some(_) => {}
+            // Of a node that has been deleted: Kubernetes has not come to it yet.
+            None if nodes.is_some() => {}
             None => agents.push(Agent { node, pod }),
         }
     }
@@ -189,11 +191,14 @@ mod tests {
             pod("new", Some("b"), "Running", false),
             pod("waits", None, "Pending", false),
             pod("starts", Some("c"), "Pending", false),
+            pod("orphan", Some("d"), "Running", false),
         ]});
-        let nodes = json!({ "items": [{ "metadata": { "name": "a" } }, { "metadata": { "name": "b" } }] });
+        let node = |name| json!({ "metadata": { "name": name } });
+        let nodes = json!({ "items": [node("a"), node("b"), node("c")] });
         let agent = |node: &str, pod: Option<&str>| Agent { node: node.into(), pod: pod.map(str::to_owned) };
-        let expected = [agent("a", None), agent("b", Some("new")), agent("c", None)];
-        assert_eq!(agents(&pods, Some(&nodes)), expected);
-        assert_eq!(agents(&pods, None), expected[1..]);
+        let [a, b, c] = [agent("a", None), agent("b", Some("new")), agent("c", None)];
+        assert_eq!(agents(&pods, Some(&nodes)), [a, b, c], "d has been deleted");
+        let [b, c, d] = [agent("b", Some("new")), agent("c", None), agent("d", Some("orphan"))];
+        assert_eq!(agents(&pods, None), [b, c, d]);
     }
 }
