@@ -7,6 +7,7 @@
 //! - [`config`]: the configuration file
 //! - [`datapath`]: everything that talks to the eBPF side
 //! - [`doctor`]: what is wrong with a node, and what helps
+//! - [`family`]: IPv4, IPv6, and values that exist once for each
 //! - [`host`]: links, addresses, routes, sysctls and nft of the node
 //! - [`observe`]: what packets do, for people
 //! - [`ports`]: host ports, map and rules together
@@ -19,6 +20,7 @@ pub mod cni;
 pub mod config;
 pub mod datapath;
 pub mod doctor;
+pub mod family;
 pub mod host;
 pub mod mesh;
 pub mod observe;

@@ -13,6 +13,8 @@ use std::{
     sync::OnceLock,
 };
 
+pub use crate::family::Family;
+
 /// A setting that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} sysctl {path}: {cause}{}", self.remedy())]
@@ -37,15 +39,6 @@ impl SysctlError {
             _ => "",
         }
     }
-}
-
-/// IP version of a setting of an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// `net/ipv4`.
-    Ipv4,
-    /// `net/ipv6`.
-    Ipv6,
 }
 
 /// The path of an interface's setting: `net/ipv4/conf/overlay.1/rp_filter`.
