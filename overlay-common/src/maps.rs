@@ -109,6 +109,7 @@ impl Addr {
 
     /// The network address: all but the first `prefix_len` bits zero, counted in the family's own bits (0–32 or 0–128). The
     /// key of a subnet in `NODES`.
+    #[must_use]
     pub const fn masked(&self, prefix_len: u32) -> Self {
         let bits = if self.is_v4() { 96 + prefix_len } else { prefix_len };
         let zeroes = 128_u32.saturating_sub(bits);

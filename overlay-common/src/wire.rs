@@ -39,8 +39,9 @@ pub const PROTO_UDPLITE: u8 = 136;
 
 /// A MAC address as the low 48 bits of a word, its first byte lowest.
 #[inline(always)]
-pub const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
-    u32::from_le_bytes([a, b, c, d]) as u64 | (u16::from_le_bytes([e, f]) as u64) << 32
+pub const fn mac_word(mac: [u8; 6]) -> u64 {
+    u32::from_le_bytes([mac[0], mac[1], mac[2], mac[3]]) as u64
+        | (u16::from_le_bytes([mac[4], mac[5]]) as u64) << 32
 }
 
 /// Fills an Ethernet header with three stores; copying arrays of six bytes takes six and as many loads.
@@ -48,11 +49,11 @@ pub const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
 /// MAC addresses as of [`mac_word`], the type in host order.
 #[inline(always)]
 pub const fn write_eth(header: &mut EthHdr, dst: u64, src: u64, ether_type: u16) {
-    let at = core::ptr::from_mut(header).cast::<u64>();
+    let at = core::ptr::from_mut(header).cast::<u8>();
     // SAFETY: twelve of the header's fourteen bytes, which are bytes and a number.
     unsafe {
-        at.write_unaligned((dst | src << 48).to_le());
-        at.add(1).cast::<u32>().write_unaligned(((src >> 16) as u32).to_le());
+        at.cast::<u64>().write_unaligned((dst | src << 48).to_le());
+        at.add(8).cast::<u32>().write_unaligned(((src >> 16) as u32).to_le());
     }
     header.ether_type = ether_type.to_be();
 }

@@ -52,9 +52,9 @@ static VTEP6: Global<u128> = Global::new(0);
 /// The anchor device.
 #[unsafe(no_mangle)]
 static ANCHOR_IFINDEX: Global<u32> = Global::new(0);
-/// MAC of the anchor device, the inner source of tunnel packets.
+/// MAC of the anchor device, the inner source of tunnel packets. As numbers: the bytes of an array are read one by one.
 #[unsafe(no_mangle)]
-static ANCHOR_MAC: Global<[u8; 6]> = Global::new([0; 6]);
+static ANCHOR_MAC: Global<[u16; 3]> = Global::new([0; 3]);
 /// 1 where pods' addresses may come in by the underlay outside of the tunnel: nodes do not masquerade.
 #[unsafe(no_mangle)]
 static PLAIN_PODS: Global<u8> = Global::new(0);
@@ -243,13 +243,8 @@ pub(crate) fn anchor_ifindex() -> u32 {
 
 #[inline(always)]
 pub(crate) fn anchor_mac() -> [u8; 6] {
-    // As two numbers: the bytes of an array are read one by one.
-    let mac = (&raw const ANCHOR_MAC).cast::<u8>();
-    // SAFETY: six bytes, frozen before the program runs. The verifier asks for no alignment outside of the stack.
-    let (low, high) =
-        unsafe { (mac.cast::<u32>().read_volatile(), mac.add(4).cast::<u16>().read_volatile()) };
-    let ([a, b, c, d], [e, f]) = (low.to_ne_bytes(), high.to_ne_bytes());
-    [a, b, c, d, e, f]
+    let [low, middle, high] = ANCHOR_MAC.load().map(u16::to_ne_bytes);
+    [low[0], low[1], middle[0], middle[1], high[0], high[1]]
 }
 
 #[inline(always)]

@@ -18,7 +18,7 @@ use overlay_common::{
 };
 
 use crate::{
-    config::{self, Family, Place as _},
+    config::{self, Family as _, Place as _},
     drop::{Describe, drop},
     encap::{self, Inner, Outcome},
     flows::Flows,
@@ -74,11 +74,7 @@ fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
     let src = packet.ip.src();
     let direct = packet::take_direct_mark(ctx);
     // What is the node's own, its gateway address included, is answered to the stack in any case.
-    if !direct
-        && config::stack_flows()
-        && src.in_own_subnet()
-        && maps::endpoint(src).is_some()
-    {
+    if !direct && config::stack_flows() && src.in_own_subnet() && maps::endpoint(src).is_some() {
         H::record(packet::skb(ctx), ETH_LEN as u32);
     }
     let inner = Inner::of(&packet.ip);
@@ -98,7 +94,12 @@ fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
 /// Leaves the encapsulation to the kernel: the anchor device is in external mode and wants a tunnel key. `fragment`: the
 /// tunnel packet may be.
 #[inline(always)]
-fn through_anchor(ctx: &TcContext, node: *mut Node, traffic_class: u8, fragment: bool) -> Result<i32, Reason> {
+fn through_anchor(
+    ctx: &TcContext,
+    node: *mut Node,
+    traffic_class: u8,
+    fragment: bool,
+) -> Result<i32, Reason> {
     // SAFETY: a map value, valid until the program ends.
     let (vtep, vtep_mac, flags) = unsafe { (&(*node).vtep, (*node).vtep_mac, (*node).flags) };
     let eth = packet::at::<EthHdr>(ctx, 0).ok_or(Reason::Truncated)?;

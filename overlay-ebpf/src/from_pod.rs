@@ -25,7 +25,7 @@ use overlay_common::{
 };
 
 use crate::{
-    config::{self, Family, Place},
+    config::{self, Family as _, Place},
     decap,
     drop::{Describe, drop},
     encap::{self, Inner, Outcome},

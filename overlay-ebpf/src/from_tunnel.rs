@@ -12,7 +12,7 @@ use overlay_common::{
 };
 
 use crate::{
-    config::{self, Family},
+    config::{self, Family as _},
     decap,
     drop::{Describe, drop},
     flows::{self, Flows},

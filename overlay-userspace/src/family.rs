@@ -29,6 +29,7 @@ impl Family {
     }
 
     /// The one that this is not.
+    #[must_use]
     pub const fn other(self) -> Self {
         match self {
             Self::Ipv4 => Self::Ipv6,

@@ -52,7 +52,7 @@ fn nodes_and_world_reach_each_other_over_lan_and_router() {
 /// Every address of a family but those of loopback and link-local ones, in any namespace of the cluster.
 #[track_caller]
 fn global_addresses(cluster: &Cluster, option: &str) -> Vec<String> {
-    let nodes = cluster.nodes().iter().map(|node| node.namespace());
+    let nodes = cluster.nodes().iter().map(overlay_tests::lab::Node::namespace);
     let mut found = Vec::new();
     for namespace in nodes.chain([cluster.router(), cluster.world().namespace()]) {
         let devices = namespace.ip_json(&format!("{option} addr show scope global"));

@@ -13,6 +13,7 @@ mod outcome;
 mod plan;
 
 use std::{
+    fmt::Write as _,
     fs,
     io::Read as _,
     path::Path,
@@ -80,7 +81,7 @@ pub(crate) fn run(workspace: &Workspace, versions: &[String]) -> Result<()> {
         let verdict = if outcome.is_good() { "passed" } else { "FAILED" };
         bad += usize::from(!outcome.is_good());
         let seconds = start.elapsed().as_secs();
-        table += &format!("{verdict}   {seconds:5} s  {release} ({} of {})\n", offer.version, offer.suite);
+        writeln!(table, "{verdict}   {seconds:5} s  {release} ({} of {})", offer.version, offer.suite)?;
         table += &told(&outcome);
     }
     eprint!("{table}");
@@ -123,7 +124,7 @@ fn build(workspace: &Workspace, plan: &Plan, base: &Path) -> Result<()> {
     let object = ebpf::build(workspace)?;
     let [overlay] = workspace.build(Profile::Dev, ["overlay"], &object)?;
     let [init] = workspace.build(Profile::Dev, [INIT], &object)?;
-    let names: Vec<_> = plan.tests().collect();
+    let names: Vec<_> = Plan::tests().collect();
     let tests = workspace.build_tests("overlay-tests", &names, &object)?;
     let mut built = vec![Built { name: "overlay".into(), path: overlay }];
     built.extend(names.into_iter().zip(tests).map(|(name, path)| Built { name: name.into(), path }));

@@ -101,8 +101,9 @@ pub const fn answer6(answer: &mut Answer6, gateway: [u8; 16], pod: [u8; 16], mtu
     // The pseudo-header (RFC 8200, 8.1).
     let addresses = sum16(gateway) + sum16(pod);
     let pseudo = half_folded(addresses) + word(l0, l1) + word(0, PROTO_ICMPV6);
-    icmp.check =
-        checksum::fold(half_folded(quoted) + half_folded(pseudo) + word(icmp.kind, icmp.code) + words4(icmp.mtu));
+    icmp.check = checksum::fold(
+        half_folded(quoted) + half_folded(pseudo) + word(icmp.kind, icmp.code) + words4(icmp.mtu),
+    );
     let ip = Ipv6Hdr {
         // Version 6, traffic class 0xc0 as above.
         vcf: [0x6c, 0, 0, 0],

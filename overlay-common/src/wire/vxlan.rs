@@ -32,7 +32,7 @@ impl<O> Outer<O> {
     /// Bytes that the tunnel adds.
     pub const LEN: usize = size_of::<Self>();
     /// The same as the kernel's helpers take it.
-    pub const LEN_I32: i32 = Self::LEN as i32;
+    pub const LEN_I32: i32 = Self::LEN as u8 as i32;
     /// Those behind the outer IP header.
     const BEHIND: usize = Self::LEN - size_of::<O>();
 }
@@ -96,12 +96,13 @@ impl<B: Copy> Encap<B> {
         let ports = u64::from(self.src_port.swap_bytes()) | u64::from(self.port.swap_bytes()) << 16;
         let flags: u64 = network_types::vxlan::VXLAN_I_FLAG_MASK.into();
         // As words, whose lowest byte comes first: written one by one, bytes of zero become a call of a loop over bytes in BPF.
-        let at = core::ptr::from_mut(&mut outer.udp).cast::<u64>();
+        let at = core::ptr::from_mut(&mut outer.udp);
         // SAFETY: the eight bytes of the UDP header.
-        unsafe { at.write_unaligned((ports | u64::from(udp_len.swap_bytes()) << 32).to_le()) };
-        let at = core::ptr::from_mut(&mut outer.vxlan).cast::<u64>();
+        unsafe { at.cast::<u64>().write_unaligned((ports | u64::from(udp_len.swap_bytes()) << 32).to_le()) };
+        let flags = flags | u64::from((self.vni << 8).swap_bytes()) << 32;
+        let at = core::ptr::from_mut(&mut outer.vxlan);
         // SAFETY: the eight bytes of the VXLAN header.
-        unsafe { at.write_unaligned((flags | u64::from((self.vni << 8).swap_bytes()) << 32).to_le()) };
+        unsafe { at.cast::<u64>().write_unaligned(flags.to_le()) };
         write_eth(&mut outer.eth, mac_word(self.inner_dst), mac_word(self.inner_src), self.inner_type);
     }
 }

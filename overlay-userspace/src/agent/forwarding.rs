@@ -178,7 +178,7 @@ mod tests {
                 }
                 let own = path("d0");
                 ensure(family, ["gone", "d0"], &|path, before| {
-                    assert_eq!((path, before), (own.as_str(), "0"))
+                    assert_eq!((path, before), (own.as_str(), "0"));
                 })
                 .unwrap();
                 assert_eq!(sysctl::get(&path("d0")).unwrap(), "1");

@@ -99,8 +99,15 @@ mod tests {
     fn config(network: &str, nodes: &[(&str, &str, &str, &str)]) -> Config {
         let mut text = format!("node = \"a\"\n[network]\n{network}\n");
         for (name, address, subnet, more) in nodes {
-            text +=
-                &format!("[[nodes]]\nname = \"{name}\"\naddress = {address}\nsubnet = {subnet}\n{more}\n");
+            text += "[[nodes]]\n";
+            for (key, value) in [
+                ("name", format!("\"{name}\"")),
+                ("address", address.to_string()),
+                ("subnet", subnet.to_string()),
+            ] {
+                text.extend([key, " = ", value.as_str(), "\n"]);
+            }
+            text.extend([*more, "\n"]);
         }
         Config::parse(&text, Path::new("overlay.toml"), None).unwrap()
     }

@@ -1,7 +1,7 @@
 //! What this kernel can do, found by asking it where that is possible and by its version where it is not.
 //!
 //! Kernels of distributions carry parts of newer ones; so what counts is what the running kernel says that it knows
-//! ([`btf`]). A kernel that lacks a [`Feature`] runs without it, as the feature says; one that lacks what the programs cannot do
+//! (`kernel/btf.rs`). A kernel that lacks a [`Feature`] runs without it, as the feature says; one that lacks what the programs cannot do
 //! without is refused ([`check_version`]).
 
 use std::{fs, io, sync::OnceLock};

@@ -64,7 +64,7 @@ impl Check for Sysctls {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 found => found?,
             };
-            let family = used.iter().find(|family| path.starts_with(&sysctl::of_devices(**family)));
+            let family = used.iter().find(|family| path.starts_with(sysctl::of_devices(**family)));
             if found == value || (off.is_some() && off == family && path.ends_with("/forwarding")) {
                 continue;
             }

@@ -161,7 +161,7 @@ impl Inner {
                     fragment: ip.is_payload_fragmented(),
                 })
             }
-            _ => None,
+            LaxNetSlice::Arp(_) => None,
         }
     }
 

@@ -133,7 +133,9 @@ impl<'a> Arbitrary<'a> for Call {
             container: variable("c1")?,
             ifname: variable("eth0")?,
             netns: variable("/run/netns/pod")?,
-            args: variable("IgnoreUnknown=1;IP=10.244.1.9,fd00:244:0:1::9;MAC=0a:58:0a:f4:01:09;K8S_POD_NAME=p")?,
+            args: variable(
+                "IgnoreUnknown=1;IP=10.244.1.9,fd00:244:0:1::9;MAC=0a:58:0a:f4:01:09;K8S_POD_NAME=p",
+            )?,
             command: u.choose(COMMANDS)?,
             conf: Value::Object(conf),
         })

@@ -131,7 +131,8 @@ fn tunnel<O: IpHeader, I: IpHeader>(
         && packet[vxlan] == 0x08;
     assert_eq!(read.is_for(vtep), ours);
     let vni = u32::from_be_bytes([0, packet[vxlan + 4], packet[vxlan + 5], packet[vxlan + 6]]);
-    let plain = ours && vni == own.vni && word(packet, eth + 12) == inner.ether_type && inner.plain(&packet[ip..]);
+    let plain =
+        ours && vni == own.vni && word(packet, eth + 12) == inner.ether_type && inner.plain(&packet[ip..]);
     assert_eq!(read.is_plain(vtep), plain);
 
     // Lengths that agree leave nothing to be read beyond the packet's end.

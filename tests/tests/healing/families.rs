@@ -58,7 +58,8 @@ impl Alone {
             out.unwrap().stdout
         };
         let lines = |text: String, with: &str| -> String {
-            text.lines().filter(|line| line.contains(with)).map(|line| format!("{}\n", line.trim())).collect()
+            let found = text.lines().filter(|line| line.contains(with)).map(str::trim);
+            found.flat_map(|line| [line, "\n"]).collect()
         };
         let general = match family {
             Family::Ipv4 => "net.ipv4.ip_forward",
@@ -156,6 +157,16 @@ fn a_node_of_one_family_needs_and_gets_nothing_of_the_other() {
     }
 }
 
+/// Leaves of all that is a list of addresses the first: IPv4 alone.
+fn first(value: &mut toml::Value) {
+    match value {
+        toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => *value = list[0].clone(),
+        toml::Value::Array(list) => list.iter_mut().for_each(first),
+        toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| first(value)),
+        _ => {}
+    }
+}
+
 #[test]
 fn a_family_that_the_file_no_longer_has_goes_and_comes_back_with_it() {
     let bed = Alone::new(Families::Dual);
@@ -169,15 +180,6 @@ fn a_family_that_the_file_no_longer_has_goes_and_comes_back_with_it() {
         std::fs::rename(next, bed.lab.cluster_file()).unwrap();
     };
     let mut file: toml::Table = dual.parse().unwrap();
-    // IPv4 alone, of all that is a list.
-    fn first(value: &mut toml::Value) {
-        match value {
-            toml::Value::Array(list) if list.iter().all(toml::Value::is_str) => *value = list[0].clone(),
-            toml::Value::Array(list) => list.iter_mut().for_each(first),
-            toml::Value::Table(table) => table.iter_mut().for_each(|(_, value)| first(value)),
-            _ => {}
-        }
-    }
     file.iter_mut().for_each(|(_, value)| first(value));
     write(&file.to_string());
     // Forwarding stays, as for IPv4: others may have come to rest on it.

@@ -66,9 +66,9 @@ fn everything_holds_for_pods_of_both_families_over_an_underlay_of_one() {
 fn outer_destinations(cp: &Node, send: impl FnOnce()) -> Vec<IpAddr> {
     let capture = Capture::start(cp.namespace(), Node::DEVICE);
     send();
-    let sent = capture.stop().into_iter().filter(|frame| frame.outgoing);
+    let outgoing = capture.stop().into_iter().filter(|frame| frame.outgoing);
     let mut seen: Vec<IpAddr> =
-        sent.filter_map(|frame| Some(Tunnel::decode(&frame.bytes)?.destination.ip())).collect();
+        outgoing.filter_map(|frame| Some(Tunnel::decode(&frame.bytes)?.destination.ip())).collect();
     seen.dedup();
     seen
 }

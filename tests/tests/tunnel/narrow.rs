@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use overlay_tests::lab::{Link, Namespace, WireMode};
 use overlay_tests::traffic::drops::Drops;
 use overlay_tests::traffic::ping::{self, Probe};
-use overlay_tests::traffic::{pmtu, tcp, udp};
+use overlay_tests::traffic::{any_port, pmtu, tcp, udp};
 
-use crate::bed::{self, Bed, any_port};
+use crate::bed::{self, Bed};
 
 /// What the router between the LANs carries, in bytes; the nodes' devices have 1500.
 const PATH: u32 = 1400;

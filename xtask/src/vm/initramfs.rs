@@ -164,7 +164,7 @@ fn newc(root: &RootFs, out: &mut impl Write) -> io::Result<()> {
         inode += 1;
         out.write_all(path)?;
         // The name ends with a zero; it and the content are filled up to words. The header is 110 bytes long.
-        out.write_all(&[0; 4][..1 + (4 - (110 + name_len) % 4) % 4])?;
+        out.write_all(&[0; 4][..=(4 - (110 + name_len) % 4) % 4])?;
         out.write_all(content)?;
         out.write_all(&[0; 4][..(4 - len % 4) % 4])
     };

@@ -58,7 +58,7 @@ impl Plan {
     }
 
     /// The names of the test programs.
-    pub(super) fn tests(&self) -> impl Iterator<Item = &'static str> + use<> {
+    pub(super) fn tests() -> impl Iterator<Item = &'static str> + use<> {
         STEPS.iter().map(|step| step.name)
     }
 
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn every_step_is_a_test_program_of_the_workspace() {
         let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tests");
-        for name in Plan::new(Accelerator::Kvm).tests() {
+        for name in Plan::tests() {
             let found = ["", "/main"]
                 .iter()
                 .any(|end| std::path::Path::new(&format!("{tests}/{name}{end}.rs")).is_file());

@@ -107,14 +107,14 @@ mod tests {
         vec![next, 0, word[0], word[1], 0, 0, 0, 1]
     }
 
-    fn found(protocol: u8, offset: usize, fragment: Fragment) -> Result<Chain, NotFound> {
-        Ok(Chain { protocol, offset, fragment })
+    const fn found(protocol: u8, offset: usize, fragment: Fragment) -> Chain {
+        Chain { protocol, offset, fragment }
     }
 
     #[test]
     fn without_extension_headers_the_payload_is_where_the_walk_begins() {
         for protocol in [6, 17, 50, 58, 59, 132] {
-            assert_eq!(walk_bytes(protocol, &[]), found(protocol, 0, Fragment::No));
+            assert_eq!(walk_bytes(protocol, &[]), Ok(found(protocol, 0, Fragment::No)));
         }
     }
 
@@ -125,20 +125,20 @@ mod tests {
         let mut authentication = vec![0; 24];
         (authentication[0], authentication[1]) = (17, 4);
         let all = [all, authentication, vec![0; 8]].concat();
-        assert_eq!(walk_bytes(0, &all), found(17, 8 + 24 + 16 + 8 + 24, Fragment::First));
+        assert_eq!(walk_bytes(0, &all), Ok(found(17, 8 + 24 + 16 + 8 + 24, Fragment::First)));
     }
 
     #[test]
     fn fragments_are_told_apart_and_an_atomic_one_is_none() {
-        assert_eq!(walk_bytes(44, &fragment(17, 0, true)), found(17, 8, Fragment::First));
-        assert_eq!(walk_bytes(44, &fragment(17, 0, false)), found(17, 8, Fragment::No));
-        assert_eq!(walk_bytes(44, &fragment(17, 185, false)), found(17, 8, Fragment::Later));
-        assert_eq!(walk_bytes(44, &fragment(17, 185, true)), found(17, 8, Fragment::Later));
+        assert_eq!(walk_bytes(44, &fragment(17, 0, true)), Ok(found(17, 8, Fragment::First)));
+        assert_eq!(walk_bytes(44, &fragment(17, 0, false)), Ok(found(17, 8, Fragment::No)));
+        assert_eq!(walk_bytes(44, &fragment(17, 185, false)), Ok(found(17, 8, Fragment::Later)));
+        assert_eq!(walk_bytes(44, &fragment(17, 185, true)), Ok(found(17, 8, Fragment::Later)));
         // What is in a later fragment is no header, whatever it looks like.
         let nested = [fragment(44, 185, true), fragment(17, 0, true)].concat();
-        assert_eq!(walk_bytes(44, &nested), found(44, 8, Fragment::Later));
+        assert_eq!(walk_bytes(44, &nested), Ok(found(44, 8, Fragment::Later)));
         let atomic = [fragment(44, 0, true), fragment(17, 0, false)].concat();
-        assert_eq!(walk_bytes(44, &atomic), found(17, 16, Fragment::First));
+        assert_eq!(walk_bytes(44, &atomic), Ok(found(17, 16, Fragment::First)));
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(walk_bytes(0, &options(60, 0)), Err(NotFound::Truncated));
         let mut headers = options(60, 0).repeat(MAX_HEADERS - 1);
         headers.extend(options(17, 0));
-        assert_eq!(walk_bytes(60, &headers), found(17, MAX_HEADERS * 8, Fragment::No));
+        assert_eq!(walk_bytes(60, &headers), Ok(found(17, MAX_HEADERS * 8, Fragment::No)));
         let one_more = [options(60, 0), headers].concat();
         assert_eq!(walk_bytes(60, &one_more), Err(NotFound::TooLong));
     }

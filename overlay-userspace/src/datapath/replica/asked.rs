@@ -185,6 +185,8 @@ const FIB: u8 = 64;
 const ETH_LEN: u8 = 14;
 /// An EtherType for local experiments (IEEE 802): no protocol handler of a test run looks at the rest.
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+/// Address families as `bpf_fib_lookup` takes them: IPv4, IPv6.
+const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 /// What the program returns where it could not ask.
 const NOT_ASKED: i32 = 0xffff;
 
@@ -213,8 +215,7 @@ pub(super) fn fib(question: FibQuestion, flags: u32) -> Result<FibAnswer, Datapa
     let FibQuestion { ifindex, src, dst, ports, len } = question;
     let mut packet = vec![0; 12];
     packet.extend(EXPERIMENTAL);
-    let family = if dst.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    packet.extend([family as u8, libc::IPPROTO_UDP as u8]);
+    packet.extend([FAMILIES[usize::from(dst.is_ipv6())], libc::IPPROTO_UDP as u8]);
     packet.extend(ports.0.to_be_bytes());
     packet.extend(ports.1.to_be_bytes());
     packet.extend(len.to_ne_bytes());

@@ -19,9 +19,8 @@ use crate::bed::{
     WIRE_MAC, frame, ip, mac_text,
 };
 
-const fn v6(segments: [u16; 8]) -> Ipv6Addr {
-    let [a, b, c, d, e, f, g, h] = segments;
-    Ipv6Addr::new(a, b, c, d, e, f, g, h)
+const fn v6(at: [u16; 8]) -> Ipv6Addr {
+    Ipv6Addr::new(at[0], at[1], at[2], at[3], at[4], at[5], at[6], at[7])
 }
 
 /// An address of a node's subnet.

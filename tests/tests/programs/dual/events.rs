@@ -8,7 +8,7 @@ use overlay_common::{
 use overlay_userspace::datapath::tracing::Request;
 
 use super::bed::{
-    FAR_POD, FAR_POD6, Inner, Ip6, OTHER_POD6, PEER6, POD6, REMOTE_POD6, STRANGER6, Tunnel, WORLD6, with,
+    FAR_POD, FAR_POD6, Inner as _, Ip6, OTHER_POD6, PEER6, POD6, REMOTE_POD6, STRANGER6, Tunnel, WORLD6, with,
 };
 use crate::bed::{Bed, Ip, PEER, POD, STRANGER};
 

@@ -11,7 +11,7 @@ use overlay_common::{
 use overlay_userspace::datapath::run::Verdict;
 
 use super::bed::{
-    FAR_POD6, GATEWAY6, Inner, Ip6, OTHER_POD6, OVER, PEER6, POD6, REMOTE_POD6, Tunnel, WORLD6, with,
+    FAR_POD6, GATEWAY6, Inner as _, Ip6, OTHER_POD6, OVER, PEER6, POD6, REMOTE_POD6, Tunnel, WORLD6, with,
 };
 use crate::bed::{ANCHOR_MAC, Bed, Case, Counted, OTHER_POD_MAC, Out, POD_MAC};
 

@@ -5,7 +5,7 @@ use overlay_common::reason::{Hook, Reason};
 use overlay_userspace::datapath::run::Verdict;
 
 use super::bed::{
-    FAR_POD, FAR_POD6, GATEWAY6, Inner, Ip6, LINK_LOCAL, OTHER_POD6, OVER, PEER6, POD6, REMOTE_POD6,
+    FAR_POD, FAR_POD6, GATEWAY6, Inner as _, Ip6, LINK_LOCAL, OTHER_POD6, OVER, PEER6, POD6, REMOTE_POD6,
     STRANGER6, Tunnel, VTEP6, WORLD6, with,
 };
 use crate::bed::{Bed, Case, Counted, Ip, NEXT_HOP_MAC, Out, PEER, POD, STRANGER, WIRE_MAC};

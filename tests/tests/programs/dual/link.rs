@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use overlay_common::reason::Reason;
 
 use super::{
-    bed::{ALL_NODES, FAR_POD6, GATEWAY6, Inner, Ip6, LINK_LOCAL, OTHER_POD6, POD6, VTEP6, with},
+    bed::{ALL_NODES, FAR_POD6, GATEWAY6, Inner as _, Ip6, LINK_LOCAL, OTHER_POD6, POD6, VTEP6, with},
     pod::{case, dropped},
 };
 

@@ -10,8 +10,8 @@ use overlay_common::{
 use overlay_userspace::datapath::run::Verdict;
 
 use super::bed::{
-    ALL_NODES, FAR_POD6, GATEWAY6, Inner, Ip6, LINK_LOCAL, OTHER_POD6, PEER6, POD6, REMOTE_POD6, STRANGER6,
-    UNREADY_POD6, VTEP6, WORLD6, with,
+    ALL_NODES, FAR_POD6, GATEWAY6, Inner as _, Ip6, LINK_LOCAL, OTHER_POD6, PEER6, POD6, REMOTE_POD6,
+    STRANGER6, UNREADY_POD6, VTEP6, WORLD6, with,
 };
 use crate::bed::{
     ANCHOR_MAC, Bed, Case, Counted, OTHER_POD_MAC, Out, POD, PORT, REMOTE_POD, from_pod as from_pod4,

@@ -33,13 +33,13 @@ fn address() -> impl Strategy<Value = String> {
     ]
 }
 
+/// When a node was created, its subnets and addresses, the last byte of its MAC.
+type Made = (i64, Vec<String>, Vec<String>, Option<u8>);
+
 fn nodes() -> impl Strategy<Value = Nodes> {
     let node = (0..4_i64, vec(subnet(), 0..3), vec(address(), 0..3), option::weighted(0.2, 1..200_u8));
     vec(node, 1..8).prop_map(|nodes| {
-        let made = |(number, (created, subnets, addresses, mac)): (
-            usize,
-            (i64, Vec<String>, Vec<String>, Option<u8>),
-        )| {
+        let made = |(number, (created, subnets, addresses, mac)): (usize, Made)| {
             let name = format!("n{number}");
             let internal: Vec<_> =
                 addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
