@@ -240,10 +240,6 @@ impl Sent {
 /// Not inlined, so that what goes over IPv4 does not pay with larger programs. `packed`: traffic class and `EtherType`.
 #[inline(never)]
 fn over_ipv6(skb: *mut __sk_buff, node: *mut Node, segment_len: u32, packed: u32) -> i32 {
-    // SAFETY: as above.
-    if unsafe { (*node).flags } & NODE_CHECKSUM != 0 {
-        return Sent::Not.pack();
-    }
     let ctx = TcContext::new(skb);
     over::<Ipv6Hdr>(&ctx, node, segment_len, (packed >> 16) as u8, packed as u16).pack()
 }
@@ -299,6 +295,10 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == forwarder {
         // No route, forwarding off, …: the kernel's path has the right answer to each.
         return Sent::NoWay(rc);
+    }
+    // SAFETY: as above. Only such a node has the flag as is reached over IPv6.
+    if O::AF == Ipv6Hdr::AF && unsafe { (*node).flags } & NODE_CHECKSUM != 0 {
+        return Sent::Not;
     }
 
     let flags = ENCAP_FLAGS | u64::from(O::ENCAP_L3);

@@ -140,8 +140,11 @@ fn a_pods_ipv6_address_is_refused_outside_of_the_tunnel() {
 /// The pod's link-local address.
 #[track_caller]
 fn link_local(namespace: &Namespace) -> Ipv6Addr {
-    let devices = namespace.ip_json("-6 addr show dev eth0 scope link");
-    let address = devices[0]["addr_info"][0]["local"].as_str().expect("a pod has a link-local address");
+    let devices = namespace.ip_json("-6 addr show dev eth0");
+    let mut addresses = devices[0]["addr_info"].as_array().expect("a list of addresses").iter();
+    let address =
+        addresses.find(|address| address["scope"] == "link").expect("a pod has a link-local address");
+    let address = address["local"].as_str().expect("an address");
     address.parse().expect("an address")
 }
 
