@@ -2,12 +2,15 @@
 //!
 //! All of it is read from the pins and the kernel, the agent may be gone. [`problems`] has the why.
 
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use clap::Args;
 use overlay_common::{
     counter::Counter,
-    maps::{AttachMode, FAMILY_V4, FAMILY_V6, Local, NODE_HOST, NODE_SELF, Subnet},
+    maps::{Addr, AttachMode, FAMILY_V4, FAMILY_V6, Local, NODE_HOST, NODE_SELF, Subnet},
     reason::Reason,
 };
 use serde::{Serialize, Serializer};
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     datapath::{
         pins::Pins,
-        tables::{self, Endpoints, LocalTable, Nodes},
+        tables::{self, Endpoints, LocalTable, NodeNames, Nodes},
     },
     mesh::PORT,
 };
@@ -154,11 +157,14 @@ impl Status {
     pub(super) fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
         let local = LocalTable::open(pins)?.get()?;
         let nodes = Nodes::open(pins)?.entries()?;
-        // A node may have an address of each family, and both lead to the one that its tunnel goes to.
+        let names: HashMap<_, _> = NodeNames::all(pins)?.into_iter().collect();
+        // A node may have an address of each family. Both lead to the one that its tunnel goes to; where it is not overlay,
+        // each to itself. One that is known by its addresses alone is as many as there are tunnels to it.
         let count = |own: bool| {
             let hosts = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0);
             let meant = hosts.filter(|(_, node)| own || node.flags & NODE_SELF == 0);
-            meant.map(|(_, node)| node.vtep).collect::<std::collections::BTreeSet<_>>().len()
+            let named = |vtep: Addr| names.get(&vtep).map(|name| name.as_str().to_owned()).ok_or(vtep);
+            meant.map(|(_, node)| named(node.vtep)).collect::<HashSet<_>>().len()
         };
         let (hosts, peers) = (count(true), count(false));
         let Problems { node: node_problems, pods } = Problems::look(pins, &local);
