@@ -26,7 +26,7 @@ use crate::{
     },
     cni::install::{self, Install},
     config::{Config, Settings, Source},
-    datapath::schema,
+    datapath::{kernel, schema},
     host::monitor::Change,
 };
 
@@ -284,6 +284,10 @@ impl<'a> Life<'a> {
         let began = Instant::now();
         let (locks, problems) = start(self.options, &newer, &mut reconciler)?;
         self.health.observed().activity().pass(Scope::Everything, began.elapsed());
+        // Of no interest on a node that is refused for another reason.
+        for lacking in kernel::features().iter().filter(|feature| !feature.present) {
+            info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
+        }
         let Settings { node, .. } = &self.settings;
         info!("node {node} is ready; pins are in {}", self.options.pins.root().display());
         self.running = Some(Running { reconciler, _locks: locks, recalled });

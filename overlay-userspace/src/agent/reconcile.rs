@@ -1,7 +1,8 @@
 //! One pass of the agent: desired state against actual state, step by step, each step idempotent.
 //!
 //! Order: addresses first, programs last, so that a program never runs on a map that lacks what it needs; entries that
-//! are no longer wanted go after the programs that used them. `LOCAL` is written last of all.
+//! are no longer wanted go after the programs that used them. `LOCAL` is written last of all; a family that pods are to
+//! have no more goes out of it first of all.
 //!
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
 //! must not keep a removed node in the map. What is done to the host in one family and in the other are steps of their own:
@@ -264,11 +265,13 @@ impl Reconciler {
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
+        if let Some(anchor) = &anchor
+            && scope != Scope::Pods
+        {
+            self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
+        }
         if scope == Scope::Everything {
             self.say_who_is_apart();
-            if let Some(anchor) = &anchor {
-                self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
-            }
             // Without conntrack there is nothing to compare with, and nothing that translates.
             if let Err(e) = self.sweep.run(&self.pins) {
                 log::debug!("sweep the flows of the stack: {e:#}");

@@ -88,6 +88,9 @@ impl Reconciler {
             last_index,
         };
         let Some((device, made)) = pass.step(anchor.ensure(netlink))? else { return Ok(None) };
+        // Gone as far as the plugin knows before it is gone.
+        let local = local::desired(&self.config, device.index, self.mtu, self.attach_mode()?);
+        pass.step(local::withdraw(&self.pins, &local).map_err(Into::into))?;
         for family in Family::ALL {
             pass.step(anchor.ensure_family(netlink, (&device, made), family))?;
         }
