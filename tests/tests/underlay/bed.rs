@@ -117,7 +117,7 @@ impl Bed {
     /// who takes them off the wire at each node. Nothing is dropped, no checksum is wrong.
     #[track_caller]
     pub(crate) fn expect_traffic(&self, ways: [Way; 2]) {
-        let drops = self.nodes.each_ref().map(Drops::read);
+        let before_all = self.nodes.each_ref().map(Drops::read);
         for inner in Family::ALL {
             let before = self.nodes.each_ref().map(Volumes::read);
             for (from, to) in [(0, 1), (1, 0)] {
@@ -136,11 +136,8 @@ impl Bed {
                 }
             }
         }
-        for (node, before) in self.nodes.iter().zip(&drops) {
-            let mut dropped = Drops::read(node).since(before);
-            // What a pod tells its neighbours of its groups (MLD), whenever it likes.
-            dropped.remove("multicast");
-            assert_eq!(dropped, BTreeMap::new(), "{}", node.name());
+        for (node, before) in self.nodes.iter().zip(&before_all) {
+            assert_eq!(drops(node, before), BTreeMap::new(), "{}", node.name());
         }
         for place in self.pods.iter().map(Pod::namespace).chain(self.nodes.iter().map(Node::namespace)) {
             assert_eq!(Counters::read(place).checksum_errors(), 0, "InCsumErrors in {}", place.name());
@@ -231,7 +228,7 @@ impl Bed {
         for family in Family::ALL {
             let socket = udp::bind(self.pods[1].namespace(), any_port(self.pods[1].addr_of(family))).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let (drops, before) = (Drops::read(b), Volumes::read(b));
+            let (dropped, before) = (Drops::read(b), Volumes::read(b));
             let frames = |source| {
                 let frame = change(self.tunnel(1, device, source, family, port).encode());
                 vec![frame; COUNT as usize]
@@ -242,8 +239,8 @@ impl Bed {
                 let len = socket.recv(&mut got).unwrap_or_else(|error| panic!("{family}: {error}"));
                 assert_eq!(&got[..len], b"by a strange way", "{family}");
             }
-            let dropped = BTreeMap::from([("unknown_vtep".to_owned(), COUNT)]);
-            within(LIMIT, "the stranger's packets are dropped", || Drops::read(b).since(&drops) == dropped);
+            let wanted = BTreeMap::from([("unknown_vtep".to_owned(), COUNT)]);
+            within(LIMIT, "the stranger's packets are dropped", || drops(b, &dropped) == wanted);
             let moved = Volumes::read(b).since(&before);
             assert_eq!(moved.get("decap_anchor").packets, COUNT, "{family}: {moved:?}");
             assert_eq!(moved.get("decap_native").packets, 0, "{family}: {moved:?}");
@@ -251,6 +248,14 @@ impl Bed {
             assert!(socket.recv(&mut [0; 64]).is_err(), "{family}: a stranger's packet arrived");
         }
     }
+}
+
+/// What a node has dropped since, but for what a pod tells its neighbours of its groups (MLD), whenever it likes.
+#[track_caller]
+fn drops(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
+    let mut dropped = Drops::read(node).since(before);
+    dropped.remove("multicast");
+    dropped
 }
 
 /// Whether the kernel lets programs take one family out of the other.
