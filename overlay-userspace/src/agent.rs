@@ -88,9 +88,6 @@ impl Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     kernel::check_version()?;
     kernel::check_privileges()?;
-    for lacking in kernel::features().iter().filter(|feature| !feature.present) {
-        info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
-    }
     options.pins.check()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -178,6 +175,13 @@ impl Trouble {
         if let Some(what) = self.what.take() {
             info!("over: {what}");
         }
+    }
+}
+
+/// Says what this kernel does without.
+fn say_what_is_lacking() {
+    for lacking in kernel::features().iter().filter(|feature| !feature.present) {
+        info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     observe::Observed,
     recall,
     reconcile::{Reconciler, Scope},
+    say_what_is_lacking,
     schedule::Schedule,
     start,
 };
@@ -283,6 +284,7 @@ impl<'a> Life<'a> {
         let mut reconciler = Reconciler::new(self.options, config);
         let began = Instant::now();
         let (locks, problems) = start(self.options, &newer, &mut reconciler)?;
+        say_what_is_lacking();
         self.health.observed().activity().pass(Scope::Everything, began.elapsed());
         let Settings { node, .. } = &self.settings;
         info!("node {node} is ready; pins are in {}", self.options.pins.root().display());

@@ -1,4 +1,4 @@
-//! A namespace's protocol counters, as `nstat` shows them: `/proc/net/snmp` and `/proc/net/netstat`.
+//! A namespace's protocol counters, as `nstat` shows them: `/proc/net/snmp`, `/proc/net/netstat` and `/proc/net/snmp6`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,18 +16,19 @@ impl Counters {
     #[track_caller]
     pub fn read(namespace: &Namespace) -> Self {
         // /proc/net is that of the process's first thread; thread-self is the one that entered the namespace.
-        let read =
-            || ["snmp", "netstat"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
+        let files = ["snmp", "netstat", "snmp6"];
+        let read = || files.map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
+        let [snmp, netstat, snmp6] = namespace.run(read).map(|text| {
+            text.unwrap_or_else(|error| panic!("cannot read counters of {}: {error}", namespace.name()))
+        });
         let mut values = BTreeMap::new();
-        for text in namespace.run(read) {
-            let text =
-                text.unwrap_or_else(|error| panic!("cannot read counters of {}: {error}", namespace.name()));
-            parse(&text, &mut values);
-        }
+        parse(&snmp, &mut values);
+        parse(&netstat, &mut values);
+        parse6(&snmp6, &mut values);
         Self { values }
     }
 
-    /// The value of a counter such as `Tcp.InCsumErrors` or `TcpExt.TCPBacklogDrop`.
+    /// The value of a counter such as `Tcp.InCsumErrors`, `TcpExt.TCPBacklogDrop` or `Udp6InCsumErrors`.
     #[track_caller]
     pub fn get(&self, name: &str) -> i64 {
         *self.values.get(name).unwrap_or_else(|| panic!("the kernel has no counter {name}"))
@@ -35,7 +36,7 @@ impl Counters {
 
     /// Packets whose checksum was wrong: the sum of every protocol's `InCsumErrors`.
     pub fn checksum_errors(&self) -> i64 {
-        self.values.iter().filter(|(name, _)| name.ends_with(".InCsumErrors")).map(|(_, value)| value).sum()
+        self.values.iter().filter(|(name, _)| name.ends_with("InCsumErrors")).map(|(_, value)| value).sum()
     }
 }
 
@@ -54,6 +55,17 @@ fn parse(text: &str, values: &mut BTreeMap<String, i64>) {
     }
 }
 
+/// Parses lines: `Udp6InCsumErrors   0`.
+fn parse6(text: &str, values: &mut BTreeMap<String, i64>) {
+    for line in text.lines() {
+        if let Some((name, number)) = line.split_once(char::is_whitespace)
+            && let Ok(number) = number.trim().parse()
+        {
+            values.insert(name.to_owned(), number);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,7 +74,9 @@ mod tests {
     fn pairs_of_lines_become_named_counters() {
         let mut values = BTreeMap::new();
         parse("Tcp: MaxConn InCsumErrors\nTcp: -1 7\nUdp: InCsumErrors\nUdp: 2\n", &mut values);
+        parse6("Udp6InDatagrams                 \t5\nUdp6InCsumErrors                \t3\n", &mut values);
         let counters = Counters { values };
-        assert_eq!((counters.get("Tcp.MaxConn"), counters.checksum_errors()), (-1, 9));
+        assert_eq!((counters.get("Tcp.MaxConn"), counters.get("Udp6InDatagrams")), (-1, 5));
+        assert_eq!(counters.checksum_errors(), 12);
     }
 }
