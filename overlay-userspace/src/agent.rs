@@ -178,13 +178,6 @@ impl Trouble {
     }
 }
 
-/// Says what this kernel does without.
-fn say_what_is_lacking() {
-    for lacking in kernel::features().iter().filter(|feature| !feature.present) {
-        info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
-    }
-}
-
 type Locks = [Flock<File>; 2];
 
 /// One pass by the calling process, for a node on which no agent runs; returns what could not be done.

@@ -12,6 +12,7 @@ pub mod forge;
 pub mod http;
 pub mod inject;
 pub mod oneway;
+pub mod packet;
 pub mod paths;
 pub mod ping;
 pub mod pmtu;

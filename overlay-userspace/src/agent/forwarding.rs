@@ -196,7 +196,9 @@ mod tests {
     fn a_default_route_from_a_router_outlives_the_switch() {
         in_fresh_netns(|| {
             for device in ["wire", "other", "plain"] {
-                ip(&format!("link add {device} addrgenmode none type veth peer name {device}p"));
+                ip(&format!("link add {device} type veth peer name {device}p"));
+                // No address, no detection of duplicates.
+                ip(&format!("link set {device} addrgenmode none"));
                 ip(&format!("link set {device}p up"));
                 ip(&format!("link set {device} up"));
             }

@@ -16,7 +16,6 @@ use super::{
     observe::Observed,
     recall,
     reconcile::{Reconciler, Scope},
-    say_what_is_lacking,
     schedule::Schedule,
     start,
 };
@@ -27,7 +26,7 @@ use crate::{
     },
     cni::install::{self, Install},
     config::{Config, Settings, Source},
-    datapath::schema,
+    datapath::{kernel, schema},
     host::monitor::Change,
 };
 
@@ -284,8 +283,11 @@ impl<'a> Life<'a> {
         let mut reconciler = Reconciler::new(self.options, config);
         let began = Instant::now();
         let (locks, problems) = start(self.options, &newer, &mut reconciler)?;
-        say_what_is_lacking();
         self.health.observed().activity().pass(Scope::Everything, began.elapsed());
+        // Of no interest on a node that is refused for another reason.
+        for lacking in kernel::features().iter().filter(|feature| !feature.present) {
+            info!("Linux {} has no {}: {}", kernel::release(), lacking.name, lacking.without);
+        }
         let Settings { node, .. } = &self.settings;
         info!("node {node} is ready; pins are in {}", self.options.pins.root().display());
         self.running = Some(Running { reconciler, _locks: locks, recalled });

@@ -1,15 +1,25 @@
 //! The `LOCAL` map: what the CNI plugin has to know of this node. Written last, because the plugin begins to work when it
-//! says so, and only when it differs.
+//! says so, and only when it differs. What it must not give out any more is taken out of it first ([`withdraw`]).
 
-use log::info;
+use std::time::Duration;
+
+use log::{debug, info};
 use overlay_common::maps::{Addr, AttachMode, Local, Subnet};
 
 use crate::{
     cluster::gateway,
     config::Config,
-    datapath::{DatapathError, pins::Pins, schema, tables::LocalTable},
+    datapath::{
+        DatapathError,
+        pins::Pins,
+        schema::{self, lock},
+        tables::LocalTable,
+    },
     family::Family,
 };
+
+/// What a change of families waits at most for calls of the plugin, which take some milliseconds each.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What `LOCAL` should hold.
 pub(super) fn desired(config: &Config, anchor_ifindex: u32, mtu: u32, mode: AttachMode) -> Local {
@@ -65,6 +75,51 @@ pub(super) fn publish(pins: &Pins, local: &Local) -> Result<(), DatapathError> {
     table.set(local)?;
     if before.ready == 1 && before.mtu != local.mtu {
         info!("new pods get MTU {}, was {}: pods that run keep theirs", local.mtu, before.mtu);
+    }
+    Ok(())
+}
+
+/// What the plugin may give out while the node changes over from one to the other: nothing of a family that goes, and
+/// nothing at all where a pod would miss one that it is to have.
+fn narrowed(before: &Local, wanted: &Local) -> Local {
+    let mut narrowed = *before;
+    for family in Family::ALL.map(Family::index) {
+        let there = before.subnet[family] != Subnet::default();
+        let of = |local: &Local| (local.subnet[family], local.gateway[family]);
+        if !there || of(before) == of(wanted) {
+            continue;
+        }
+        if wanted.subnet[family] != Subnet::default() {
+            narrowed.ready = 0;
+        }
+        (narrowed.subnet[family], narrowed.gateway[family]) = (Subnet::default(), Addr::UNSPECIFIED);
+    }
+    if narrowed.subnet == [Subnet::default(); 2] {
+        narrowed.ready = 0;
+    }
+    // Whoever reads it without asking whether it is ready finds what was true.
+    if narrowed.ready == 0 { Local { ready: 0, ..*before } } else { narrowed }
+}
+
+/// Has the plugin give out no more of what is on its way out of `wanted`; before the addresses go that it needs for that.
+/// When this returns no call is at work that began before, but for one that hangs.
+pub(super) fn withdraw(pins: &Pins, wanted: &Local) -> Result<(), DatapathError> {
+    let mut table = match LocalTable::open(pins) {
+        Err(DatapathError::NotPinned { .. }) => return Ok(()),
+        table => table?,
+    };
+    let before = table.get()?;
+    if before.ready == 0 {
+        return Ok(());
+    }
+    let narrowed = narrowed(&before, wanted);
+    if narrowed == before {
+        return Ok(());
+    }
+    table.set(&narrowed)?;
+    // Its step fails, and is undone.
+    if let Err(error) = lock::wait_for_calls(pins, PATIENCE) {
+        debug!("a call of the CNI plugin that is at work may fail: {error}");
     }
     Ok(())
 }
@@ -132,5 +187,36 @@ mod tests {
         let b = of("b");
         assert_eq!((b.subnet[FAMILY_V4], b.gateway[FAMILY_V4]), (Subnet::default(), Addr::UNSPECIFIED));
         assert_eq!((b.cluster[FAMILY_V4].prefix_len, b.gateway_mac[1]), (16, 0x76));
+    }
+    #[test]
+    fn what_goes_is_not_given_out_and_no_pod_misses_what_it_is_to_have() {
+        let of = |subnets: &str| {
+            let file = format!(
+                "node = \"a\"\n[network]\ncidr = [\"10.244.0.0/16\", \"fd00:10:244::/48\"]\n\
+                 [[nodes]]\nname = \"a\"\naddress = \"192.0.2.1\"\nsubnet = [{subnets}]\n"
+            );
+            let config = Config::parse(&file, Path::new("overlay.toml"), None).unwrap();
+            desired(&config, 7, 1450, AttachMode::Tcx)
+        };
+        let (v4, v6) = ("\"10.244.1.0/24\"", "\"fd00:10:244:1::/64\"");
+        let dual = of(&format!("{v4}, {v6}"));
+        let (four, six) = (of(v4), of(v6));
+        for (one, family) in [(&four, FAMILY_V6), (&six, FAMILY_V4)] {
+            let left = narrowed(&dual, one);
+            assert_eq!((left.ready, left.subnet, left.gateway), (1, one.subnet, one.gateway));
+            assert_eq!(left.subnet[family], Subnet::default());
+            // What comes is given out when it is all there.
+            assert_eq!(narrowed(one, &dual), *one);
+        }
+        for (before, wanted) in [
+            (&dual, of("\"10.244.1.0/24\", \"fd00:10:244:9::/64\"")),
+            (&dual, of("\"10.244.9.0/24\"")),
+            (&four, of("\"10.244.9.0/24\"")),
+            (&four, six),
+        ] {
+            assert_eq!(narrowed(before, &wanted), Local { ready: 0, ..*before });
+        }
+        // Nothing but subnets is about that.
+        assert_eq!(narrowed(&dual, &Local { mtu: 1300, primary: 1, ..dual }), dual);
     }
 }

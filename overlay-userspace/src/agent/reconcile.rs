@@ -1,7 +1,8 @@
 //! One pass of the agent: desired state against actual state, step by step, each step idempotent.
 //!
 //! Order: addresses first, programs last, so that a program never runs on a map that lacks what it needs; entries that
-//! are no longer wanted go after the programs that used them. `LOCAL` is written last of all.
+//! are no longer wanted go after the programs that used them. `LOCAL` is written last of all; a family that pods are to
+//! have no more goes out of it first of all.
 //!
 //! A first pass is all or nothing. A later one goes on after a step that failed: an underlay that is away for a while, say,
 //! must not keep a removed node in the map. What is done to the host in one family and in the other are steps of their own:
@@ -27,7 +28,7 @@ use super::{
     migration::Migration,
     news::news,
     pods::Pods,
-    wire::Wire,
+    wire::{self, Wire},
     xdp::XdpWire,
 };
 use crate::{
@@ -42,7 +43,7 @@ use crate::{
     },
     host::{
         monitor::Change,
-        netlink::{Netlink, ROUTE_PROTOCOL},
+        netlink::{Link, Netlink, ROUTE_PROTOCOL},
     },
 };
 
@@ -97,6 +98,8 @@ pub(super) struct Reconciler {
     filter: PacketFilter,
     /// The devices of the underlay, that of the node's tunnel address first.
     wires: Vec<Wire>,
+    /// Those that the routes to peers lead by as well.
+    exits: Vec<Link>,
     xdp: XdpWire,
     growth: Option<Growth>,
     /// Another schema is in force until the first pass is through.
@@ -120,6 +123,7 @@ impl Reconciler {
             pods: Pods::default(),
             filter: PacketFilter::default(),
             wires: Vec::new(),
+            exits: Vec::new(),
             xdp: XdpWire::default(),
             growth: None,
             migration: None,
@@ -184,8 +188,9 @@ impl Reconciler {
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
-                (ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some()))
-                    .then_some(Scope::Network)
+                let broken = ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some());
+                let leads_to_peer = || !ours && wire::peers(&self.config).any(|vtep| dst.contains(&vtep));
+                (broken || leads_to_peer()).then_some(Scope::Network)
             }
             Change::Filter { table, chain, base } => {
                 self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
@@ -212,7 +217,7 @@ impl Reconciler {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
         let mode = self.attach_mode()?;
-        let wires = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wires = self.look_at_underlay(&mut netlink, &mut pass, scope)?;
         let wire = wires.first();
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
@@ -264,11 +269,13 @@ impl Reconciler {
             let local = local::desired(&self.config, anchor.index, self.mtu, mode);
             pass.step(local::publish(&self.pins, &local).map_err(Into::into))?;
         }
+        if let Some(anchor) = &anchor
+            && scope != Scope::Pods
+        {
+            self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
+        }
         if scope == Scope::Everything {
             self.say_who_is_apart();
-            if let Some(anchor) = &anchor {
-                self.ensure_node_routes(&mut netlink, &mut pass, anchor)?;
-            }
             // Without conntrack there is nothing to compare with, and nothing that translates.
             if let Err(e) = self.sweep.run(&self.pins) {
                 log::debug!("sweep the flows of the stack: {e:#}");

@@ -2,12 +2,15 @@
 //!
 //! All of it is read from the pins and the kernel, the agent may be gone. [`problems`] has the why.
 
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use clap::Args;
 use overlay_common::{
     counter::Counter,
-    maps::{AttachMode, FAMILY_V4, FAMILY_V6, Local, NODE_HOST, NODE_SELF, Subnet},
+    maps::{Addr, AttachMode, FAMILY_V4, FAMILY_V6, Local, NODE_HOST, NODE_SELF, Node, NodeName, Subnet},
     reason::Reason,
 };
 use serde::{Serialize, Serializer};
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     datapath::{
         pins::Pins,
-        tables::{self, Endpoints, LocalTable, Nodes},
+        tables::{self, Endpoints, LocalTable, NodeNames, Nodes},
     },
     mesh::PORT,
 };
@@ -149,17 +152,24 @@ fn range(subnet: Subnet) -> String {
     format!("{}/{}", subnet.addr.to_ip(), subnet.prefix_len)
 }
 
+/// How many nodes there are, with this one if `own`.
+///
+/// A node may have an address of each family. Both lead to the one that its tunnel goes to; where it is not overlay, each to
+/// itself. One that is known by its addresses alone is as many as there are tunnels to it.
+fn count(nodes: &[(Addr, Node)], names: &HashMap<Addr, NodeName>, own: bool) -> usize {
+    let hosts = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0);
+    let meant = hosts.filter(|(_, node)| own || node.flags & NODE_SELF == 0);
+    let named = |vtep: Addr| names.get(&vtep).map(|name| name.as_str().to_owned()).ok_or(vtep);
+    meant.map(|(_, node)| named(node.vtep)).collect::<HashSet<_>>().len()
+}
+
 impl Status {
     /// Reads it.
     pub(super) fn read(pins: &Pins, mesh_port: u16) -> anyhow::Result<Self> {
         let local = LocalTable::open(pins)?.get()?;
         let nodes = Nodes::open(pins)?.entries()?;
-        // A node may have an address of each family, and both lead to the one that its tunnel goes to.
-        let count = |own: bool| {
-            let hosts = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0);
-            let meant = hosts.filter(|(_, node)| own || node.flags & NODE_SELF == 0);
-            meant.map(|(_, node)| node.vtep).collect::<std::collections::BTreeSet<_>>().len()
-        };
+        let names: HashMap<_, _> = NodeNames::all(pins)?.into_iter().collect();
+        let count = |own| count(&nodes, &names, own);
         let (hosts, peers) = (count(true), count(false));
         let Problems { node: node_problems, pods } = Problems::look(pins, &local);
         let ranges = |of: &[Subnet; 2]| -> Vec<String> {
@@ -272,4 +282,34 @@ pub(super) fn run(pins: &Pins, args: StatusArgs) -> anyhow::Result<Verdict> {
     let status = Status::read(pins, mesh_port)?;
     print_object(output, &status, |text| status.print(text))?;
     Ok(if status.problems.is_empty() { Verdict::Fine } else { Verdict::Wrong })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_of_two_addresses_is_one_whether_its_tunnels_go_to_one_or_to_both() {
+        let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let host = |address: &str, vtep: &str, flags: u8| {
+            let node = Node { vtep: addr(vtep), flags: flags | NODE_HOST, ..bytemuck::Zeroable::zeroed() };
+            (addr(address), node)
+        };
+        let mut nodes = vec![
+            host("192.0.2.1", "192.0.2.1", NODE_SELF),
+            host("2001:db8::1", "192.0.2.1", NODE_SELF),
+            host("192.0.2.2", "192.0.2.2", 0),
+            host("2001:db8::2", "192.0.2.2", 0),
+            // Not overlay: a device for each family.
+            host("192.0.2.3", "192.0.2.3", 0),
+            host("2001:db8::3", "2001:db8::3", 0),
+        ];
+        nodes.push((addr("10.244.3.0"), Node { flags: 0, ..nodes[4].1 }));
+        let name = |text: &str| NodeName::new(text);
+        let mut names: HashMap<_, _> =
+            [("192.0.2.1", "a"), ("192.0.2.2", "b")].map(|(vtep, node)| (addr(vtep), name(node))).into();
+        assert_eq!((count(&nodes, &names, true), count(&nodes, &names, false)), (4, 3), "two nobody knows");
+        names.extend(["192.0.2.3", "2001:db8::3"].map(|vtep| (addr(vtep), name("c"))));
+        assert_eq!((count(&nodes, &names, true), count(&nodes, &names, false)), (3, 2));
+    }
 }

@@ -69,7 +69,7 @@ impl TryFrom<&Local> for Node {
         if local.ready == 0 {
             return Err(Failure::new(
                 Code::TryAgainLater,
-                "the overlay agent has not finished its first start on this node: see its log, pods are added once it is ready",
+                "the overlay agent has not finished its first start on this node, or is changing its pods' subnets: see its log, pods are added once it is ready",
             ));
         }
         let node = || {

@@ -1,4 +1,8 @@
 //! MTU: the underlay's, the pods', and what the paths between nodes really carry.
+//!
+//! A path that carries less than tunnel packets may have is an error where packets vanish on it. Where the kernel of this node
+//! knows (from the route, the device, or what a router has said, also to the echoes of this check), the programs tell pods,
+//! and connections find their size: that is a warning.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -10,7 +14,7 @@ use crate::{
     datapath::tables::Endpoints,
     family::{Family, OfFamily as _},
     host::{
-        netlink::Netlink,
+        netlink::{Netlink, Traveller, Way},
         underlay::{OVERHEAD_IPV4, OVERHEAD_IPV6, Underlay},
     },
 };
@@ -64,7 +68,7 @@ impl Check for Mtu {
                     peers.insert(vtep, &peer.name);
                 }
             }
-            paths(outer, &peers, mtu, report)?;
+            paths(&mut netlink, outer, &peers, mtu, report)?;
         }
         Ok(())
     }
@@ -103,7 +107,13 @@ fn pods(site: &Site, netlink: &mut Netlink, largest: u32, report: &mut Report) -
 }
 
 /// What paths of tunnels over this family carry, with pods that send packets of up to `mtu` bytes.
-fn paths(outer: Family, peers: &HashMap<IpAddr, &str>, mtu: u32, report: &mut Report) -> anyhow::Result<()> {
+fn paths(
+    netlink: &mut Netlink,
+    outer: Family,
+    peers: &HashMap<IpAddr, &str>,
+    mtu: u32,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     if peers.is_empty() {
         return Ok(());
     }
@@ -125,15 +135,28 @@ fn paths(outer: Family, peers: &HashMap<IpAddr, &str>, mtu: u32, report: &mut Re
     for (peer, carried) in prober.measure(&narrow, needed)? {
         let name = peers.get(&peer).copied().unwrap_or_default();
         let fits = u32::from(carried).saturating_sub(overhead);
-        report
-            .error(
-                format!("path to {name}"),
-                format!("carries {carried} bytes, tunnel packets have up to {needed}: large packets vanish"),
-            )
-            .evidence(format!("{peer} answers an echo of {carried} bytes, and none of {}, that must not be cut up", carried + 1))
-            .remedy(format!(
-                "have the path carry {needed} bytes; or set network.mtu = {fits} on all nodes (the least that any of them says) and make the pods anew"
-            ));
+        let (object, size) = (
+            format!("path to {name}"),
+            format!("carries {carried} bytes, tunnel packets have up to {needed}"),
+        );
+        let echoes = format!(
+            "{peer} answers an echo of {carried} bytes, and none of {}, that must not be cut up",
+            carried + 1
+        );
+        let wider = format!("have the path carry {needed} bytes");
+        let less = format!(
+            "set network.mtu = {fits} on all nodes (the least that any of them says) and make the pods anew"
+        );
+        match known(netlink, peer)?.filter(|known| *known <= u32::from(carried)) {
+            Some(known) => report
+                .warning(object, format!("{size}: senders are told, which costs each a first try"))
+                .evidence(format!("{echoes}; the kernel of this node knows of {known} (ip route get {peer})"))
+                .remedy(format!("none is needed; to save the tries {wider}, or {less}")),
+            None => report
+                .error(object, format!("{size}: large packets vanish"))
+                .evidence(echoes)
+                .remedy(format!("{wider}; or {less}")),
+        };
     }
     report.saw(format!("{} of {} paths carry {needed} bytes", all.len(), peers.len()));
     let unknown = silent.len() - narrow.len();
@@ -141,4 +164,20 @@ fn paths(outer: Family, peers: &HashMap<IpAddr, &str>, mtu: u32, report: &mut Re
         report.saw(format!("{unknown} peers answer no echo, so that nothing is known of their paths"));
     }
     Ok(())
+}
+
+/// What the kernel takes for the MTU of the path to a peer, in bytes: that is what the programs go by.
+fn known(netlink: &mut Netlink, peer: IpAddr) -> anyhow::Result<Option<u32>> {
+    let way = netlink.way(Traveller { src: None, dst: peer, iif: None, transport: None })?;
+    let Way::Out { oif, mtu, .. } = way else { return Ok(None) };
+    if mtu.is_some() {
+        return Ok(mtu);
+    }
+    Ok(netlink.links()?.into_iter().find(|link| link.index == oif).map(|link| link.mtu))
+}
+
+/// What that leaves for a pod's packet to the peer with this tunnel address; `None` where there is no way, or the kernel does not say.
+pub(super) fn known_inner(vtep: IpAddr) -> Option<usize> {
+    let known = known(&mut Netlink::open().ok()?, vtep).ok()??;
+    usize::try_from(known.saturating_sub(overhead(vtep.family()))).ok()
 }

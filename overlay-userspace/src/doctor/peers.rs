@@ -1,6 +1,7 @@
 //! Every peer, by packets through the tunnel: a small one, and one as large as pods send.
 //!
-//! The probes are those of the health mesh ([`crate::mesh`]), and the peers' agents answer them.
+//! The probes are those of the health mesh ([`crate::mesh`]), and the peers' agents answer them. Where this node's kernel knows
+//! of a path that carries less, pods are told to send less ([`super::mtu`]), and so is a probe as large as fits.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use overlay_common::maps::FAMILY_V4;
 use super::{
     Check, Report, Site,
     icmp::{Prober, SMALL},
+    mtu,
 };
 use crate::{
     datapath::tables::Nodes,
@@ -67,7 +69,10 @@ impl Check for Peers {
         let order = [primary, primary.other()];
         let full = usize::try_from(local.mtu)?;
         let peers: Vec<_> = mesh::peers(&Nodes::open(&site.pins)?.entries()?, order).into_iter().collect();
-        let outcomes = ask_all(&peers, |gateway| ask(own(gateway), SocketAddr::new(gateway, port), full));
+        let outcomes = ask_all(&peers, |vtep, gateway| {
+            let fits = || mtu::known_inner(vtep).map_or(full, |known| full.min(known));
+            ask(own(gateway), SocketAddr::new(gateway, port), fits)
+        });
         let reached = |vtep: &IpAddr| {
             // Without the right to ask, nothing is known.
             Some(Prober::open(vtep.family()).ok()?.ask(&[(*vtep, SMALL)]).ok()?.contains(vtep))
@@ -109,7 +114,7 @@ impl Check for Peers {
         }
         let fine = outcomes.values().filter(|outcome| matches!(outcome, Outcome::Fine)).count();
         report.saw(format!(
-            "{fine} of {} peers answer packets of {full} bytes through the tunnel",
+            "{fine} of {} peers answer packets of up to {full} bytes through the tunnel",
             peers.len()
         ));
         Ok(())
@@ -127,12 +132,15 @@ fn name(site: &Site, vtep: IpAddr) -> String {
 }
 
 /// All peers, some at a time.
-fn ask_all(peers: &[(IpAddr, IpAddr)], ask: impl Fn(IpAddr) -> Outcome + Sync) -> BTreeMap<IpAddr, Outcome> {
+fn ask_all(
+    peers: &[(IpAddr, IpAddr)],
+    ask: impl Fn(IpAddr, IpAddr) -> Outcome + Sync,
+) -> BTreeMap<IpAddr, Outcome> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(BTreeMap::new());
     let work = || {
         while let Some((vtep, gateway)) = peers.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let outcome = ask(*gateway);
+            let outcome = ask(*vtep, *gateway);
             outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(*vtep, outcome);
         }
     };
@@ -144,7 +152,8 @@ fn ask_all(peers: &[(IpAddr, IpAddr)], ask: impl Fn(IpAddr) -> Outcome + Sync) -
     outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(own: IpAddr, peer: SocketAddr, size: usize) -> Outcome {
+/// `fits` is how much, as far as is known: an attempt that is lost may be what it is learned from.
+fn ask(own: IpAddr, peer: SocketAddr, fits: impl Fn() -> usize) -> Outcome {
     let attempt = |size: usize| {
         let mut result = probe(own, peer, size, LIMIT);
         for _ in 1..TRIES {
@@ -158,9 +167,15 @@ fn ask(own: IpAddr, peer: SocketAddr, size: usize) -> Outcome {
     match attempt(SMALLEST) {
         Err(ProbeError::NoAgent { .. }) => Outcome::NoAgent,
         Err(error) => Outcome::Dead(error),
-        Ok(_) => match attempt(size) {
-            Ok(_) => Outcome::Fine,
-            Err(error) => Outcome::Small(error),
-        },
+        Ok(_) => {
+            let mut size = fits();
+            loop {
+                match attempt(size) {
+                    Ok(_) => return Outcome::Fine,
+                    Err(_) if fits() < size => size = fits(),
+                    Err(error) => return Outcome::Small(error),
+                }
+            }
+        }
     }
 }

@@ -16,19 +16,22 @@ impl Counters {
     #[track_caller]
     pub fn read(namespace: &Namespace) -> Self {
         // /proc/net is that of the process's first thread; thread-self is the one that entered the namespace.
-        let files = ["snmp", "netstat", "snmp6"];
-        let read = || files.map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")));
-        let [snmp, netstat, snmp6] = namespace.run(read).map(|text| {
+        let read = || {
+            ["snmp", "netstat", "snmp6"]
+                .map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")))
+        };
+        let texts = namespace.run(read).map(|text| {
             text.unwrap_or_else(|error| panic!("cannot read counters of {}: {error}", namespace.name()))
         });
         let mut values = BTreeMap::new();
-        parse(&snmp, &mut values);
-        parse(&netstat, &mut values);
-        parse6(&snmp6, &mut values);
+        let [v4, more, v6] = texts;
+        parse(&v4, &mut values);
+        parse(&more, &mut values);
+        parse_v6(&v6, &mut values);
         Self { values }
     }
 
-    /// The value of a counter such as `Tcp.InCsumErrors`, `TcpExt.TCPBacklogDrop` or `Udp6InCsumErrors`.
+    /// The value of a counter such as `Tcp.InCsumErrors`, `TcpExt.TCPBacklogDrop` or `Udp6InErrors`.
     #[track_caller]
     pub fn get(&self, name: &str) -> i64 {
         *self.values.get(name).unwrap_or_else(|| panic!("the kernel has no counter {name}"))
@@ -55,12 +58,11 @@ fn parse(text: &str, values: &mut BTreeMap<String, i64>) {
     }
 }
 
-/// Parses lines: `Udp6InCsumErrors   0`.
-fn parse6(text: &str, values: &mut BTreeMap<String, i64>) {
+/// Parses lines with one counter each: `Ip6InReceives    12`.
+fn parse_v6(text: &str, values: &mut BTreeMap<String, i64>) {
     for line in text.lines() {
-        if let Some((name, number)) = line.split_once(char::is_whitespace)
-            && let Ok(number) = number.trim().parse()
-        {
+        let mut words = line.split_whitespace();
+        if let (Some(name), Some(Ok(number))) = (words.next(), words.next().map(str::parse)) {
             values.insert(name.to_owned(), number);
         }
     }
@@ -74,9 +76,9 @@ mod tests {
     fn pairs_of_lines_become_named_counters() {
         let mut values = BTreeMap::new();
         parse("Tcp: MaxConn InCsumErrors\nTcp: -1 7\nUdp: InCsumErrors\nUdp: 2\n", &mut values);
-        parse6("Udp6InDatagrams                 \t5\nUdp6InCsumErrors                \t3\n", &mut values);
+        parse_v6("Ip6InReceives   \t3\nUdp6InCsumErrors   4\n", &mut values);
         let counters = Counters { values };
-        assert_eq!((counters.get("Tcp.MaxConn"), counters.get("Udp6InDatagrams")), (-1, 5));
-        assert_eq!(counters.checksum_errors(), 12);
+        assert_eq!((counters.get("Tcp.MaxConn"), counters.get("Ip6InReceives")), (-1, 3));
+        assert_eq!(counters.checksum_errors(), 13);
     }
 }

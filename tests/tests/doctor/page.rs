@@ -38,6 +38,7 @@ const SYMPTOMS: &[Symptom] = &[
         &["overlay doctor --only mtu,peers"],
         &[
             mtu::a_path_that_is_narrower_than_the_device_says_is_measured,
+            mtu::a_path_of_the_other_family_is_measured_by_what_its_tunnel_adds,
             mtu::a_pod_that_was_made_for_a_larger_underlay_is_named,
             mtu::a_configured_mtu_that_does_not_fit_is_named,
             peers::a_peer_that_gets_small_packets_only_is_named,

@@ -31,13 +31,15 @@ fn ensure(anchor: &Anchor, netlink: &mut Netlink) -> anyhow::Result<Link> {
     Ok(link)
 }
 
-/// Its addresses, and the routes of ours.
+/// Its addresses, and the routes of ours, sorted: the order in which the kernel lists those of IPv6 is its own business.
 fn state() -> (Vec<String>, Vec<String>) {
     let addresses = ip_json("address show dev overlay.1")[0]["addr_info"].as_array().unwrap().clone();
     let text = |one: &serde_json::Value| format!("{}/{}", one["local"].as_str().unwrap(), one["prefixlen"]);
     let routes = ["-4", "-6"].map(|flag| run(&format!("ip {flag} route show proto 79")));
     let route = |line: &str| line.split(" metric ").next().unwrap().trim().to_owned();
-    (addresses.iter().map(text).collect(), routes.iter().flat_map(|text| text.lines()).map(route).collect())
+    let mut routes: Vec<_> = routes.iter().flat_map(|text| text.lines()).map(route).collect();
+    routes.sort();
+    (addresses.iter().map(text).collect(), routes)
 }
 
 fn disabled() -> String {
@@ -76,7 +78,9 @@ fn the_device_has_what_the_families_need_and_nothing_of_others() {
             for _ in 0..2 {
                 let link = ensure(&anchor(pods, pods), &mut netlink).unwrap();
                 assert_eq!(link.index, first.index);
-                assert_eq!(state(), (addresses.clone(), routes.iter().map(|r| (*r).to_owned()).collect()));
+                let mut routes: Vec<_> = routes.iter().map(|route| (*route).to_owned()).collect();
+                routes.sort();
+                assert_eq!(state(), (addresses.clone(), routes));
                 assert_eq!(disabled(), disabled_is);
             }
         }

@@ -28,6 +28,7 @@ impl Reconciler {
         &mut self,
         netlink: &mut Netlink,
         pass: &mut Pass,
+        scope: Scope,
     ) -> anyhow::Result<Vec<Link>> {
         let Found { tunnel, others } = wire::find(netlink, &self.config);
         for error in others.iter().filter_map(|found| found.as_ref().err()) {
@@ -51,6 +52,12 @@ impl Reconciler {
             }
         }
         self.wires = wires;
+        if scope > Scope::Pods
+            && let Some(exits) = pass.step(wire::exits(netlink, &self.config, &links).map_err(Into::into))?
+        {
+            self.exits = exits;
+        }
+        links.extend_from_slice(&self.exits);
         Ok(links)
     }
 
@@ -88,6 +95,9 @@ impl Reconciler {
             last_index,
         };
         let Some((device, made)) = pass.step(anchor.ensure(netlink))? else { return Ok(None) };
+        // Gone as far as the plugin knows before it is gone.
+        let local = local::desired(&self.config, device.index, self.mtu, self.attach_mode()?);
+        pass.step(local::withdraw(&self.pins, &local).map_err(Into::into))?;
         for family in Family::ALL {
             pass.step(anchor.ensure_family(netlink, (&device, made), family))?;
         }

@@ -1,4 +1,4 @@
-//! Locks between the CNI plugin and a change of the schema.
+//! Locks between the CNI plugin and a change of the schema, or of the families of the node's pods.
 //!
 //! A call of the plugin works on the schema in force from its beginning to its end: it holds a shared lock on that schema's
 //! directory of programs. Who changes the schema holds it alone, so that no lease is taken or given back meanwhile. The
@@ -53,10 +53,27 @@ pub fn enter(pins: &Pins) -> Result<(Inside, Pins), DatapathError> {
 
 /// Waits until no call is at work on these pins, and lets none begin.
 pub fn close(pins: &Pins) -> Result<Option<Closed>, DatapathError> {
+    close_within(pins, DOOR_PATIENCE, ROOM_PATIENCE)
+}
+
+fn close_within(
+    pins: &Pins,
+    door_patience: Duration,
+    room_patience: Duration,
+) -> Result<Option<Closed>, DatapathError> {
     let Some(base) = pins.base() else { return Ok(None) };
-    let Some(door) = lock(base, FlockArg::LockExclusiveNonblock, DOOR_PATIENCE)? else { return Ok(None) };
-    let room = lock(&room(pins), FlockArg::LockExclusiveNonblock, ROOM_PATIENCE)?;
+    let Some(door) = lock(base, FlockArg::LockExclusiveNonblock, door_patience)? else { return Ok(None) };
+    let room = lock(&room(pins), FlockArg::LockExclusiveNonblock, room_patience)?;
     Ok(Some(Closed { _door: door, _room: room }))
+}
+
+/// Waits until the calls have ended that are at work on these pins; what comes meanwhile waits as well.
+///
+/// # Errors
+///
+/// [`DatapathError::Busy`] where that takes longer than `patience`.
+pub fn wait_for_calls(pins: &Pins, patience: Duration) -> Result<(), DatapathError> {
+    close_within(pins, patience, patience).map(drop)
 }
 
 fn room(pins: &Pins) -> PathBuf {
@@ -119,6 +136,12 @@ mod tests {
             let said: Vec<_> = hear.try_iter().collect();
             assert_eq!(said, ["closed", "opened"]);
         });
+        // Who only waits for calls lets them in again.
+        wait_for_calls(&pins, DOOR_PATIENCE).unwrap();
+        let (inside, _) = enter(&pins).unwrap();
+        let hanging = wait_for_calls(&pins, PAUSE).unwrap_err();
+        assert!(matches!(hanging, DatapathError::Busy { .. }), "{hanging}");
+        drop((inside, enter(&pins).unwrap()));
         fs::remove_dir_all(base).unwrap();
     }
 
