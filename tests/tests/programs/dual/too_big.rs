@@ -181,8 +181,8 @@ fn nothing_is_fragmented_over_ipv6() {
             verdict: Verdict::Drop,
             out: Out::Unchanged,
             counted: Counted::Dropped(Reason::PathMtu),
-            ..of_host(bed, "behind the anchor device", &ip6)
+            ..of_host(bed, "the stack's", &Ip6::tcp(GATEWAY6, FAR_POD6, 1250))
         };
-        bed.check(vec![case(bed, "less than IPv6 has", &ip6), dropped]);
+        bed.check(vec![case(bed, "less than IPv6 has, by the anchor device", &ip6), dropped]);
     });
 }

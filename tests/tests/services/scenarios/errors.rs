@@ -14,7 +14,10 @@ use crate::bed::{Bed, Place};
 pub(super) const ALL: &[Scenario] = &[
     Scenario::with_refusals("closed port of a backend, UDP: refused", refused_udp),
     Scenario::with_refusals("closed port of a backend, TCP: refused", refused_tcp),
-    Scenario::new("path of the tunnel becomes too narrow", narrow_tunnel),
+    Scenario {
+        moves: &["path_mtu"],
+        ..Scenario::new("path of the tunnel becomes too narrow", narrow_tunnel)
+    },
     Scenario::new("packets from the world too long for the cluster", too_long_for_the_cluster),
     Scenario::new("answers too long for the path to the client", too_long_for_the_client),
 ];
@@ -71,7 +74,7 @@ fn refused_tcp(bed: &mut Bed) -> Result<()> {
     Ok(())
 }
 
-/// A path that is too narrow for the tunnel: the kernel fragments the outer packets.
+/// A path that is too narrow for the tunnel: who sends too much through the Service is told.
 fn narrow_tunnel(bed: &mut Bed) -> Result<()> {
     let client = bed.pod("cp", "a");
     let (server, listen) = bed.backend("w2", Protocol::Tcp);
