@@ -126,10 +126,11 @@ impl Bed {
             for (number, way) in ways.into_iter().enumerate() {
                 let moved = Volumes::read(&self.nodes[number]).since(&before[number]);
                 let (native, anchor) = (moved.get("decap_native").packets, moved.get("decap_anchor").packets);
-                let what = format!("{inner} at {}: {native} natively, {anchor} by the anchor", ["a", "b"][number]);
+                let what =
+                    format!("{inner} at {}: {native} natively, {anchor} by the anchor", ["a", "b"][number]);
                 match way {
                     // A first packet may have found no neighbour and been left to the kernel at either end.
-                    Way::Native if inner == self.outer || decap_across_families() => {
+                    Way::Native if inner == self.outer || kernel::has_decap_across_families() => {
                         assert!(native > 20 && anchor == 0, "{what}");
                     }
                     Way::Native | Way::Anchor => assert!(native == 0 && anchor > 20, "{what}"),
@@ -256,11 +257,4 @@ fn drops(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
     let mut dropped = Drops::read(node).since(before);
     dropped.remove("multicast");
     dropped
-}
-
-/// Whether the kernel lets programs take one family out of the other.
-fn decap_across_families() -> bool {
-    let features = kernel::features();
-    let feature = features.iter().find(|feature| feature.name.contains("one address family out of the other"));
-    feature.expect("the feature has this name").present
 }

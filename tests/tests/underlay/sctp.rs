@@ -67,7 +67,8 @@ fn an_association_of_sctp_carries_data_in_either_family() {
             let mut received = vec![0; BYTES];
             thread::scope(|scope| {
                 let writer = scope.spawn(|| near.write_all(&sent));
-                far.read_exact(&mut received).unwrap_or_else(|error| panic!("{family} over {outer}: {error}"));
+                far.read_exact(&mut received)
+                    .unwrap_or_else(|error| panic!("{family} over {outer}: {error}"));
                 writer.join().unwrap().unwrap();
             });
             assert!(sent == received, "{family} over {outer}: data arrived changed");
