@@ -53,6 +53,17 @@ impl Bed {
     /// are ready.
     #[track_caller]
     pub(crate) fn start(link: Link, outer: Family, dress: impl Fn(&Lab, &Lan, &Namespace)) -> Self {
+        Self::attached(None, link, outer, dress)
+    }
+
+    /// The same with programs attached in this way.
+    #[track_caller]
+    pub(crate) fn attached(
+        attach: Option<&str>,
+        link: Link,
+        outer: Family,
+        dress: impl Fn(&Lab, &Lan, &Namespace),
+    ) -> Self {
         let lab = Lab::new();
         let lan = Lan::new(&lab, "lan", link);
         let nodes = [("a", 1), ("b", 2)].map(|(name, number)| {
@@ -68,6 +79,7 @@ impl Bed {
             underlay: Some(outer.name().to_lowercase()),
             // Where it costs something it must not be had.
             xdp: Some("auto".into()),
+            attach: attach.map(str::to_owned),
             ..Network::default()
         };
         lab.write_cluster(&ClusterFile { network, nodes: nodes.iter().map(Node::entry).collect() });
