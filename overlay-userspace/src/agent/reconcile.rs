@@ -249,6 +249,9 @@ impl Reconciler {
                 all_run_it &= pass.step(self.attach(&programs, role, links))?.is_some();
             }
         }
+        if scope > Scope::Pods && !wires.is_empty() {
+            pass.step(programs::forsake_wires(&mut netlink, &wires))?;
+        }
         if let Some(link) = wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;
         }

@@ -53,6 +53,17 @@ impl Bed {
     /// are ready.
     #[track_caller]
     pub(crate) fn start(link: Link, outer: Family, dress: impl Fn(&Lab, &Lan, &Namespace)) -> Self {
+        Self::attached(None, link, outer, dress)
+    }
+
+    /// The same with programs attached in this way.
+    #[track_caller]
+    pub(crate) fn attached(
+        attach: Option<&str>,
+        link: Link,
+        outer: Family,
+        dress: impl Fn(&Lab, &Lan, &Namespace),
+    ) -> Self {
         let lab = Lab::new();
         let lan = Lan::new(&lab, "lan", link);
         let nodes = [("a", 1), ("b", 2)].map(|(name, number)| {
@@ -68,6 +79,7 @@ impl Bed {
             underlay: Some(outer.name().to_lowercase()),
             // Where it costs something it must not be had.
             xdp: Some("auto".into()),
+            attach: attach.map(str::to_owned),
             ..Network::default()
         };
         lab.write_cluster(&ClusterFile { network, nodes: nodes.iter().map(Node::entry).collect() });
@@ -130,7 +142,7 @@ impl Bed {
                     format!("{inner} at {}: {native} natively, {anchor} by the anchor", ["a", "b"][number]);
                 match way {
                     // A first packet may have found no neighbour and been left to the kernel at either end.
-                    Way::Native if inner == self.outer || decap_across_families() => {
+                    Way::Native if inner == self.outer || kernel::has_decap_across_families() => {
                         assert!(native > 20 && anchor == 0, "{what}");
                     }
                     Way::Native | Way::Anchor => assert!(native == 0 && anchor > 20, "{what}"),
@@ -257,12 +269,4 @@ fn drops(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
     let mut dropped = Drops::read(node).since(before);
     dropped.remove("multicast");
     dropped
-}
-
-/// Whether the kernel lets programs take one family out of the other.
-fn decap_across_families() -> bool {
-    let features = kernel::features();
-    let feature =
-        features.iter().find(|feature| feature.name.contains("one address family out of the other"));
-    feature.expect("the feature has this name").present
 }

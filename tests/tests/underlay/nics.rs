@@ -40,8 +40,8 @@ fn route(bed: &Bed, from: usize, verb: &str, hops: &[&str]) {
 
 #[test]
 fn every_way_to_a_peer_is_found_and_what_comes_in_elsewhere_is_the_anchors() {
-    for outer in Family::ALL {
-        let bed = Bed::start(Link::default(), outer, plain);
+    for (outer, attach) in [(Family::Ipv4, None), (Family::Ipv6, Some("clsact"))] {
+        let bed = Bed::attached(attach, Link::default(), outer, plain);
         let [a, b] = bed.nodes.each_ref().map(Node::namespace);
         Link::default().connect(a, SECOND, b, SECOND);
         for (number, node) in [(1, a), (2, b)] {

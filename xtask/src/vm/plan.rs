@@ -9,7 +9,7 @@ use super::machine::Accelerator;
 pub(super) struct Step {
     /// The test program.
     pub(super) name: &'static str,
-    /// Tests whose names contain one of these; all, where there is none.
+    /// Tests whose names contain one of these, and options; all, where there is no name.
     tests: &'static [&'static str],
     /// With the kernel's own virtualisation.
     limit: Duration,
@@ -22,8 +22,10 @@ const fn step(name: &'static str, tests: &'static [&'static str], minutes: u64) 
 /// Packet tables, and of the lab what the version of a kernel can matter to: clusters with real agents, with both ways of
 /// attaching, every path that a packet can take, super-packets, a peer that is the kernel's own vxlan device, Services by both kinds of
 /// rules, the CNI plugin, and agents that are killed.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     step("programs", &[], 5),
+    // Those that are ignored elsewhere because of what kernels lack, too.
+    step("underlay", &["--include-ignored"], 3),
     step(
         "tunnel",
         &[
@@ -66,6 +68,11 @@ impl Plan {
     pub(super) fn limit(&self) -> Duration {
         let boot = Duration::from_mins(1);
         self.steps.iter().map(|step| step.limit).sum::<Duration>().saturating_add(boot) * self.slowness
+    }
+
+    /// By how much the limits of the tests themselves are longer.
+    pub(super) fn patience(&self) -> String {
+        format!("{}\n", self.slowness)
     }
 
     /// One line for each step: name, seconds, program and arguments, with tabs between.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_tests::lab::services::Protocol;
-use overlay_tests::traffic::{STEP_LIMIT, pmtu, tcp, udp};
+use overlay_tests::traffic::{pmtu, step_limit, tcp, udp};
 
 use super::Scenario;
 use crate::bed::{Bed, Place};
@@ -66,7 +66,7 @@ fn refused_udp(bed: &mut Bed) -> Result<()> {
 fn refused_tcp(bed: &mut Bed) -> Result<()> {
     for (client, service) in plan(bed) {
         let dial = bed.cluster_ip(service, Protocol::Tcp);
-        match client.namespace.run(|| TcpStream::connect_timeout(&dial, STEP_LIMIT)) {
+        match client.namespace.run(|| TcpStream::connect_timeout(&dial, step_limit())) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             result => bail!("{} to closed {service}: {result:?}", client.name),
         }
