@@ -136,7 +136,7 @@ fn everything_is_in_it_and_no_secret_is() {
     assert_eq!((&lists[0]["file"], &lists[0]["types"]), (&json!("05-other.conflist"), &json!(["other"])));
 
     let configuration = parsed(&files, "configuration.json");
-    assert_eq!(configuration["network"]["cidr"], "10.244.0.0/16");
+    assert_eq!(configuration["network"]["cidr"], json!(["10.244.0.0/16"]));
     assert_eq!(configuration["source"]["nodes"].as_array().unwrap().len(), 3);
     assert_eq!(parsed(&files, "status.json")["ready"], true);
     assert_eq!(parsed(&files, "agent.json")["pid"], cp.agent_pid().unwrap());

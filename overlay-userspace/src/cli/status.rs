@@ -22,6 +22,7 @@ use super::{
     told::Agent,
 };
 use crate::{
+    cni::owner_text,
     datapath::{
         pins::Pins,
         tables::{self, Endpoints, LocalTable, NodeNames, Nodes},
@@ -72,6 +73,8 @@ pub(super) struct Status {
     nodes: usize,
     peers: usize,
     endpoints: usize,
+    /// Who holds them; a pod has one of each family.
+    pods: usize,
     pins: String,
     stack_flows: Pressure,
     paths: Counters,
@@ -182,6 +185,8 @@ impl Status {
         // Before the first start there is none.
         let gateway = gateways.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         let first = |all: &[String]| all.first().cloned().unwrap_or_default();
+        let endpoints = Endpoints::open(pins)?.entries()?;
+        let holders: HashSet<_> = endpoints.iter().map(|(_, endpoint)| owner_text(&endpoint.owner)).collect();
         let paths = tables::paths(pins)?;
         let path = |(path, counter): (overlay_common::counter::Path, _)| Counted {
             name: path.name(),
@@ -218,7 +223,8 @@ impl Status {
             },
             nodes: hosts,
             peers,
-            endpoints: Endpoints::open(pins)?.entries()?.len(),
+            endpoints: endpoints.len(),
+            pods: holders.len(),
             pins: pins.root().display().to_string(),
             stack_flows: Pressure::read(pins)?,
             paths: Counters(paths.into_iter().map(path).collect()),
@@ -247,7 +253,7 @@ impl Status {
         };
         let gateways: Vec<_> = self.gateways.iter().map(ToString::to_string).collect();
         let (subnets, gateways) = (self.subnets.join(" and "), gateways.join(" and "));
-        let pods = format!("{} in {subnets}, gateway {gateways}, MTU {}", self.endpoints, self.mtu);
+        let pods = format!("{} in {subnets}, gateway {gateways}, MTU {}", self.pods, self.mtu);
         let mut facts = vec![("node", node)];
         facts.extend(self.problems.iter().map(|problem| ("problem", Cell::bad(problem))));
         facts.extend([

@@ -15,12 +15,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use aya::{
     Ebpf, EbpfLoader, TestRunOptions,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{HashMap, Map},
     programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use overlay_common::{
-    counter::{Counter, Path},
+    counter::Path,
     maps::{Addr, FAMILY_V4, FAMILY_V6, Flow, FlowKey, Local, NODE_HOST, Node, Subnet},
     reason::{Hook, Reason},
 };
@@ -37,9 +37,11 @@ use super::{
 use crate::family::{Family, OfFamily as _};
 
 mod asked;
+mod counted;
 mod syscall;
 
 pub use asked::{Fib, FibAnswer, FibQuestion};
+use counted::{Counters, packets};
 
 /// Maps that the instance shares with the attached programs, because no program writes them.
 const SHARED: [&str; 1] = ["ENDPOINTS"];
@@ -251,7 +253,7 @@ pub struct Run {
     pub mark: u32,
     /// The paths that it was counted under.
     pub paths: Vec<Path>,
-    /// The reason that a drop was counted under.
+    /// The reason that a drop was counted under; also of a packet that came back to its sender as the answer to itself.
     pub reason: Option<Reason>,
 }
 
@@ -447,46 +449,6 @@ pub fn run_attached(
         }
     };
     Ok(Counters::live(pins)?.since(&before, tested))
-}
-
-/// Packets by index of path and reason.
-struct Counters {
-    paths: Vec<u64>,
-    drops: Vec<u64>,
-}
-
-impl Counters {
-    fn live(pins: &Pins) -> Result<Self, DatapathError> {
-        let paths = super::tables::paths(pins)?.into_iter().map(|(_, counter)| counter.packets).collect();
-        let drops = super::tables::drops(pins)?.into_iter().map(|(_, counter)| counter.packets).collect();
-        Ok(Self { paths, drops })
-    }
-
-    fn since(&self, before: &Self, tested: syscall::Tested) -> Run {
-        let moved = |now: &[u64], then: &[u64]| -> Vec<usize> {
-            now.iter().zip(then).enumerate().filter(|(_, (now, then))| now > then).map(|(at, _)| at).collect()
-        };
-        let paths = moved(&self.paths, &before.paths);
-        let drops = moved(&self.drops, &before.drops);
-        let syscall::Tested { returned, packet, mark } = tested;
-        let verdict = Verdict::of(returned);
-        Run {
-            verdict,
-            packet,
-            mark,
-            paths: paths.into_iter().filter_map(|at| Path::ALL.get(at).copied()).collect(),
-            // Counted beside it on a busy node: not of a packet that was not dropped.
-            reason: drops
-                .first()
-                .filter(|_| verdict == Verdict::Drop)
-                .and_then(|at| Reason::from_index(*at as u32)),
-        }
-    }
-}
-
-fn packets(map: &PerCpuArray<&mut MapData, Counter>) -> Result<Vec<u64>, DatapathError> {
-    let failed = |e| DatapathError::new("read the private counters", e);
-    map.iter().map(|slot| Ok(slot.map_err(failed)?.iter().map(|cpu| cpu.packets).sum())).collect()
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, DatapathError> {

@@ -93,11 +93,18 @@ fn decide(
         explain(site, steps, &programs, inner, returns)
     };
     let run = attached.ask(site, &mut programs, frame, Circumstances::default())?;
-    // What cannot be encapsulated goes to the anchor device, which counts it.
-    let anchor = (expected == Expected::Path(Path::EncapNative)).then_some(Expected::Uncounted);
-    let expected: Vec<_> = [expected].into_iter().chain(anchor).collect();
+    // What cannot be encapsulated goes to the anchor device, which counts it; what does not fit is told so.
+    let instead: &[_] = if expected == Expected::Path(Path::EncapNative) {
+        &[Expected::Uncounted, Expected::Drop(Reason::PathMtu)]
+    } else {
+        &[]
+    };
+    let expected: Vec<_> = [expected].iter().chain(instead).copied().collect();
     hook::did(steps, Hook::FromPod, &run, &expected);
     match run.verdict {
+        Returned::Redirect if run.reason == Some(Reason::PathMtu) => {
+            tunnel::told(site, steps, &programs, &link, inner)
+        }
         Returned::Drop => Ok(hook::dropped(Hook::FromPod, run.reason).device(link.name)),
         Returned::Pass | Returned::Other(_) => {
             stack::goes_on(site, steps, inner, &link.name, run.paths.contains(&Path::ReturnsToStack))

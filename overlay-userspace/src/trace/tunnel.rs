@@ -2,7 +2,7 @@
 
 use overlay_common::{
     counter::Path,
-    reason::Hook,
+    reason::{Hook, Reason},
     wire::{ETH_LEN, ecn},
 };
 use serde_json::json;
@@ -62,6 +62,28 @@ pub(super) fn sent(
     let name = site.device(anchor)?;
     steps.add("anchor", format!("{why}: redirected to {name}"), json!({ "device": name, "mark": run.mark }));
     by_anchor(site, steps, wire, &mut programs, &peer, run, fib)
+}
+
+/// What `from_pod` has told the pod: it does not fit the path.
+pub(super) fn told(
+    site: &mut Site,
+    steps: &mut Steps,
+    programs: &Programs,
+    link: &Link,
+    inner: &Inner,
+) -> Result<Verdict, TraceError> {
+    if let Some(peer) = site.peer_of(programs.frozen(), inner.dst) {
+        let fib = next_hop(site, steps, programs, link.index, &peer, (SOME_PORT, inner.len))?;
+        let fits = fib.mtu.saturating_sub(overhead(peer.vtep().family()));
+        let icmp = if inner.dst.is_ipv4() {
+            "\"fragmentation needed\" (ICMP 3, code 4)"
+        } else {
+            "\"packet too big\" (ICMPv6 2)"
+        };
+        let text = format!("the pod is answered {icmp} by its gateway: {fits} bytes fit");
+        steps.add("told", text, json!({ "mtu": fits }));
+    }
+    Ok(hook::dropped(Hook::FromPod, Some(Reason::PathMtu)).device(&link.name))
 }
 
 /// Asks the FIB, and says what it knows of the way to the peer.
@@ -235,16 +257,7 @@ fn by_anchor(
     );
     steps.add("anchor", text, json!({ "device": link.name, "mtu": link.mtu, "length": inner.len }));
     let device = site.device(fib.ifindex)?;
-    let remedy = format!("set network.mtu to what the path carries less {added}, and have pods made anew");
-    let remedy = remedy.as_str();
     let refused = match fib.result {
-        Fib::TooLong => Some((
-            format!(
-                "{outer_len} bytes are more than the path's MTU {}, and outer headers forbid to fragment: the kernel drops it, and the pod hears nothing",
-                fib.mtu
-            ),
-            remedy,
-        )),
         Fib::Refused | Fib::NotForwarded => Some((
             format!("the kernel has no way to {}", peer.vtep()),
             "look at the node's routes: `ip route get` the VTEP",
@@ -253,6 +266,13 @@ fn by_anchor(
     };
     if let Some((text, remedy)) = refused {
         return Ok(Verdict::new(Outcome::Refused, text).device(link.name).remedy(remedy));
+    }
+    if fib.result == Fib::TooLong {
+        let text = format!(
+            "{outer_len} bytes are more than the path's MTU {}: the kernel sends it in fragments",
+            fib.mtu
+        );
+        steps.add("fragments", text, json!({ "length": outer_len, "mtu": fib.mtu }));
     }
     let packet = encapsulated(programs, peer, &inner, &host.packet, fib)?;
     describe(steps, &packet, "as the vxlan device writes them (the source port is an example)");

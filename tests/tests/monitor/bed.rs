@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use overlay_tests::lab::exec::{self, Output};
-use overlay_tests::lab::{Cluster, Namespace, Node, Pod};
+use overlay_tests::lab::{Cluster, Families, Namespace, Node, Pod};
 use overlay_tests::traffic::inject::mac_of;
 use overlay_tests::traffic::udp;
 use overlay_tests::traffic::vxlan::{FLAG_VNI, Tunnel, udp_frame};
@@ -36,7 +36,12 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn new() -> Self {
-        let cluster = Cluster::builder().start();
+        Self::of(Families::Ipv4)
+    }
+
+    /// The same with pods and nodes of these families, IPv4 at least.
+    pub(crate) fn of(families: Families) -> Self {
+        let cluster = Cluster::builder().families(families).start();
         let stranger = cluster.lab().namespace("stranger");
         cluster.lan_a().attach(&stranger, "eth0");
         stranger.ip(&format!("addr add {STRANGER}/26 dev eth0"));

@@ -1,13 +1,14 @@
 //! Every reason for which the programs drop, produced for real: `monitor` says which, where, and of whom.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use overlay_common::reason::Reason;
-use overlay_tests::lab::Node;
+use overlay_tests::lab::{Families, Node};
 use overlay_tests::traffic::drops::Monitor;
 use overlay_tests::traffic::inject::{inject, inject_refused, mac_of};
 use overlay_tests::traffic::vxlan::{Tunnel, udp_frame};
+use overlay_userspace::family::Family;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, NO_NODE, PORT, SOME_MAC, STRANGER, TUNNEL};
@@ -17,7 +18,7 @@ const OUT_OF_REACH: [Reason; 2] = [Reason::HeaderRoom, Reason::TunnelKey];
 
 #[test]
 fn every_reason_is_seen_with_the_right_names() {
-    let bed = Bed::new();
+    let bed = Bed::of(Families::Dual);
     let (cp, w1, w2) = (bed.cp(), bed.w1(), bed.cluster.node("w2"));
     let (a, b, peer) = (bed.a.addr(), bed.b.addr(), bed.peer.addr());
     let (gateway, mac) = (bed.gateway_mac(), mac_of(bed.a.namespace(), "eth0"));
@@ -34,6 +35,14 @@ fn every_reason_is_seen_with_the_right_names() {
     };
     let inner_arp = |tunnel: Tunnel| Tunnel { inner: of_type(tunnel.inner.clone(), [0x08, 0x06]), ..tunnel };
     let honest = || bed.tunnel(w1.address(), peer, a);
+
+    // A path to `w2` that is narrower than the device; locked, or it would not count for what is forwarded.
+    let far = w2.gateway_address();
+    cp.namespace().ip(&format!("route add {}/32 via 192.0.2.1 mtu lock 1300", w2.address()));
+    let [from, to] = [&bed.a, &bed.peer].map(|pod| match pod.addr_of(Family::Ipv6) {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(address) => panic!("{address} is not IPv6"),
+    });
 
     // From the pod: reason, frame, what the record says of it.
     let of_pod = |source: Ipv4Addr| json!({ "hook": "from_pod", "device_pod": "default/a", "source": source, "direction": "egress" });
@@ -57,6 +66,27 @@ fn every_reason_is_seen_with_the_right_names() {
             json!({ "hook": "from_pod", "length": 30 }),
         ),
         (Reason::NoNode, frame(mac, a, (NO_NODE, PORT)), to_no_node),
+        (
+            Reason::PathMtu,
+            udp_frame((mac, gateway), at(a, 4000), at(far, PORT), &[0; 1300]),
+            json!({ "hook": "from_pod", "device_pod": "default/a", "destination": far, "destination_node": "w2" }),
+        ),
+        (
+            Reason::PodRouter,
+            ipv6_frame(mac, from, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 58, &[134; 16]),
+            json!({ "hook": "from_pod", "device_pod": "default/a", "source": from }),
+        ),
+        (
+            Reason::PodExtensions,
+            ipv6_frame(
+                mac,
+                from,
+                to,
+                DESTINATION_OPTIONS,
+                &[DESTINATION_OPTIONS, 0, 1, 4, 0, 0, 0, 0].repeat(9),
+            ),
+            json!({ "hook": "from_pod", "device_pod": "default/a", "source": from }),
+        ),
     ] {
         inject(bed.a.namespace(), "eth0", &[frame]);
         is_shown(&monitor, reason, &said);
@@ -98,7 +128,7 @@ fn every_reason_is_seen_with_the_right_names() {
     for (reason, frame) in [
         (Reason::NoEndpoint, frame(gateway, cp.gateway_address(), (free, PORT))),
         (Reason::Multicast, frame(gateway, cp.gateway_address(), (Ipv4Addr::new(224, 0, 0, 1), PORT))),
-        (Reason::HostProtocol, of_type(frame(gateway, cp.gateway_address(), (peer, PORT)), [0x86, 0xdd])),
+        (Reason::HostProtocol, of_type(frame(gateway, cp.gateway_address(), (peer, PORT)), [0x88, 0xcc])),
     ] {
         inject_refused(cp.namespace(), Node::ANCHOR, &frame);
         is_shown(
@@ -111,6 +141,19 @@ fn every_reason_is_seen_with_the_right_names() {
 
     let all = Reason::ALL.into_iter().filter(|reason| !OUT_OF_REACH.contains(reason)).map(Reason::name);
     assert_eq!(seen, all.collect::<BTreeSet<_>>(), "a reason is not produced here");
+}
+
+/// The next header of an IPv6 header with destination options.
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// An IPv6 packet to whoever hears it.
+fn ipv6_frame(mac: [u8; 6], from: Ipv6Addr, to: Ipv6Addr, next_header: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [[0x33, 0x33, 0, 0, 0, 1], mac].concat();
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, u8::try_from(payload.len()).unwrap(), next_header, 255]);
+    frame.extend(from.octets());
+    frame.extend(to.octets());
+    frame.extend(payload);
+    frame
 }
 
 /// The next record is of this reason, and says all that.

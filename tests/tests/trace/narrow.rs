@@ -26,18 +26,22 @@ fn what_is_longer_than_the_pods_device_carries_is_refused_in_the_pod() {
 }
 
 #[test]
-fn what_is_too_long_for_the_path_is_lost_as_explained() {
+fn what_is_too_long_for_the_path_is_answered_as_explained() {
     let bed = Bed::new();
     // Locked: a route's MTU counts for what is forwarded only then (ip_mtu_from_fib_result, net/ipv4/route.c).
     let w2 = bed.w2().address();
     bed.cp().namespace().ip(&format!("route add {w2}/32 via 192.0.2.1 mtu lock 1300"));
     let _sockets = bed.sockets();
     let (pod, to, port) = (bed.pod.addr().to_string(), bed.far.addr().to_string(), PORT.to_string());
-    for (size, outcome) in [("1250", "sent"), ("1251", "refused")] {
+    for (size, outcome) in [("1250", "sent"), ("1251", "dropped")] {
         let answer = ask(bed.cp(), &[&pod, &to, "--protocol", "udp", "--port", &port, "--size", size]);
         answer.is(size, outcome);
         let fib = &answer.step("fib")["facts"];
         assert_eq!(fib["mtu"], 1300, "{fib}");
+        if outcome == "dropped" {
+            assert_eq!(answer.report["verdict"]["reason"], "path_mtu");
+            assert_eq!(answer.step("told")["facts"]["mtu"], 1250);
+        }
         let before = Counters::read(bed.cp());
         let wire = Capture::start(bed.cp().namespace(), Node::DEVICE);
         bed.send(answer.frame());

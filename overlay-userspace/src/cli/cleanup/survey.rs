@@ -18,7 +18,7 @@ use crate::{
     agent::is_anchor,
     cni::{
         install::{Places, print},
-        is_pod_device,
+        is_pod_device, owner_text,
     },
     datapath::{
         attach,
@@ -123,7 +123,9 @@ impl Survey {
                 devices.others.push(link);
             }
         }
-        self.attached = endpoints.len().max(devices.pods.len());
+        // A pod has an address of each family.
+        let holders: HashSet<_> = endpoints.iter().map(|(_, endpoint)| owner_text(&endpoint.owner)).collect();
+        self.attached = holders.len().max(devices.pods.len());
         devices
     }
 
