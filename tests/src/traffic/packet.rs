@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use anyhow::{Context as _, Result};
 use etherparse::{IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, UdpHeader};
 
-use super::STEP_LIMIT;
+use super::step_limit;
 use crate::lab::Namespace;
 
 /// Number of UDP (RFC 768).
@@ -180,7 +180,7 @@ pub fn raw(namespace: &Namespace, like: IpAddr, protocol: u8) -> Result<UdpSocke
     // What is asked of it below are plain socket calls, which are the same for both kinds.
     let socket =
         UdpSocket::from(socket.with_context(|| format!("open a raw socket in {}", namespace.name()))?);
-    socket.set_read_timeout(Some(STEP_LIMIT))?;
+    socket.set_read_timeout(Some(step_limit()))?;
     Ok(socket)
 }
 

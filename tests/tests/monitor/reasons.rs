@@ -17,6 +17,7 @@ use crate::bed::{Bed, NO_NODE, PORT, SOME_MAC, STRANGER, TUNNEL};
 const OUT_OF_REACH: [Reason; 2] = [Reason::HeaderRoom, Reason::TunnelKey];
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of all reasons, each by what produces it")]
 fn every_reason_is_seen_with_the_right_names() {
     let bed = Bed::of(Families::Dual);
     let (cp, w1, w2) = (bed.cp(), bed.w1(), bed.cluster.node("w2"));

@@ -46,7 +46,7 @@ fn fragments_are_put_together_whichever_comes_first() {
 
 #[test]
 fn a_later_fragment_alone_reaches_whoever_has_to_wait_for_the_rest() {
-    const COUNT: usize = 5;
+    const COUNT: u8 = 5;
     let bed = Bed::new();
     let drops = bed.drops();
     let counter = |family| if family == Family::Ipv4 { "Ip.ReasmReqds" } else { "Ip6ReasmReqds" };
@@ -55,9 +55,9 @@ fn a_later_fragment_alone_reaches_whoever_has_to_wait_for_the_rest() {
             let read = || Counters::read(to.namespace()).get(counter(family));
             let before = read();
             let [_, later] = bed.datagram(any_port(to.addr_of(family)), &[1; 64]).cut(16);
-            bed.send(&vec![later.frame(); COUNT]);
-            let arrived = eventually(|| read() - before, |count| *count >= COUNT as i64);
-            assert_eq!(arrived, COUNT as i64, "{family} to {}", to.name());
+            bed.send(&vec![later.frame(); COUNT.into()]);
+            let arrived = eventually(|| read() - before, |count| *count >= i64::from(COUNT));
+            assert_eq!(arrived, i64::from(COUNT), "{family} to {}", to.name());
         }
     }
     bed.expect_no_drops(&drops, "later fragments");

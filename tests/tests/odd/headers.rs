@@ -19,13 +19,16 @@ const OPTIONS: [(&str, &[u8]); 5] = [
     ("as many as there can be", &[1; 40]),
 ];
 
+/// Numbers, and what follows the next one's number, as `Packet` has them.
+type Headers = Vec<(u8, Vec<u8>)>;
+
 /// Of eight bytes: padding (RFC 8200, 4.2).
 fn padding(number: u8) -> (u8, Vec<u8>) {
     (number, vec![0, 1, 4, 0, 0, 0, 0])
 }
 
 /// Extension headers (RFC 8200, 4; RFC 2711).
-fn extensions() -> [(&'static str, Vec<(u8, Vec<u8>)>); 6] {
+fn extensions() -> [(&'static str, Headers); 6] {
     [
         ("hop-by-hop options", vec![padding(0)]),
         ("router alert", vec![(0, vec![0, 5, 2, 0, 0, 1, 0])]),
@@ -124,7 +127,7 @@ fn broken(packet: &Packet, at: usize, value: &[u8]) -> Vec<u8> {
 /// and counts, what they carry the receiving pod's does.
 #[test]
 fn headers_that_make_no_sense_are_counted_by_whoever_reads_them() {
-    const COUNT: usize = 4;
+    const COUNT: u8 = 4;
     const LEN: usize = 14 + 2;
     let bed = Bed::new();
     let drops = bed.drops();
@@ -145,10 +148,10 @@ fn headers_that_make_no_sense_are_counted_by_whoever_reads_them() {
     ];
     for (name, frame, place, counter) in rows {
         let before = Counters::read(place).get(counter);
-        bed.send(&vec![frame; COUNT]);
+        bed.send(&vec![frame; COUNT.into()]);
         let counted =
-            eventually(|| Counters::read(place).get(counter) - before, |count| *count >= COUNT as i64);
-        assert_eq!(counted, COUNT as i64, "{name}: {counter} of {}", place.name());
+            eventually(|| Counters::read(place).get(counter) - before, |count| *count >= i64::from(COUNT));
+        assert_eq!(counted, i64::from(COUNT), "{name}: {counter} of {}", place.name());
     }
     bed.expect_no_drops(&drops, "headers without sense");
 }
@@ -163,7 +166,7 @@ fn a_packet_without_payload_arrives() {
             let mut packet = bed.datagram(any_port(to.addr_of(family)), b"");
             (packet.protocol, packet.payload) = (253, vec![]);
             let frame = packet.frame();
-            bed.send(&[frame.clone()]);
+            bed.send(std::slice::from_ref(&frame));
             // A datagram without data: the last, so that both have come.
             let socket = udp::bind(to.namespace(), any_port(to.addr_of(family))).unwrap();
             bed.send(&[bed.datagram(socket.local_addr().unwrap(), b"").frame()]);

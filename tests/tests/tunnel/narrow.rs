@@ -23,8 +23,8 @@ fn narrow(bed: Bed) -> Bed {
     let router = bed.cluster.router();
     for dev in ["lan-a", "lan-b"] {
         for option in ["-4", "-6"] {
-            let routes = router.ip(&format!("{option} route show dev {dev} proto kernel"));
-            for net in routes.lines().filter_map(|route| route.split_whitespace().next()) {
+            let carried = router.ip(&format!("{option} route show dev {dev} proto kernel"));
+            for net in carried.lines().filter_map(|route| route.split_whitespace().next()) {
                 if net.starts_with("fe80:") {
                     continue;
                 }
