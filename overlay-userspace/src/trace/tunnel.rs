@@ -74,7 +74,7 @@ pub(super) fn told(
 ) -> Result<Verdict, TraceError> {
     if let Some(peer) = site.peer_of(programs.frozen(), inner.dst) {
         let fib = next_hop(site, steps, programs, link.index, &peer, (SOME_PORT, inner.len))?;
-        let fits = fib.mtu.saturating_sub(overhead(peer.vtep().family()).into());
+        let fits = fib.mtu.saturating_sub(overhead(peer.vtep().family()));
         let icmp = if inner.dst.is_ipv4() {
             "\"fragmentation needed\" (ICMP 3, code 4)"
         } else {
