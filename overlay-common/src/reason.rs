@@ -47,7 +47,7 @@ pub enum Reason {
     PodRouter = 18,
     /// A pod sent more IPv6 extension headers than are looked through, so that nobody knows what they hide.
     PodExtensions = 19,
-    /// A pod's packet was longer than the path to its node carries, and must not be fragmented. The pod was told
+    /// A packet was longer than the path to its node carries, and must not or cannot be fragmented. The sender was told
     /// (RFC 1191, RFC 8201).
     PathMtu = 20,
 }
@@ -139,7 +139,7 @@ impl Reason {
             Self::PodAddressOnWire => "a pod's address came in by the underlay, outside of the tunnel",
             Self::PodRouter => "a pod sent a router advertisement or a redirect",
             Self::PodExtensions => "a pod sent more IPv6 extension headers than are looked through",
-            Self::PathMtu => "longer than the path to its node carries; the pod was told so",
+            Self::PathMtu => "longer than the path to its node carries; the sender was told so",
         }
     }
 }

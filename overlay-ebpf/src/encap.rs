@@ -68,8 +68,6 @@ trait Underlay: Family {
     fn forwarder(skb: *mut __sk_buff) -> u32;
     /// Sets addresses and flow label.
     fn set_addresses(fib: &mut FibLookup, src: Self::Bytes, dst: Self::Bytes, flow: u16);
-    /// Says that there is no way, where that does not take too much of the stack.
-    fn report(ctx: &TcContext, dst: Self::Bytes, rc: u32);
 }
 
 impl Underlay for Ipv4Hdr {
@@ -92,11 +90,6 @@ impl Underlay for Ipv4Hdr {
     fn set_addresses(fib: &mut FibLookup, src: [u8; 4], dst: [u8; 4], _: u16) {
         fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
         fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
-    }
-
-    #[inline(always)]
-    fn report(ctx: &TcContext, dst: [u8; 4], rc: u32) {
-        debug!(ctx, "no native next hop to {:i}: bpf_fib_lookup says {}", dst, rc);
     }
 }
 
@@ -123,9 +116,6 @@ impl Underlay for Ipv6Hdr {
         fib.__bindgen_anon_3.ipv6_src = packet::words_of_bytes(src);
         fib.__bindgen_anon_4.ipv6_dst = packet::words_of_bytes(dst);
     }
-
-    #[inline(always)]
-    fn report(_: &TcContext, _: [u8; 16], _: u32) {}
 }
 
 /// What became of a packet.
@@ -195,6 +185,10 @@ pub(crate) fn encap<I: Family>(ctx: &TcContext, hook: Hook, node: *mut Node, inn
         }
         Sent::NoRoom => Outcome::Verdict(drop(ctx, Reason::HeaderRoom, hook, Describe::Packet)),
         Sent::TooBig(mtu) => Outcome::TooBig(mtu),
+        Sent::NoWay(rc) => {
+            report(packet::skb(ctx), node, rc);
+            Outcome::Anchor
+        }
         Sent::Not => Outcome::Anchor,
     }
 }
@@ -209,12 +203,15 @@ enum Sent {
     Not,
     /// It is unchanged, and longer than this, at most 16 bits.
     TooBig(u32),
+    /// It is unchanged: `bpf_fib_lookup` has this answer, of few bits, which is not a way to go here.
+    NoWay(u32),
 }
 
 impl Sent {
     const NO_ROOM: i32 = i32::MIN;
     const NOT: i32 = i32::MIN + 1;
     const TOO_BIG: i32 = i32::MIN + 2;
+    const NO_WAY: i32 = Self::TOO_BIG + (1 << 16);
 
     /// As a subprogram returns it; redirects return small numbers.
     #[inline(always)]
@@ -224,6 +221,7 @@ impl Sent {
             Self::NoRoom => Self::NO_ROOM,
             Self::Not => Self::NOT,
             Self::TooBig(mtu) => Self::TOO_BIG + mtu as i32,
+            Self::NoWay(rc) => Self::NO_WAY + rc as i32,
         }
     }
 
@@ -232,7 +230,8 @@ impl Sent {
         match packed {
             Self::NO_ROOM => Self::NoRoom,
             Self::NOT => Self::Not,
-            too_big if too_big < 0 => Self::TooBig((too_big - Self::TOO_BIG) as u32),
+            too_big if too_big < Self::NO_WAY => Self::TooBig((too_big - Self::TOO_BIG) as u32),
+            no_way if no_way < 0 => Self::NoWay((no_way - Self::NO_WAY) as u32),
             verdict => Self::Redirected(verdict),
         }
     }
@@ -241,12 +240,16 @@ impl Sent {
 /// Not inlined, so that what goes over IPv4 does not pay with larger programs. `packed`: traffic class and `EtherType`.
 #[inline(never)]
 fn over_ipv6(skb: *mut __sk_buff, node: *mut Node, segment_len: u32, packed: u32) -> i32 {
-    // SAFETY: as above.
-    if unsafe { (*node).flags } & NODE_CHECKSUM != 0 {
-        return Sent::Not.pack();
-    }
     let ctx = TcContext::new(skb);
     over::<Ipv6Hdr>(&ctx, node, segment_len, (packed >> 16) as u8, packed as u16).pack()
+}
+
+/// Says that there is no way. Not inlined, so that its stack does not add to that of what comes after.
+#[inline(never)]
+fn report(skb: *mut __sk_buff, node: *mut Node, rc: u32) {
+    // SAFETY: a map value, valid until the program ends.
+    let vtep = unsafe { (*node).vtep.bytes };
+    debug!(TcContext::new(skb), "no native next hop to {:i}: bpf_fib_lookup says {}", vtep, rc);
 }
 
 /// Encapsulates and sends over the family `O`.
@@ -291,7 +294,10 @@ fn over<O: Underlay>(ctx: &TcContext, node: *mut Node, segment_len: u32, class: 
     }
     if rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH || fib.ifindex == forwarder {
         // No route, forwarding off, …: the kernel's path has the right answer to each.
-        O::report(ctx, vtep, rc);
+        return Sent::NoWay(rc);
+    }
+    // SAFETY: as above. Only such a node has the flag as is reached over IPv6.
+    if O::AF == Ipv6Hdr::AF && unsafe { (*node).flags } & NODE_CHECKSUM != 0 {
         return Sent::Not;
     }
 

@@ -24,6 +24,7 @@ use crate::{
     flows::Flows,
     maps,
     packet::{self, PASS, Packet},
+    too_big::{self, Told},
     trace,
     tunnel_key::{self, Wanted},
 };
@@ -61,7 +62,7 @@ impl Cast for Ipv6Hdr {
 }
 
 #[inline(always)]
-fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
+fn ip<H: Flows + Cast + Told>(ctx: &TcContext) -> Result<i32, Reason> {
     let packet = packet::pulled::<Packet<H>>(ctx, 0).ok_or(Reason::Truncated)?;
     // SAFETY: `pulled` checked the bounds; `packet` is not used after a helper that moves the packet.
     let packet = unsafe { &mut *packet };
@@ -72,19 +73,28 @@ fn ip<H: Flows + Cast>(ctx: &TcContext) -> Result<i32, Reason> {
         return Err(Reason::NoEndpoint);
     }
     let src = packet.ip.src();
-    let direct = packet::take_direct_mark(ctx);
+    let direct = packet::take_own_mark(ctx);
     // What is the node's own, its gateway address included, is answered to the stack in any case.
     if !direct && config::stack_flows() && src.in_own_subnet() && maps::endpoint(src).is_some() {
         H::record(packet::skb(ctx), ETH_LEN as u32);
     }
     let inner = Inner::of(&packet.ip);
-    // What the stack sends is the stack's to shorten: the anchor device tells it the path's MTU (`skb_tunnel_check_pmtu`).
-    // What `from_pod` sends has no such way back; if it is too long it may be fragmented, or it would not have come here.
     let mut fragment = false;
     if packet.ip.is_plain() {
         match encap::encap::<H>(ctx, HOOK, node, inner) {
             Outcome::Verdict(verdict) => return Ok(verdict),
-            Outcome::TooBig(_) => fragment = direct,
+            Outcome::TooBig(mtu) => {
+                // Nothing has moved it; the verifier does not know.
+                let packet = packet::at::<Packet<H>>(ctx, 0).ok_or(Reason::Truncated)?;
+                // SAFETY: `at` checked the bounds.
+                if too_big::can_tell(ctx, unsafe { &(*packet).ip }, mtu, node) {
+                    return Ok(too_big::tell_stack::<H>(ctx, mtu, HOOK));
+                }
+                if too_big::over_ipv6(node) {
+                    return Err(Reason::PathMtu);
+                }
+                fragment = true;
+            }
             Outcome::Anchor => {}
         }
     }

@@ -237,15 +237,15 @@ fn tunnel<H: Sent>(ctx: &TcContext, packet: &mut Packet<H>, node: *mut Node, sen
                 // Nothing has moved it; the verifier does not know.
                 if let Some(packet) = packet::at::<Packet<H>>(ctx, 0)
                     // SAFETY: `at` checked the bounds.
-                    && too_big::can_tell(ctx, unsafe { &(*packet).ip }, mtu)
+                    && too_big::can_tell(ctx, unsafe { &(*packet).ip }, mtu, node)
                 {
-                    return too_big::tell::<H>(ctx, sender, mtu, HOOK);
+                    return too_big::tell_pod::<H>(ctx, sender, mtu, HOOK);
                 }
             }
             Outcome::Anchor => {}
         }
     }
-    packet::mark_direct(ctx);
+    packet::mark_own(ctx);
     // SAFETY: a helper on numbers. `from_host` sees the packet on its way out of the anchor device.
     unsafe { bpf_redirect(config::anchor_ifindex(), 0) as i32 }
 }

@@ -32,6 +32,10 @@ pub(crate) fn from_tunnel(ctx: TcContext) -> i32 {
         sender => sender,
     };
     let Some(Sender { vni, src }) = sender else {
+        // What `from_host` tells the stack.
+        if packet::take_own_mark(&ctx) {
+            return PASS;
+        }
         return drop(&ctx, Reason::TunnelKey, HOOK, Describe::Packet);
     };
     let verdict = if vni == config::vni() {

@@ -112,21 +112,22 @@ pub(crate) fn pkt_type(ctx: &TcContext) -> u32 {
     unsafe { (*skb(ctx)).pkt_type }
 }
 
-/// `skb->mark` between `from_pod` and `from_host`: the stack has not seen this packet, it comes by way of the anchor
-/// device because it could not be encapsulated at once. Nothing runs between the two; other marks are none of ours.
-const DIRECT: u32 = 0x6f76_6c79;
+/// `skb->mark` between two programs that pass a packet on by way of the anchor device. From `from_pod` to `from_host`: the
+/// stack has not seen this packet, it could not be encapsulated at once. From `from_host` to `from_tunnel`: it came by no
+/// tunnel, it is an answer of ours. Nothing runs between the two; other marks are none of ours.
+const OWN: u32 = 0x6f76_6c79;
 
-/// Marks a packet for `from_host`. The mark of a packet from a pod is 0: it has changed its namespace.
+/// Marks a packet for the next program. The mark of a packet from a pod is 0: it has changed its namespace.
 #[inline(always)]
-pub(crate) fn mark_direct(ctx: &TcContext) {
-    ctx.set_mark(DIRECT);
+pub(crate) fn mark_own(ctx: &TcContext) {
+    ctx.set_mark(OWN);
 }
 
 /// Takes the mark off; was it there?
 #[inline(always)]
-pub(crate) fn take_direct_mark(ctx: &TcContext) -> bool {
+pub(crate) fn take_own_mark(ctx: &TcContext) -> bool {
     // SAFETY: reading a field of the context.
-    if unsafe { (*skb(ctx)).mark } != DIRECT {
+    if unsafe { (*skb(ctx)).mark } != OWN {
         return false;
     }
     ctx.set_mark(0);

@@ -49,7 +49,9 @@ impl Attached {
         assert_eq!(others, BTreeMap::new(), "{}: attached in another way than {mode:?}", node.name());
         // Anchor: two, underlay: one, and two for each pod.
         let endpoints = node.show("endpoints");
-        let pods = endpoints.as_array().expect("a list").len();
+        let endpoints = endpoints.as_array().expect("a list").iter();
+        // One of each family.
+        let pods = endpoints.map(|endpoint| endpoint["ifindex"].as_u64()).collect::<BTreeSet<_>>().len();
         assert_eq!(ours.len(), 3 + 2 * pods, "{}: {ours:#?}", node.name());
         let attached = Self(ours);
         // One load of the object at a time.

@@ -12,6 +12,7 @@ pub mod forge;
 pub mod http;
 pub mod inject;
 pub mod oneway;
+pub mod packet;
 pub mod paths;
 pub mod ping;
 pub mod pmtu;
@@ -32,9 +33,12 @@ use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::lab::Namespace;
+use crate::lab::exec::patient;
 
 /// How long one step (connect, accept, one read) may take. A lab has no delay: what takes longer is lost.
-pub const STEP_LIMIT: Duration = Duration::from_secs(3);
+pub fn step_limit() -> Duration {
+    patient(Duration::from_secs(3))
+}
 
 /// A TCP socket that listens at `at` in `namespace`. It waits for a client as long as for any step.
 ///
@@ -47,7 +51,7 @@ pub fn listen(namespace: &Namespace, at: SocketAddr) -> io::Result<TcpListener> 
 pub fn listen_here(at: SocketAddr) -> io::Result<TcpListener> {
     let listener = bound(|| TcpListener::bind(at))?;
     // accept(2) honours SO_RCVTIMEO, see socket(7).
-    setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
+    setsockopt(&listener, ReceiveTimeout, &TimeVal::milliseconds(step_limit().as_millis() as i64))?;
     Ok(listener)
 }
 
@@ -57,7 +61,7 @@ pub(crate) fn bound<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T>
     let start = Instant::now();
     loop {
         match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < STEP_LIMIT => {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < step_limit() => {
                 thread::sleep(Duration::from_millis(1));
             }
             result => return result,

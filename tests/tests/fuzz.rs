@@ -45,6 +45,7 @@ fn nothing_is_found_and_every_path_is_reached() {
         "from_pod pod_source_mac",
         "from_pod pod_tunnel_port",
         "from_pod no_node",
+        "from_pod path_mtu",
         "to_pod stack_to_pod",
         "to_pod flow_recorded",
         "from_host encap_native",

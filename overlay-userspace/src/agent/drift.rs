@@ -30,7 +30,6 @@ use crate::{
     host::{
         netlink::{Link, Netlink},
         nft::source_nat,
-        underlay::Underlay,
     },
     ports::HostPorts,
 };
@@ -117,12 +116,17 @@ impl Look<'_> {
             self.local(published.as_ref(), &local::desired(self.config, device.index, mtu, mode));
         }
         underlays.dedup_by_key(|underlay| underlay.link.index);
-        for Underlay { link, .. } in &underlays {
+        let mut wires: Vec<_> = underlays.into_iter().map(|underlay| underlay.link).collect();
+        // Of the first alone.
+        if let Some(link) = wires.first()
+            && let Some(what) = xdp::look(&mut self.netlink, self.pins, network.xdp, link)
+        {
+            self.add(format_args!("program xdp_wire on {}", link.name), what);
+        }
+        wires.extend(wire::exits(&mut self.netlink, self.config, &wires)?);
+        for link in &wires {
             let attached = self.attached(mode, Role::Wire, link);
             self.part(&link.name, attached);
-            if let Some(what) = xdp::look(&mut self.netlink, self.pins, network.xdp, link) {
-                self.add(format_args!("program xdp_wire on {}", link.name), what);
-            }
         }
         let pods = self.pods(mode);
         self.part("pods", pods);

@@ -28,7 +28,7 @@ use super::{
     migration::Migration,
     news::news,
     pods::Pods,
-    wire::Wire,
+    wire::{self, Wire},
     xdp::XdpWire,
 };
 use crate::{
@@ -43,7 +43,7 @@ use crate::{
     },
     host::{
         monitor::Change,
-        netlink::{Netlink, ROUTE_PROTOCOL},
+        netlink::{Link, Netlink, ROUTE_PROTOCOL},
     },
 };
 
@@ -98,6 +98,8 @@ pub(super) struct Reconciler {
     filter: PacketFilter,
     /// The devices of the underlay, that of the node's tunnel address first.
     wires: Vec<Wire>,
+    /// Those that the routes to peers lead by as well.
+    exits: Vec<Link>,
     xdp: XdpWire,
     growth: Option<Growth>,
     /// Another schema is in force until the first pass is through.
@@ -121,6 +123,7 @@ impl Reconciler {
             pods: Pods::default(),
             filter: PacketFilter::default(),
             wires: Vec::new(),
+            exits: Vec::new(),
             xdp: XdpWire::default(),
             growth: None,
             migration: None,
@@ -185,8 +188,9 @@ impl Reconciler {
             // Other routes do not matter: the next hop of each packet comes from the kernel's FIB.
             Change::Route { dst, protocol, gone } => {
                 let ours = *protocol == ROUTE_PROTOCOL;
-                (ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some()))
-                    .then_some(Scope::Network)
+                let broken = ours == *gone && (ours || self.config.network.cidrs.holder(*dst).is_some());
+                let leads_to_peer = || !ours && wire::peers(&self.config).any(|vtep| dst.contains(&vtep));
+                (broken || leads_to_peer()).then_some(Scope::Network)
             }
             Change::Filter { table, chain, base } => {
                 self.filter.concerns(table, chain.as_deref(), *base).then_some(Scope::Everything)
@@ -213,7 +217,7 @@ impl Reconciler {
         let mut pass = Pass { first: self.loaded.is_none(), problems: Vec::new() };
         let mut netlink = Netlink::open()?;
         let mode = self.attach_mode()?;
-        let wires = self.look_at_underlay(&mut netlink, &mut pass)?;
+        let wires = self.look_at_underlay(&mut netlink, &mut pass, scope)?;
         let wire = wires.first();
         if pass.first {
             // Before anything is made: a map that does not fit ends the start.
@@ -244,6 +248,9 @@ impl Reconciler {
             if !links.is_empty() {
                 all_run_it &= pass.step(self.attach(&programs, role, links))?.is_some();
             }
+        }
+        if scope > Scope::Pods && !wires.is_empty() {
+            pass.step(programs::forsake_wires(&mut netlink, &wires))?;
         }
         if let Some(link) = wire {
             pass.step(self.xdp.apply(&mut netlink, &self.pins, link))?;

@@ -1,12 +1,18 @@
-//! The underlay: the devices that hold this node's tunnel addresses, and what has become of them since the last pass, which
-//! is worth a line in the log.
+//! The underlay: the devices that hold this node's tunnel addresses, those that the routes to its peers lead by, and what has
+//! become of the former since the last pass, which is worth a line in the log.
+//!
+//! A peer's packets may come in by any device. Those that leave by a device are the only hint that others come in there; what
+//! comes in elsewhere is decapsulated by the anchor, with the same checks.
+
+use std::{collections::BTreeSet, net::IpAddr};
 
 use log::Level;
 
 use crate::{
     config::Config,
+    family::OfFamily as _,
     host::{
-        netlink::{Link, Netlink},
+        netlink::{Link, Netlink, NetlinkError},
         underlay::{Underlay, UnderlayError},
     },
 };
@@ -27,6 +33,47 @@ pub(super) fn find(netlink: &mut Netlink, config: &Config) -> Found {
         tunnel: find(vtep),
         others: config.vteps().into_iter().filter(|address| *address != vtep).map(find).collect(),
     }
+}
+
+/// The Ethernet devices by which packets to peers leave, beside those of [`find`] (`known`): of a node with several NICs whose
+/// routes use more than the one that holds its address. A configured interface is the only one.
+pub(super) fn exits(
+    netlink: &mut Netlink,
+    config: &Config,
+    known: &[Link],
+) -> Result<Vec<Link>, NetlinkError> {
+    if config.network.interface.is_some() {
+        return Ok(Vec::new());
+    }
+    let own = config.nodes.own().addresses;
+    let mut indices = BTreeSet::new();
+    for vtep in peers(config) {
+        if let Some(address) = own.get(vtep.family()) {
+            indices.extend(netlink.exits(*address, vtep)?);
+        }
+    }
+    indices.retain(|index| known.iter().all(|link| link.index != *index));
+    if indices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut links = netlink.links()?;
+    links.retain(|link| indices.contains(&link.index) && link.mac.is_some() && !link.loopback);
+    // No way to a peer leads through the tunnel.
+    links.retain(|link| link.kind.as_deref() != Some("vxlan"));
+    Ok(links)
+}
+
+/// The addresses that tunnel packets to peers go to.
+pub(super) fn peers(config: &Config) -> impl Iterator<Item = IpAddr> {
+    let (own, preferred) = (config.nodes.own(), config.network.underlay.preferred());
+    let families = config.network.cidrs.by_family();
+    config.nodes.peers().flat_map(move |peer| {
+        let vteps: BTreeSet<_> = families
+            .iter()
+            .filter_map(|(family, _)| Some(peer.tunnel(family, own, preferred)?.vtep))
+            .collect();
+        vteps
+    })
 }
 
 /// The device that carries the tunnel.

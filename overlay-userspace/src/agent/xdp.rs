@@ -34,6 +34,8 @@ const GIVES_UP: [(&str, &str); 2] = [
 struct Facts {
     device: String,
     mtu: u32,
+    /// Of the NICs of a bond, which get the program each.
+    below: Vec<String>,
     /// Not an Ethernet device where there is none.
     mac: Option<[u8; 6]>,
     driver: String,
@@ -58,7 +60,7 @@ enum Decision {
 }
 
 fn decide(wanted: Xdp, facts: &Facts) -> Decision {
-    let Facts { device, mtu, mac, driver, features, kernel, foreign, vlan } = facts;
+    let Facts { device, mtu, below, mac, driver, features, kernel, foreign, vlan } = facts;
     let refused = |why: String| Decision::Refused(why);
     if wanted == Xdp::Off {
         return Decision::Without;
@@ -88,7 +90,7 @@ fn decide(wanted: Xdp, facts: &Facts) -> Decision {
         if features.is_none() {
             return refused("the kernel does not say what its driver can do (Linux 6.3)".into());
         }
-        if let Some(loss) = given_up(driver) {
+        if let Some((driver, loss)) = losses(driver, below).next() {
             return refused(format!("with XDP on {driver} {loss}"));
         }
     }
@@ -109,6 +111,12 @@ pub(super) fn look(netlink: &mut Netlink, pins: &Pins, wanted: Xdp, wire: &Link)
         (false, Some(_)) => Some("is attached, although it should not be"),
         (true, _) | (false, None) => None,
     }
+}
+
+/// What a device's own driver, and those of the NICs below it, give up.
+fn losses<'a>(driver: &'a str, below: &'a [String]) -> impl Iterator<Item = (&'a str, &'static str)> {
+    let drivers = std::iter::once(driver).chain(below.iter().map(String::as_str));
+    drivers.filter_map(|driver| Some((driver, given_up(driver)?)))
 }
 
 fn given_up(driver: &str) -> Option<&'static str> {
@@ -200,7 +208,11 @@ fn facts(netlink: &mut Netlink, pins: &Pins, wire: &Link) -> Facts {
         link.kind.as_deref() == Some("vlan") && link.link == Some(wire.index) && link.link_netnsid.is_none()
     };
     let links = netlink.links().unwrap_or_default();
+    let bond = wire.kind.as_deref() == Some("bond");
+    let nics = links.iter().filter(|link| bond && link.master == Some(wire.index));
+    let below = nics.filter_map(|nic| netlink.driver(&nic.name).ok().or(nic.kind.clone())).collect();
     Facts {
+        below,
         device: wire.name.clone(),
         mtu: wire.mtu,
         mac: wire.mac,
@@ -246,6 +258,13 @@ mod tests {
             assert!(matches!(decide(Xdp::Auto, &facts), Decision::Refused(_)), "{driver}");
             assert_eq!(decide(Xdp::Guard, &facts), GUARD, "{driver}");
         }
+        let bond = |below: [&str; 2]| Facts {
+            driver: "bonding".into(),
+            below: below.map(str::to_owned).to_vec(),
+            ..nic()
+        };
+        assert!(matches!(decide(Xdp::Auto, &bond(["mlx5_core", "veth"])), Decision::Refused(_)));
+        assert_eq!(decide(Xdp::Auto, &bond(["mlx5_core", "mlx5_core"])), GUARD);
         let silent = Facts { features: None, ..nic() };
         assert!(matches!(decide(Xdp::Auto, &silent), Decision::Refused(_)));
         assert_eq!(decide(Xdp::Guard, &silent), GUARD);

@@ -162,8 +162,8 @@ fn range(subnet: Subnet) -> String {
 fn count(nodes: &[(Addr, Node)], names: &HashMap<Addr, NodeName>, own: bool) -> usize {
     let hosts = nodes.iter().filter(|(_, node)| node.flags & NODE_HOST != 0);
     let meant = hosts.filter(|(_, node)| own || node.flags & NODE_SELF == 0);
-    let node_of = |vtep: Addr| names.get(&vtep).map(|name| name.as_str().to_owned()).ok_or(vtep);
-    meant.map(|(_, node)| node_of(node.vtep)).collect::<HashSet<_>>().len()
+    let key = |vtep: Addr| names.get(&vtep).map(|name| name.as_str().to_owned()).ok_or(vtep);
+    meant.map(|(_, node)| key(node.vtep)).collect::<HashSet<_>>().len()
 }
 
 impl Status {

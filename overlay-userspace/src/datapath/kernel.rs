@@ -37,7 +37,8 @@ pub struct Feature {
 enum Id {
     Encap,
     XdpFrags,
-    Tcx = 3,
+    DecapAcrossFamilies,
+    Tcx,
 }
 
 /// How a feature is recognised.
@@ -128,6 +129,16 @@ pub fn features() -> Vec<Feature> {
         Feature { name: known.name, present, since, without: known.without }
     };
     KNOWN.into_iter().zip(Kernel::running().present).map(feature).collect()
+}
+
+/// Whether programs can take a packet of one address family out of one of the other.
+pub fn has_decap_across_families() -> bool {
+    Kernel::running().has(Id::DecapAcrossFamilies)
+}
+
+/// Whether programs can be attached by tcx links.
+pub fn has_tcx() -> bool {
+    Kernel::running().has(Id::Tcx)
 }
 
 /// Why this kernel cannot run `xdp_wire`, if it cannot.

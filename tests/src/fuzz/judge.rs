@@ -10,7 +10,10 @@ use overlay_common::{counter::Path, reason::Hook};
 use overlay_userspace::datapath::run::Verdict;
 
 use crate::{
-    bed::{ANCHOR_MAC, Bed, NEXT_HOP_MAC, OTHER_POD, OTHER_POD_MAC, POD, POD_MAC, PORT, VNI, VTEP, WIRE_MAC},
+    bed::{
+        ANCHOR_MAC, Bed, GATEWAY, NEXT_HOP_MAC, OTHER_POD, OTHER_POD_MAC, POD, POD_MAC, PORT, VNI, VTEP,
+        WIRE_MAC,
+    },
     make::{Packet, fold, sum},
 };
 
@@ -200,6 +203,9 @@ fn from_pod(bed: &Bed, input: &[u8], out: &[u8]) -> Result<Fate, String> {
         return Err(format!("a packet with {} hops left was redirected", before.hops));
     }
     let next = one_hop(input, None).ok_or("no IP packet was redirected")?;
+    if fields(out).is_some_and(|out| [GATEWAY.v4.into(), IpAddr::from(GATEWAY.v6)].contains(&out.src)) {
+        return told(bed, input, &next, out);
+    }
     if out.len() > input.len() {
         return tunnelled(bed, input, &next, out);
     }
@@ -213,6 +219,50 @@ fn from_pod(bed: &Bed, input: &[u8], out: &[u8]) -> Result<Fate, String> {
     bed.way(before.dst).ok_or_else(|| format!("{} is on no other node", before.dst))?;
     same(out, &next, input)?;
     Ok(Fate::Uncounted)
+}
+
+/// `out` tells the pod that `input`, by now `next`, is too long for the path to the node that it belongs to: what RFC 1191, 4
+/// and RFC 4443, 3.2 say of it.
+fn told(bed: &Bed, input: &[u8], next: &[u8], out: &[u8]) -> Result<Fate, String> {
+    let about = fields(input).ok_or("no IP packet was answered")?;
+    let (vtep, _) = bed.way(about.dst).ok_or_else(|| format!("{} is on no other node", about.dst))?;
+    let v4 = about.src.is_ipv4();
+    if v4 && input[ETH + 6] & 0x40 == 0 {
+        return Err("a packet that may be fragmented was answered".into());
+    }
+    let mtu: u16 = 1500 - if vtep.is_ipv4() { 50 } else { 70 };
+    let (whole, kind): (usize, [u8; 8]) = {
+        let [high, low] = mtu.to_be_bytes();
+        if v4 { (508, [3, 4, 0, 0, 0, 0, high, low]) } else { (1280, [2, 0, 0, 0, 0, 0, high, low]) }
+    };
+    if out.len() != ETH + whole {
+        return Err(format!("the answer has {} bytes, not {}", out.len(), ETH + whole));
+    }
+    let (ip, icmp) = out.split_at(ETH + about.len);
+    let mut wanted = [&POD_MAC[..], &ANCHOR_MAC].concat();
+    let len = (if v4 { whole } else { whole - about.len } as u16).to_be_bytes();
+    if v4 {
+        wanted.extend([8, 0, 0x45, 0xc0, len[0], len[1], 0, 0, 0x40, 0, 64, 1, ip[ETH + 10], ip[ETH + 11]]);
+        wanted.extend(GATEWAY.v4.octets());
+        wanted.extend(POD.v4.octets());
+        if fold(sum(&ip[ETH..])) != 0xffff {
+            return Err(format!("the IPv4 header's checksum is wrong: {}", hex(ip)));
+        }
+    } else {
+        wanted.extend([0x86, 0xdd, 0x6c, 0, 0, 0, len[0], len[1], 58, 64]);
+        wanted.extend(GATEWAY.v6.octets());
+        wanted.extend(POD.v6.octets());
+    }
+    if ip != wanted {
+        return Err(format!("the answer's headers are {}, not {}", hex(ip), hex(&wanted)));
+    }
+    let pseudo = if v4 { 0 } else { sum(&ip[ETH + 8..]) + u32::from(u16::from_be_bytes(len)) + 58 };
+    if icmp[..2] != kind[..2] || icmp[4..8] != kind[4..] || fold(pseudo + sum(icmp)) != 0xffff {
+        return Err(format!("the answer is {}, not {} with a checksum", hex(&icmp[..8]), hex(&kind)));
+    }
+    let quoted = ETH + icmp.len() - 8;
+    same(&[&next[..ETH], &icmp[8..]].concat(), &next[..quoted], &input[..quoted])?;
+    Ok(Fate::Dropped)
 }
 
 /// `out` is `inner`, which `input` has become, in a tunnel packet to the node that it belongs to.

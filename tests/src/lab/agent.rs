@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlay_common::maps::{SCHEMA, v1};
 
+use super::exec::patient;
 use super::sweep::{self, Process};
 use super::{Node, exec, interrupt};
 
@@ -85,7 +86,7 @@ impl Agent {
     /// as well. Gives the time that it took.
     #[track_caller]
     pub(super) fn wait_ready(&mut self, node: &str, log: &Path, mut ready: impl FnMut() -> bool) -> Duration {
-        let start = Instant::now();
+        let (start, limit) = (Instant::now(), patient(LIMIT));
         loop {
             interrupt::check();
             if read(log)[self.log_before..].contains(READY) && ready() {
@@ -95,8 +96,8 @@ impl Agent {
                 panic!("the agent of {node} ended ({status}) before it was ready; its log:\n{}", tail(log));
             }
             assert!(
-                start.elapsed() < LIMIT,
-                "the agent of {node} is not ready after {LIMIT:?}; its log:\n{}",
+                start.elapsed() < limit,
+                "the agent of {node} is not ready after {limit:?}; its log:\n{}",
                 tail(log)
             );
             thread::sleep(Duration::from_millis(20));
@@ -111,7 +112,8 @@ impl Agent {
     #[track_caller]
     pub(super) fn end(mut self, signal: Signal) -> ExitStatus {
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("cannot send {signal} to the agent: {error}"));
-        let status = exec::wait_until(&mut self.child, Instant::now() + LIMIT).expect("wait for agent");
+        let status =
+            exec::wait_until(&mut self.child, Instant::now() + patient(LIMIT)).expect("wait for agent");
         status.unwrap_or_else(|| panic!("the agent still runs {LIMIT:?} after {signal}"))
     }
 }

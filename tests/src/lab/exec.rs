@@ -18,6 +18,19 @@ use super::interrupt;
 /// How long a configuration command (`ip`, `ethtool`, …) may take; they need milliseconds.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
+/// What makes a machine patient that is slow by itself: by how much all limits here are longer, as a whole number.
+pub const PATIENCE: &str = "OVERLAY_LAB_PATIENCE";
+
+/// A limit that fits this machine.
+pub fn patient(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        let set = std::env::var(PATIENCE).ok();
+        set.map_or(1, |set| set.parse().unwrap_or_else(|_| panic!("{PATIENCE}={set} is no whole number")))
+    });
+    limit * *factor
+}
+
 /// What a program left: exit status and both outputs, as text.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -31,9 +44,10 @@ pub struct Output {
 
 /// Runs `command` with `stdin` as its input.
 ///
-/// Errors: it cannot be started, or is not done within `limit` (`TimedOut`; it is killed then).
+/// Errors: it cannot be started, or is not done within `limit` ([`patient`]; `TimedOut`, and it is killed).
 pub fn output(command: &mut Command, stdin: &[u8], limit: Duration) -> io::Result<Output> {
     interrupt::check();
+    let limit = patient(limit);
     let deadline = Instant::now() + limit;
     command.stdin(if stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
     // A group of its own: can be killed with all that it started, and Ctrl-C is the lab's business alone.

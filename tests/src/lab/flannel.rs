@@ -104,7 +104,9 @@ impl FlannelNode {
         let link = namespace.ip_json(&format!("link show dev {}", Node::DEVICE));
         let underlay_mtu = link[0]["mtu"].as_u64().expect("a device has an MTU");
         let underlay_mtu = u32::try_from(underlay_mtu).expect("an MTU is small");
-        let mtu = underlay_mtu - overhead(Family::Ipv4);
+        let families = Families::of(&subnets);
+        let mtu =
+            underlay_mtu - overhead(if families.has(Family::Ipv4) { Family::Ipv4 } else { Family::Ipv6 });
         namespace.ip_batch(&format!("link add name cni0 mtu {mtu} type bridge\nlink set dev cni0 up\n"));
         let addresses = underlay.map(|_, net| net.addr());
         for (family, subnet) in subnets.iter() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Node, interrupt};
+use super::{Node, exec, interrupt};
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Waits until `holds` says so; gives the time that it took. `what` is for the message when it does not within `limit`.
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), exec::patient(limit));
     loop {
         interrupt::check();
         if holds() {

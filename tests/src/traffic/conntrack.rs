@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::counters::Counters;
 use crate::lab::{Namespace, exec};
 
 /// The counters that stay where they are while all goes well: packets in state INVALID, entries that could not be
@@ -10,7 +11,11 @@ const TROUBLE: [&str; 3] = ["invalid", "insert_failed", "drop"];
 
 /// A snapshot of these counters, summed over all CPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble(BTreeMap<&'static str, u64>);
+pub struct Trouble {
+    counters: BTreeMap<&'static str, u64>,
+    /// Redirects of IPv6 that the namespace itself has sent, as routers on a bridge do: conntrack calls each of them INVALID.
+    redirects: i64,
+}
 
 impl Trouble {
     /// Reads the counters of `namespace`.
@@ -25,12 +30,17 @@ impl Trouble {
             (*name, numbers.sum())
         };
         assert!(text.contains(" invalid="), "conntrack -S says {text:?}");
-        Self(TROUBLE.iter().map(sum).collect())
+        let redirects = Counters::read(namespace).get("Icmp6OutRedirects");
+        Self { counters: TROUBLE.iter().map(sum).collect(), redirects }
     }
 
-    /// What was counted since `before`; counters that stayed are left out.
+    /// What was counted since `before`; counters that stayed are left out, and the namespace's own redirects.
     pub fn since(&self, before: &Self) -> BTreeMap<&'static str, u64> {
-        let moved = self.0.iter().map(|(name, count)| (*name, count - before.0[name]));
+        let redirects = (self.redirects - before.redirects).unsigned_abs();
+        let moved = self.counters.iter().map(|(name, count)| {
+            let moved = count - before.counters[name];
+            (*name, if *name == "invalid" { moved.saturating_sub(redirects) } else { moved })
+        });
         moved.filter(|(_, count)| *count > 0).collect()
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::STEP_LIMIT;
+use super::step_limit;
 use crate::lab::{Node, exec};
 
 /// Packets dropped so far, by reason.
@@ -108,7 +108,7 @@ impl Monitor {
             }
         });
         let monitor = Self { node: node.name().to_owned(), child, records, readers: vec![reader, teller] };
-        match lines.recv_timeout(STEP_LIMIT) {
+        match lines.recv_timeout(step_limit()) {
             Ok(line) if line.contains("listening") => monitor,
             said => panic!("overlay monitor {arguments:?} on {} does not listen: {said:?}", monitor.node),
         }
@@ -123,7 +123,7 @@ impl Monitor {
     /// As [`Monitor::take`], until `enough` says yes.
     #[track_caller]
     pub fn take_until(&self, what: &str, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let deadline = Instant::now() + STEP_LIMIT;
+        let deadline = Instant::now() + step_limit();
         loop {
             let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
             if enough(&records) {
@@ -145,7 +145,7 @@ impl Monitor {
     #[track_caller]
     pub fn interrupt(mut self) -> Vec<Value> {
         kill(self.pid(), Signal::SIGINT).expect("it runs");
-        let status = exec::wait_until(&mut self.child, Instant::now() + STEP_LIMIT).expect("wait for it");
+        let status = exec::wait_until(&mut self.child, Instant::now() + step_limit()).expect("wait for it");
         let status =
             status.unwrap_or_else(|| panic!("overlay monitor on {} goes on after SIGINT", self.node));
         assert!(status.success(), "overlay monitor on {}: {status}", self.node);

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use super::STEP_LIMIT;
+use super::step_limit;
 use crate::lab::Namespace;
 
 /// An answer.
@@ -20,8 +20,8 @@ pub struct Answer {
 /// `GET <path>` of `at`, asked in `namespace`; `None` where nobody answers in time.
 pub fn get(namespace: &Namespace, at: SocketAddr, path: &str) -> Option<Answer> {
     namespace.run(|| {
-        let mut stream = TcpStream::connect_timeout(&at, STEP_LIMIT).ok()?;
-        stream.set_read_timeout(Some(STEP_LIMIT)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&at, step_limit()).ok()?;
+        stream.set_read_timeout(Some(step_limit())).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::lab::exec::patient;
 use crate::lab::{Namespace, exec};
 
 /// IP header without options and ICMP echo header (8): what a packet has beyond ping's payload, in bytes.
@@ -77,9 +78,17 @@ const EXPIRED: [&str; 2] = ["Time to live exceeded", "Time exceeded: Hop limit"]
 /// How ping introduces the MTU that a packet was too long for: its own socket says so, or a router, by family.
 const TOO_LONG: [&str; 3] = ["mtu=", "mtu = ", "mtu: "];
 
+/// Who has not answered by then will not.
+const SILENCE: Duration = Duration::from_secs(2);
+
 fn output(from: &Namespace, to: IpAddr, arguments: &[&str]) -> Result<String> {
     let mut command = from.command("ping");
-    command.env("LC_ALL", "C").args(["-n", "-c", "1", "-W", "2"]).args(arguments).arg(to.to_string());
+    command
+        .env("LC_ALL", "C")
+        .args(["-n", "-c", "1", "-W"])
+        .arg(patient(SILENCE).as_secs().to_string())
+        .args(arguments)
+        .arg(to.to_string());
     let out = exec::output(&mut command, b"", Duration::from_secs(5)).context("run ping")?;
     Ok(out.stdout + &out.stderr)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::ping::Probe;
-use super::{Pattern, STEP_LIMIT, udp};
+use super::{Pattern, step_limit, udp};
 use crate::lab::Namespace;
 
 /// IP header without options and UDP header (8), in bytes.
@@ -61,7 +61,7 @@ pub fn told_mtu(socket: &UdpSocket, packet: usize) -> Result<u32> {
     let overhead = overhead(socket.local_addr()?);
     let payload = vec![0; packet.checked_sub(overhead).context("packet is too small for UDP")?];
     let start = Instant::now();
-    while start.elapsed() < STEP_LIMIT {
+    while start.elapsed() < step_limit() {
         match socket.send(&payload) {
             Ok(_) => thread::sleep(Duration::from_millis(5)),
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::{STEP_LIMIT, udp};
+use super::{step_limit, udp};
 use crate::lab::Namespace;
 
 /// How long a thread may wait before it looks whether it is to stop.
@@ -84,9 +84,9 @@ impl Drop for Server {
 ///
 /// Errors: none does in time.
 pub fn who_by_tcp(client: &Namespace, dial: SocketAddr) -> Result<String> {
-    let stream = client.run(|| TcpStream::connect_timeout(&dial, STEP_LIMIT));
+    let stream = client.run(|| TcpStream::connect_timeout(&dial, step_limit()));
     let mut stream = stream.with_context(|| format!("connect from {} to {dial}", client.name()))?;
-    stream.set_read_timeout(Some(STEP_LIMIT))?;
+    stream.set_read_timeout(Some(step_limit()))?;
     let mut name = String::new();
     stream.read_to_string(&mut name).with_context(|| format!("hear who {dial} is"))?;
     Ok(name)

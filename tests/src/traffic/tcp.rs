@@ -14,8 +14,9 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::{Pattern, STEP_LIMIT, Seen};
+use super::{Pattern, Seen, step_limit};
 use crate::lab::Namespace;
+use crate::lab::exec::patient;
 
 /// How long a bulk transfer may take; a lab moves a GiB in seconds, even in a debug build.
 const BULK_LIMIT: Duration = Duration::from_mins(1);
@@ -69,12 +70,12 @@ pub fn connect(
     if dial.port() == 0 {
         dial.set_port(listener.local_addr()?.port());
     }
-    let near = client.run(|| TcpStream::connect_timeout(&dial, STEP_LIMIT));
+    let near = client.run(|| TcpStream::connect_timeout(&dial, step_limit()));
     let near = near.with_context(|| format!("connect from {} to {dial}", client.name()))?;
     let (far, _) = listener.accept().with_context(|| format!("accept in {}", server.name()))?;
     for stream in [&near, &far] {
-        stream.set_read_timeout(Some(STEP_LIMIT))?;
-        stream.set_write_timeout(Some(STEP_LIMIT))?;
+        stream.set_read_timeout(Some(step_limit()))?;
+        stream.set_write_timeout(Some(step_limit()))?;
         stream.set_nodelay(true)?;
     }
     Ok((near, far))
@@ -89,14 +90,14 @@ pub fn connect_from_port(client: &Namespace, port: u16, to: SocketAddr) -> Resul
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, ReuseAddr, &true)?;
         // connect(2) honours SO_SNDTIMEO, see socket(7).
-        setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(STEP_LIMIT.as_millis() as i64))?;
+        setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(step_limit().as_millis() as i64))?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(own))?;
         connect_socket(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
         nix::Result::Ok(TcpStream::from(socket))
     };
     let stream = client.run(open);
     let stream = stream.with_context(|| format!("connect from port {port} of {} to {to}", client.name()))?;
-    stream.set_read_timeout(Some(STEP_LIMIT))?;
+    stream.set_read_timeout(Some(step_limit()))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -202,7 +203,7 @@ fn transfer(
     let mut digest = DefaultHasher::new();
     let mut buffer = vec![0; CHUNK];
     for index in 0..chunks {
-        ensure!(start.elapsed() < BULK_LIMIT, "{index} of {chunks} chunks after {BULK_LIMIT:?}");
+        ensure!(start.elapsed() < patient(BULK_LIMIT), "{index} of {chunks} chunks after {BULK_LIMIT:?}");
         step(&mut buffer).with_context(|| format!("chunk {index} of {chunks}"))?;
         digest.write(&buffer);
     }

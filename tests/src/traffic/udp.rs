@@ -12,8 +12,9 @@ use nix::sys::socket::{
     sockopt::{RcvBufForce, UdpGsoSegment},
 };
 
-use super::{Pattern, STEP_LIMIT, Seen, bound};
+use super::{Pattern, Seen, bound, step_limit};
 use crate::lab::Namespace;
+use crate::lab::exec::patient;
 
 /// Size of one datagram of a burst, in bytes: what QUIC starts with.
 pub const SEGMENT: usize = 1200;
@@ -91,7 +92,7 @@ pub fn exchange_unconnected(
 /// A socket of `namespace` bound to `at`, with a read time-out.
 pub fn bind(namespace: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
     let socket = namespace.run(|| bound(|| UdpSocket::bind(at))).with_context(|| format!("bind udp {at}"))?;
-    socket.set_read_timeout(Some(STEP_LIMIT))?;
+    socket.set_read_timeout(Some(step_limit()))?;
     Ok(socket)
 }
 
@@ -174,7 +175,7 @@ pub fn burst_of(
     let far = bind(server, at)?;
     // Room for all: this measures the path, not the receiver's speed. (The kernel counts ~2.3 KiB per datagram.)
     setsockopt(&far, RcvBufForce, &(count * 4096))?;
-    far.set_read_timeout(Some(QUIET))?;
+    far.set_read_timeout(Some(patient(QUIET)))?;
     let near = connected(client, far.local_addr()?)?;
     let per_send = match sending {
         Sending::Plain => 1,

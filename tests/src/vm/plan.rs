@@ -18,8 +18,11 @@ use nix::{
     },
     unistd::Pid,
 };
+use overlay_tests::lab::exec;
 
 const FILE: &str = "/etc/plan";
+/// By how much limits of tests are longer here.
+const PATIENCE: &str = "/etc/patience";
 const OVERLAY: &str = "/tests/overlay";
 const OBJECT: &str = "/tests/overlay.o";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -44,6 +47,10 @@ pub(crate) fn run() -> Result<()> {
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", PATH).env("HOME", "/root").env("RUST_BACKTRACE", "0");
+    // Absent: the machine is as fast as any.
+    if let Ok(patience) = fs::read_to_string(PATIENCE) {
+        command.env(exec::PATIENCE, patience.trim());
+    }
     command.env("OVERLAY_BIN", OVERLAY).env("OVERLAY_BPF_OBJECT", OBJECT).env("LC_ALL", "C.UTF-8");
     command
 }

@@ -1,9 +1,12 @@
 //! What the programs may cost: the verifier's work and the stack. ARCHITECTURE.md states the measured values; these are
 //! the limits, with some room, so that growth is a decision and not an accident.
 
+use overlay_userspace::datapath::kernel;
+
 use crate::dual;
 
-/// Instructions that the verifier may walk through, for each program with both families in use.
+/// Instructions that the verifier may walk through, for each program with both families in use. Of current kernels: those before
+/// 6.6 tell fewer states apart as equal, and walk through more.
 const VERIFIED: [(&str, u32); 6] = [
     ("from_pod", 16_000),
     ("to_pod", 8_500),
@@ -13,18 +16,22 @@ const VERIFIED: [(&str, u32); 6] = [
     ("xdp_wire", 8_000),
 ];
 
+/// How much more that may be on older kernels, in percent.
+const OLDER: u32 = 150;
+
 #[test]
 fn programs_stay_within_their_budget_of_verified_instructions() {
     dual::with(|bed| {
         for facts in &bed.loaded.facts {
             let (_, limit) = VERIFIED.iter().find(|(name, _)| *name == facts.name).unwrap();
+            let limit = if kernel::has_tcx() { *limit } else { limit * OLDER / 100 };
             println!(
                 "{}: {} instructions verified, {} bytes of machine code",
                 facts.name, facts.verified_instructions, facts.jited_bytes
             );
             assert!(facts.verified_instructions > 0, "{}: the kernel does not say", facts.name);
             assert!(
-                facts.verified_instructions <= *limit,
+                facts.verified_instructions <= limit,
                 "{}: {} instructions verified, the budget is {limit}",
                 facts.name,
                 facts.verified_instructions

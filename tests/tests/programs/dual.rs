@@ -9,5 +9,6 @@ mod flows;
 mod guard;
 mod link;
 mod pod;
+mod too_big;
 
 pub(crate) use bed::with;

@@ -100,7 +100,11 @@ fn what_cannot_be_encapsulated_natively_is_left_to_the_device() {
         assert!(status.success());
         bed.check(vec![
             anchored(bed, "IP options", &Ip { options: vec![1, 1, 1, 0], ..udp.clone() }),
-            anchored(bed, "a narrow path", &Ip::tcp(GATEWAY, REMOTE_POD, 1311)),
+            anchored(
+                bed,
+                "a narrow path, of what may be fragmented",
+                &Ip { dont_fragment: false, ..Ip::tcp(GATEWAY, REMOTE_POD, 1311) },
+            ),
             case(bed, "what fits goes natively", &Ip::tcp(GATEWAY, REMOTE_POD, 1310)),
         ]);
         let status =

@@ -252,28 +252,6 @@ fn without_a_route_to_the_peer_the_anchor_device_gets_the_packet() {
     });
 }
 
-#[test]
-fn a_path_that_is_too_narrow_is_left_to_the_anchor_device() {
-    Bed::with(|bed| {
-        let status = std::process::Command::new("ip")
-            .args(["route", "replace", "192.0.2.2", "dev", "wire", "mtu", "lock", "1400"])
-            .status()
-            .unwrap();
-        assert!(status.success());
-        let large = Ip::tcp(POD, REMOTE_POD, 1400 - 50 - 40 + 1);
-        let fits = Ip::tcp(POD, REMOTE_POD, 1400 - 50 - 40);
-        bed.check(vec![
-            tunnelled(bed, "fits", &fits),
-            Case {
-                verdict: Verdict::Redirect,
-                out: Out::Packet(from_pod(&large.hop())),
-                counted: Counted::Nowhere,
-                ..case(bed, "one byte more", from_pod(&large))
-            },
-        ]);
-    });
-}
-
 /// As in `from_wire`: of a kind that `bpf_skb_adjust_room` does not know.
 #[test]
 fn gso_that_cannot_be_encapsulated_natively_is_left_to_the_anchor_device() {

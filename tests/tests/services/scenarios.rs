@@ -17,7 +17,7 @@ use crate::bed::Bed;
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&mut Bed) -> Result<()>,
-    /// Protocol counters that it may move: [`crate::health`].
+    /// Protocol counters and reasons of drops that it may move: [`crate::health`].
     pub(crate) moves: &'static [&'static str],
 }
 

@@ -1,7 +1,7 @@
 //! Packets that a pod makes itself, with packet sockets of its own or with addresses that it gave itself.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use overlay_tests::lab::Namespace;
 use overlay_tests::traffic::drops::Drops;
@@ -59,7 +59,7 @@ impl<'a> Attacker<'a> {
 
     /// Sends frames from `cp` that have to be dropped for `reason`; checks who is named in the records.
     #[track_caller]
-    fn refused(&self, what: &str, reason: &str, source: Option<Ipv4Addr>, frames: &[Vec<u8>]) {
+    fn refused(&self, what: &str, reason: &str, source: Option<IpAddr>, frames: &[Vec<u8>]) {
         let records = self.stage.dropped(what, reason, frames.len() * COUNT, || self.inject(frames));
         let device = self.stage.pod.host_device();
         let link = self.stage.cp().namespace().ip_json(&format!("link show dev {device}"));
@@ -106,14 +106,14 @@ fn a_pod_sends_with_its_own_addresses_only() {
         let what = format!("{MARK} as {source}");
         let frames =
             attacker.targets().map(|to| attacker.frame(attacker.mac, source, (to, PORT), what.as_bytes()));
-        attacker.refused(&what, "pod_source_address", Some(source), &frames);
+        attacker.refused(&what, "pod_source_address", Some(source.into()), &frames);
     }
     let theirs = mac_of(stage.neighbour.namespace(), DEVICE);
     for mac in [theirs, stage.macs.gateway, SOME_MAC, [0; 6], [0xff; 6]] {
         let what = format!("{MARK} as {mac:02x?}");
         let frames =
             attacker.targets().map(|to| attacker.frame(mac, attacker.address, (to, PORT), what.as_bytes()));
-        attacker.refused(&what, "pod_source_mac", Some(attacker.address), &frames);
+        attacker.refused(&what, "pod_source_mac", Some(attacker.address.into()), &frames);
     }
     lookout.saw_nothing();
 }
@@ -221,15 +221,17 @@ fn a_pod_sends_nothing_but_ipv4_and_arp() {
     let mut ipv6 = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
     ipv6.extend([0xfe; 40]);
     ipv6.extend(MARK.as_bytes());
-    for (what, ether_type, payload) in
-        [("IPv6", 0x86dd, &ipv6[..]), ("PPPoE", 0x8864, &[0; 46]), ("EAPOL", 0x888e, &[0; 46])]
-    {
+    for (what, ether_type, payload, source) in [
+        ("IPv6", 0x86dd, &ipv6[..], Some([0xfe; 16].into())),
+        ("PPPoE", 0x8864, &[0; 46], None),
+        ("EAPOL", 0x888e, &[0; 46], None),
+    ] {
         let frame = frame(mac, gateway, ether_type, payload);
-        attacker.refused(what, "pod_protocol", None, &[frame]);
+        attacker.refused(what, "pod_protocol", source, &[frame]);
     }
     let whole = |to| attacker.frame(mac, address, (to, PORT), format!("{MARK} for a VLAN").as_bytes());
     let tag = |frame: Vec<u8>| tagged(&frame, 7);
-    attacker.refused("VLAN", "pod_protocol", Some(address), &attacker.targets().map(whole).map(tag));
+    attacker.refused("VLAN", "pod_protocol", Some(address.into()), &attacker.targets().map(whole).map(tag));
 
     for to in attacker.targets() {
         let short = attacker.frame(mac, address, (to, PORT), b"")[..30].to_vec();
@@ -238,7 +240,7 @@ fn a_pod_sends_nothing_but_ipv4_and_arp() {
     // A whole IPv4 header, but not a whole UDP header, to where the port matters.
     for to in [stage.cp().address(), stage.node("w1").address(), stage.world()] {
         let short = attacker.frame(mac, address, (to, PORT), b"")[..38].to_vec();
-        attacker.refused(&format!("38 bytes to {to}"), "truncated", Some(address), &[short]);
+        attacker.refused(&format!("38 bytes to {to}"), "truncated", Some(address.into()), &[short]);
     }
     lookout.saw_nothing();
 }
@@ -287,7 +289,7 @@ fn a_pod_reaches_no_tunnel_port() {
             let frame = attacker.frame(mac, address, (to, TUNNEL), &tunnelled(&stage, pod, &what));
             let [first, _] = fragmented(&frame, 32);
             let frames = [with_options(&frame), first, frame];
-            attacker.refused(&what, "pod_tunnel_port", Some(address), &frames);
+            attacker.refused(&what, "pod_tunnel_port", Some(address.into()), &frames);
         }
     }
     // By the pod's own stack, as a program without privileges would.

@@ -102,6 +102,7 @@ pub(super) fn base(init: &Path, built: &[Built], object: &Path, plan: &Plan, out
     root.file("/etc/group", "root:x:0:\ntcpdump:x:100:\n")?;
     root.file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
     root.file("/etc/plan", plan.to_text())?;
+    root.file("/etc/patience", plan.patience())?;
     root.link("/var/run", "/run")?;
     for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/root"] {
         root.put(Path::new(dir), Node::Directory)?;

@@ -28,6 +28,7 @@ impl Reconciler {
         &mut self,
         netlink: &mut Netlink,
         pass: &mut Pass,
+        scope: Scope,
     ) -> anyhow::Result<Vec<Link>> {
         let Found { tunnel, others } = wire::find(netlink, &self.config);
         for error in others.iter().filter_map(|found| found.as_ref().err()) {
@@ -51,6 +52,12 @@ impl Reconciler {
             }
         }
         self.wires = wires;
+        if scope > Scope::Pods
+            && let Some(exits) = pass.step(wire::exits(netlink, &self.config, &links).map_err(Into::into))?
+        {
+            self.exits = exits;
+        }
+        links.extend_from_slice(&self.exits);
         Ok(links)
     }
 

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::{
     super::{
+        anchor::is_anchor,
         families::Families,
         flows::{self, Growth},
         names,
@@ -20,8 +21,9 @@ use super::{
     Reconciler, Scope,
 };
 use crate::{
+    cni::is_pod_device,
     datapath::{
-        attach::{Attached, Device, Programs, Role},
+        attach::{self, Attached, Device, Programs, Role},
         flows::pinned_capacity,
         object,
         object::Constants,
@@ -186,6 +188,19 @@ impl Reconciler {
         let links = netlink.links()?;
         self.pods.reconcile(netlink, programs, &endpoints, &links, &self.config.nodes.own().subnets)
     }
+}
+
+/// Filters hang on a device, not on a pin: one that no longer carries the tunnel is found by looking.
+pub(super) fn forsake_wires(netlink: &mut Netlink, wires: &[Link]) -> anyhow::Result<()> {
+    for link in netlink.links()? {
+        let ours = is_pod_device(&link.name) || is_anchor(&link);
+        let wire = wires.iter().any(|wire| wire.index == link.index);
+        if !ours && !wire && attach::has_filters(netlink, link.index)? {
+            attach::remove_filters(netlink, link.index)?;
+            info!("detached the programs of {} (index {})", link.name, link.index);
+        }
+    }
+    Ok(())
 }
 
 /// The pins of all maps and programs.

@@ -1,12 +1,13 @@
 //! What the kernel would do with a packet: one route looked up, instead of the table listed.
 //!
-//! Called by [`crate::trace`], to say how a packet goes on that a program leaves to the stack.
+//! Called by [`crate::trace`], to say how a packet goes on that a program leaves to the stack, and by the agent, to find the
+//! devices that tunnel packets leave by.
 
 use std::net::IpAddr;
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
 };
 use nix::errno::Errno;
 
@@ -50,16 +51,7 @@ impl Netlink {
     /// Looks up the way of one packet (`ip route get`).
     pub fn way(&mut self, traveller: Traveller) -> Result<Way, NetlinkError> {
         let Traveller { src, dst, iif, transport } = traveller;
-        let mut message = RouteMessage::default();
-        let whole = match dst.family() {
-            Family::Ipv4 => 32,
-            Family::Ipv6 => 128,
-        };
-        message.header.address_family = kernel_family(dst.family());
-        message.header.destination_prefix_length = whole;
-        message.header.source_prefix_length = if src.is_some() { whole } else { 0 };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst)));
-        message.attributes.extend(src.map(|src| RouteAttribute::Source(RouteAddress::from(src))));
+        let mut message = question(src, dst);
         message.attributes.extend(iif.map(RouteAttribute::Iif));
         if let Some((protocol, sport, dport)) = transport {
             message.attributes.push(RouteAttribute::IpProto(protocol));
@@ -82,6 +74,52 @@ impl Netlink {
             }
         }
     }
+}
+
+impl Netlink {
+    /// The links that the node's own packets from `src` to `dst` leave by: those of all next hops of the one route that they
+    /// take. None where there is no such route. (Linux 4.13, `RTM_F_FIB_MATCH`)
+    pub fn exits(&mut self, src: IpAddr, dst: IpAddr) -> Result<Vec<u32>, NetlinkError> {
+        let mut message = question(Some(src), dst);
+        message.header.flags = RouteFlags::FibMatch;
+        match self.get(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(Some(RouteNetlinkMessage::NewRoute(reply))) => Ok(exits(&reply)),
+            // Any error but one about the question is the route's answer; that one is told as nothing as well, which is never wrong.
+            Ok(_) => Ok(Vec::new()),
+            Err(failure) if failure.cause.raw_os_error().is_some() => Ok(Vec::new()),
+            Err(failure) => Err(failure.during(format!("look up the route to {dst}"))),
+        }
+    }
+}
+
+fn question(src: Option<IpAddr>, dst: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let whole = match dst.family() {
+        Family::Ipv4 => 32,
+        Family::Ipv6 => 128,
+    };
+    message.header.address_family = kernel_family(dst.family());
+    message.header.destination_prefix_length = whole;
+    message.header.source_prefix_length = if src.is_some() { whole } else { 0 };
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst)));
+    message.attributes.extend(src.map(|src| RouteAttribute::Source(RouteAddress::from(src))));
+    message
+}
+
+fn exits(reply: &RouteMessage) -> Vec<u32> {
+    let mut links = Vec::new();
+    if reply.header.kind == RouteType::Unicast {
+        for attribute in &reply.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => links.push(*index),
+                RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|hop| hop.interface_index)),
+                _ => {}
+            }
+        }
+    }
+    links.sort_unstable();
+    links.dedup();
+    links
 }
 
 fn way(reply: &RouteMessage) -> Way {
@@ -170,6 +208,36 @@ mod tests {
                     assert_eq!(to(behind, iif), Way::Out { oif: index, gateway, mtu: Some(1300) });
                 }
                 assert_eq!(to(nowhere, None), Way::Refused(Errno::ENETUNREACH));
+            }
+        });
+    }
+
+    #[test]
+    fn exits_are_those_of_all_next_hops() {
+        in_fresh_netns(|| {
+            ip("link set lo up");
+            for (number, device) in ["d0", "d1", "d2"].into_iter().enumerate() {
+                ip(&format!("link add {device} up type veth peer name {device}p"));
+                ip(&format!("link set {device}p up"));
+                ip(&format!("addr add 192.0.{number}.1/24 dev {device}"));
+                ip(&format!("addr add 2001:db8:{number}::1/64 dev {device} nodad"));
+            }
+            let mut netlink = Netlink::open().unwrap();
+            let indices = ["d0", "d1"].map(|name| netlink.link(name).unwrap().unwrap().index);
+            for (own, hops, far, near) in [
+                ("192.0.0.1", ["192.0.0.9", "192.0.1.9"], "198.51.100.7", "192.0.0.77"),
+                ("2001:db8:0::1", ["2001:db8:0::9", "2001:db8:1::9"], "2001:db8:f::7", "2001:db8:0::77"),
+            ] {
+                let option = if own.contains(':') { "-6" } else { "-4" };
+                let [one, other] = hops;
+                let mut to = |dst: &str| netlink.exits(own.parse().unwrap(), dst.parse().unwrap()).unwrap();
+                assert_eq!(to(far), [0; 0], "no route");
+                ip(&format!("{option} route add {far} nexthop via {one} nexthop via {other}"));
+                assert_eq!(to(far), indices);
+                assert_eq!(to(near), indices[..1]);
+                assert_eq!(to(own), [0; 0], "the node itself");
+                ip(&format!("{option} route replace unreachable {near}"));
+                assert_eq!(to(near), [0; 0], "refused");
             }
         });
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow};
 use overlay_tests::lab::Namespace;
-use overlay_tests::traffic::STEP_LIMIT;
+use overlay_tests::traffic::step_limit;
 
 use super::{Latency, Sample, Turn};
 use crate::far::{Far, Task};
@@ -36,7 +36,7 @@ pub(super) fn tcp(far: &Far, ends: &Ends<TcpStream>, turn: Turn) -> Result<Sampl
 pub(super) fn connections(far: &Far, connect: &Connect, turn: Turn) -> Result<Sample> {
     let exchange = |first| {
         let stream = TcpStream::connect(connect.to)?;
-        stream.set_read_timeout(Some(STEP_LIMIT))?;
+        stream.set_read_timeout(Some(step_limit()))?;
         ask(&stream, first)
     };
     run(far, Task::Accept(connect.listener), turn, CONNECTIONS, Some(&connect.from), exchange)

@@ -5,7 +5,7 @@ use overlay_common::{
     counter::Path,
     reason::{Hook, Reason},
 };
-use overlay_userspace::datapath::run::Verdict;
+use overlay_userspace::datapath::{kernel, run::Verdict};
 
 use super::bed::{
     FAR_POD, FAR_POD6, GATEWAY6, Inner, Ip6, LINK_LOCAL, OTHER_POD6, OVER, PEER6, POD6, REMOTE_POD6,
@@ -34,7 +34,12 @@ fn dropped(bed: &Bed, name: &'static str, tunnel: &Tunnel, reason: Reason) -> Ca
     Case { verdict: Verdict::Drop, counted: Counted::Dropped(reason), ..passed(bed, name, tunnel.bytes()) }
 }
 
+/// The pod's, or the kernel's where that does not let programs take one family out of the other.
 fn delivered(bed: &Bed, name: &'static str, tunnel: &Tunnel, inner: &impl Inner) -> Case {
+    let packet = tunnel.bytes();
+    if packet[12..14] != tunnel.inner_type.0.to_be_bytes() && !kernel::has_decap_across_families() {
+        return passed(bed, name, packet);
+    }
     Case {
         verdict: Verdict::Redirect,
         out: Out::Packet(inner.framed(POD_MAC, ANCHOR_MAC)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
-use overlay_tests::traffic::{STEP_LIMIT, listen_here};
+use overlay_tests::traffic::{listen_here, step_limit};
 
 use super::Scenario;
 use crate::bed::{Bed, Place};
@@ -101,7 +101,7 @@ fn backend(listen: SocketAddr, listening: &Sender<()>, count: usize, turn: &Turn
     listening.send(()).context("the client is gone")?;
     let accept = |number| {
         let (stream, _) = listener.accept().with_context(|| format!("accept connection {number}"))?;
-        stream.set_read_timeout(Some(STEP_LIMIT))?;
+        stream.set_read_timeout(Some(step_limit()))?;
         anyhow::Ok(stream)
     };
     let open = (0..count).map(accept).collect::<Result<Vec<TcpStream>>>()?;
@@ -120,9 +120,9 @@ fn backend(listen: SocketAddr, listening: &Sender<()>, count: usize, turn: &Turn
 
 fn clients(dial: SocketAddr, count: usize, turn: &Turn) -> Result<()> {
     let connect = |number| {
-        let stream = TcpStream::connect_timeout(&dial, STEP_LIMIT);
+        let stream = TcpStream::connect_timeout(&dial, step_limit());
         let stream = stream.with_context(|| format!("connection {number} to {dial}"))?;
-        stream.set_read_timeout(Some(STEP_LIMIT))?;
+        stream.set_read_timeout(Some(step_limit()))?;
         anyhow::Ok(stream)
     };
     let open = (0..count).map(connect).collect::<Result<Vec<TcpStream>>>()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_tests::lab::services::Protocol;
-use overlay_tests::traffic::{STEP_LIMIT, pmtu, tcp, udp};
+use overlay_tests::traffic::{pmtu, step_limit, tcp, udp};
 
 use super::Scenario;
 use crate::bed::{Bed, Place};
@@ -14,7 +14,10 @@ use crate::bed::{Bed, Place};
 pub(super) const ALL: &[Scenario] = &[
     Scenario::with_refusals("closed port of a backend, UDP: refused", refused_udp),
     Scenario::with_refusals("closed port of a backend, TCP: refused", refused_tcp),
-    Scenario::new("path of the tunnel becomes too narrow", narrow_tunnel),
+    Scenario {
+        moves: &["path_mtu"],
+        ..Scenario::new("path of the tunnel becomes too narrow", narrow_tunnel)
+    },
     Scenario::new("packets from the world too long for the cluster", too_long_for_the_cluster),
     Scenario::new("answers too long for the path to the client", too_long_for_the_client),
 ];
@@ -63,7 +66,7 @@ fn refused_udp(bed: &mut Bed) -> Result<()> {
 fn refused_tcp(bed: &mut Bed) -> Result<()> {
     for (client, service) in plan(bed) {
         let dial = bed.cluster_ip(service, Protocol::Tcp);
-        match client.namespace.run(|| TcpStream::connect_timeout(&dial, STEP_LIMIT)) {
+        match client.namespace.run(|| TcpStream::connect_timeout(&dial, step_limit())) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
             result => bail!("{} to closed {service}: {result:?}", client.name),
         }
@@ -71,7 +74,7 @@ fn refused_tcp(bed: &mut Bed) -> Result<()> {
     Ok(())
 }
 
-/// A path that is too narrow for the tunnel: the kernel fragments the outer packets.
+/// A path that is too narrow for the tunnel: who sends too much through the Service is told.
 fn narrow_tunnel(bed: &mut Bed) -> Result<()> {
     let client = bed.pod("cp", "a");
     let (server, listen) = bed.backend("w2", Protocol::Tcp);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use overlay_tests::lab::services::Protocol;
 use overlay_tests::traffic::serve::{Server, who_by_tcp, who_by_udp};
-use overlay_tests::traffic::{self, STEP_LIMIT, tcp, udp};
+use overlay_tests::traffic::{self, step_limit, tcp, udp};
 
 use super::Scenario;
 use crate::bed::{Bed, Idle, NODES, Place, backend};
@@ -174,7 +174,7 @@ fn together_tcp(bed: &mut Bed) -> Result<()> {
                 let near = tcp::connect_from_port(&client.namespace, port, to)?;
                 port = near.local_addr()?.port();
                 let (far, _) = listener.accept()?;
-                far.set_read_timeout(Some(STEP_LIMIT))?;
+                far.set_read_timeout(Some(step_limit()))?;
                 streams.push((to, near, far));
             }
             for round in 0..50_u8 {
