@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use log::Level;
 
 use crate::{
+    cni::is_pod_device,
     config::Config,
     family::OfFamily as _,
     host::{
@@ -45,6 +46,17 @@ pub(super) fn exits(
     if config.network.interface.is_some() {
         return Ok(Vec::new());
     }
+    let mut links = netlink.links()?;
+    // No way to a peer leads through the tunnel, or by a pod.
+    links.retain(|link| {
+        let other = known.iter().all(|known| known.index != link.index);
+        let tunnel = link.kind.as_deref() == Some("vxlan");
+        other && link.mac.is_some() && !link.loopback && !tunnel && !is_pod_device(&link.name)
+    });
+    // Most nodes have one NIC: nothing to ask for.
+    if links.is_empty() {
+        return Ok(links);
+    }
     let own = config.nodes.own().addresses;
     let mut indices = BTreeSet::new();
     for vtep in peers(config) {
@@ -52,14 +64,7 @@ pub(super) fn exits(
             indices.extend(netlink.exits(*address, vtep)?);
         }
     }
-    indices.retain(|index| known.iter().all(|link| link.index != *index));
-    if indices.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut links = netlink.links()?;
-    links.retain(|link| indices.contains(&link.index) && link.mac.is_some() && !link.loopback);
-    // No way to a peer leads through the tunnel.
-    links.retain(|link| link.kind.as_deref() != Some("vxlan"));
+    links.retain(|link| indices.contains(&link.index));
     Ok(links)
 }
 
