@@ -52,6 +52,7 @@ fn nothing_is_found_and_every_path_is_reached() {
         "from_host encap_anchor",
         "from_host multicast",
         "from_host no_endpoint",
+        "from_host path_mtu",
         "from_tunnel tunnel_key",
         "from_wire decap_native",
         "from_wire unknown_vtep",

@@ -163,6 +163,7 @@ pub(crate) fn judge(bed: &Bed, packet: &Packet, verdict: Verdict, out: &[u8]) ->
             sender_is_the_pod(input)?;
             from_pod(bed, input, out)
         }
+        (Hook::FromHost, Verdict::Redirect) if answers(input, out) => told(bed, input, input, out, false),
         (Hook::FromHost, Verdict::Redirect) => tunnelled(bed, input, input, out),
         (Hook::FromHost, Verdict::Pass) => {
             let dst = fields(input).ok_or("no IP packet went to the anchor")?.dst;
@@ -204,7 +205,7 @@ fn from_pod(bed: &Bed, input: &[u8], out: &[u8]) -> Result<Fate, String> {
     }
     let next = one_hop(input, None).ok_or("no IP packet was redirected")?;
     if fields(out).is_some_and(|out| [GATEWAY.v4.into(), IpAddr::from(GATEWAY.v6)].contains(&out.src)) {
-        return told(bed, input, &next, out);
+        return told(bed, input, &next, out, true);
     }
     if out.len() > input.len() {
         return tunnelled(bed, input, &next, out);
@@ -221,37 +222,40 @@ fn from_pod(bed: &Bed, input: &[u8], out: &[u8]) -> Result<Fate, String> {
     Ok(Fate::Uncounted)
 }
 
-/// `out` tells the pod that `input`, by now `next`, is too long for the path to the node that it belongs to: what RFC 1191, 4
-/// and RFC 4443, 3.2 say of it.
-fn told(bed: &Bed, input: &[u8], next: &[u8], out: &[u8]) -> Result<Fate, String> {
+/// `out` tells the sender that `input`, by now `next`, is too long for the path to the node that it belongs to: what RFC 1191, 4
+/// and RFC 4443, 3.2 say of it. A pod is told by its gateway, the stack by the packet's destination.
+fn told(bed: &Bed, input: &[u8], next: &[u8], out: &[u8], pod: bool) -> Result<Fate, String> {
     let about = fields(input).ok_or("no IP packet was answered")?;
     let (vtep, _) = bed.way(about.dst).ok_or_else(|| format!("{} is on no other node", about.dst))?;
     let v4 = about.src.is_ipv4();
-    if v4 && input[ETH + 6] & 0x40 == 0 {
+    if v4 && vtep.is_ipv4() && input[ETH + 6] & 0x40 == 0 {
         return Err("a packet that may be fragmented was answered".into());
     }
     let mtu: u16 = 1500 - if vtep.is_ipv4() { 50 } else { 70 };
-    let (whole, kind): (usize, [u8; 8]) = {
-        let [high, low] = mtu.to_be_bytes();
-        if v4 { (508, [3, 4, 0, 0, 0, 0, high, low]) } else { (1280, [2, 0, 0, 0, 0, 0, high, low]) }
-    };
+    let [high, low] = mtu.to_be_bytes();
+    let (whole, kind): (usize, [u8; 8]) =
+        if v4 { (508, [3, 4, 0, 0, 0, 0, high, low]) } else { (1280, [2, 0, 0, 0, 0, 0, high, low]) };
     if out.len() != ETH + whole {
         return Err(format!("the answer has {} bytes, not {}", out.len(), ETH + whole));
     }
     let (ip, icmp) = out.split_at(ETH + about.len);
-    let mut wanted = [&POD_MAC[..], &ANCHOR_MAC].concat();
+    let mac = if pod { POD_MAC } else { ANCHOR_MAC };
+    let mut wanted = [&mac[..], &ANCHOR_MAC].concat();
     let len = (if v4 { whole } else { whole - about.len } as u16).to_be_bytes();
     if v4 {
         wanted.extend([8, 0, 0x45, 0xc0, len[0], len[1], 0, 0, 0x40, 0, 64, 1, ip[ETH + 10], ip[ETH + 11]]);
-        wanted.extend(GATEWAY.v4.octets());
-        wanted.extend(POD.v4.octets());
         if fold(sum(&ip[ETH..])) != 0xffff {
             return Err(format!("the IPv4 header's checksum is wrong: {}", hex(ip)));
         }
     } else {
         wanted.extend([0x86, 0xdd, 0x6c, 0, 0, 0, len[0], len[1], 58, 64]);
-        wanted.extend(GATEWAY.v6.octets());
-        wanted.extend(POD.v6.octets());
+    }
+    let gateway = if v4 { GATEWAY.v4.into() } else { IpAddr::from(GATEWAY.v6) };
+    for address in [if pod { gateway } else { about.dst }, about.src] {
+        match address {
+            IpAddr::V4(address) => wanted.extend(address.octets()),
+            IpAddr::V6(address) => wanted.extend(address.octets()),
+        }
     }
     if ip != wanted {
         return Err(format!("the answer's headers are {}, not {}", hex(ip), hex(&wanted)));
@@ -263,6 +267,14 @@ fn told(bed: &Bed, input: &[u8], next: &[u8], out: &[u8]) -> Result<Fate, String
     let quoted = ETH + icmp.len() - 8;
     same(&[&next[..ETH], &icmp[8..]].concat(), &next[..quoted], &input[..quoted])?;
     Ok(Fate::Dropped)
+}
+
+/// Whether what came out is an answer to the stack: only of one does the destination become the source.
+fn answers(input: &[u8], out: &[u8]) -> bool {
+    match (fields(input), fields(out)) {
+        (Some(input), Some(out)) => (out.src, out.dst) == (input.dst, input.src),
+        _ => false,
+    }
 }
 
 /// `out` is `inner`, which `input` has become, in a tunnel packet to the node that it belongs to.

@@ -1,12 +1,17 @@
 //! Nodes on which overlay works.
 
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use overlay_tests::lab::{Families, exec};
 use overlay_userspace::family::Family;
 
 use crate::bed::Bed;
 use crate::inventory::{Inventory, sorted, things};
+
+/// How long something may take that takes milliseconds.
+const SOON: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_node_is_as_it_was_before() {
@@ -51,7 +56,13 @@ fn a_node_is_as_it_was_before() {
         {
             assert!(announced.iter().any(|thing| thing == what), "{what}: {announced:#?}");
         }
-        let after = bed.snapshot();
+        // The kernel takes a link off its device a moment after its last pin is gone (RCU).
+        let mut after = bed.snapshot();
+        let deadline = Instant::now() + SOON;
+        while after != before && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+            after = bed.snapshot();
+        }
         let only_in = |one: &str, other: &str| -> Vec<String> {
             one.lines().filter(|line| !other.lines().any(|other| other == *line)).map(str::to_owned).collect()
         };

@@ -1,16 +1,16 @@
 //! A cluster is taken to the next schema node by node, with both in the cluster meanwhile, back, and there again.
 
 use overlay_tests::attached::{Attached, Mode};
-use overlay_tests::lab::{Build, Cluster, Network, Node, exec};
+use overlay_tests::lab::{Build, Cluster, Families, Network, Node, exec};
 use overlay_tests::traffic::ping;
 use overlay_tests::traffic::steady::{Pods, Steady, connected};
 use serde_json::json;
 
 use crate::bed::{change_agent, expect_only, facts, options, serve, through_service};
 
-fn there_and_back(mode: Mode, ways: &[Build]) {
+fn there_and_back(mode: Mode, families: Families, ways: &[Build]) {
     let network = Network { attach: Some(mode.name().to_owned()), ..Network::default() };
-    let cluster = Cluster::builder().network(network).build();
+    let cluster = Cluster::builder().network(network).families(families).build();
     for node in cluster.nodes() {
         node.start_agent_with(&options());
     }
@@ -36,9 +36,11 @@ fn there_and_back(mode: Mode, ways: &[Build]) {
             expect_only(node, build);
             node.use_plugin(build);
             let passing = cluster.add_pod(node.name(), "passing");
-            for other in pods.all() {
-                ping::ping(passing.namespace(), other.addr().into()).unwrap();
-                ping::ping(other.namespace(), passing.addr().into()).unwrap();
+            for (other, family) in
+                pods.all().into_iter().flat_map(|pod| families.iter().map(move |f| (pod, f)))
+            {
+                ping::ping(passing.namespace(), other.addr_of(family)).unwrap();
+                ping::ping(other.namespace(), passing.addr_of(family)).unwrap();
             }
             passing.del();
         }
@@ -58,10 +60,10 @@ fn there_and_back(mode: Mode, ways: &[Build]) {
 
 #[test]
 fn a_cluster_goes_to_the_next_schema_and_back_without_loss() {
-    there_and_back(Mode::Tcx, &[Build::Next, Build::Own, Build::Next, Build::Own]);
+    there_and_back(Mode::Tcx, Families::Ipv4, &[Build::Next, Build::Own, Build::Next, Build::Own]);
 }
 
 #[test]
-fn a_cluster_goes_to_the_next_schema_and_back_without_loss_with_clsact() {
-    there_and_back(Mode::Clsact, &[Build::Next, Build::Own]);
+fn a_cluster_of_both_families_goes_to_the_next_schema_and_back_without_loss_with_clsact() {
+    there_and_back(Mode::Clsact, Families::Dual, &[Build::Next, Build::Own]);
 }
