@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of the transfers: of one packet, of several, of super-packets.
 const LENGTHS: [usize; 3] = [1000, 10_000, 256 * 1024];
 
+/// Bytes of a message at most.
+const MESSAGE: usize = 16 * 1024;
+
 fn plain(_lab: &Lab, _lan: &Lan, node: &Namespace) {
     node.ip(&format!("link set dev {NIC} down"));
     node.ip(&format!("link set dev {NIC} name {}", Node::DEVICE));
@@ -68,7 +71,9 @@ fn an_association_of_sctp_carries_data_in_either_family() {
                 let sent: Vec<u8> = (0..bytes).map(|number| (number % 251) as u8).collect();
                 let mut received = vec![0; bytes];
                 thread::scope(|scope| {
-                    let writer = scope.spawn(|| near.write_all(&sent));
+                    // A message has to fit the socket's buffer as a whole.
+                    let writer =
+                        scope.spawn(|| sent.chunks(MESSAGE).try_for_each(|part| near.write_all(part)));
                     if let Err(error) = far.read_exact(&mut received) {
                         panic!("{bytes} bytes, {family} over {outer}: {error}; {}", bed.state());
                     }
