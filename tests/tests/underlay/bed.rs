@@ -96,6 +96,21 @@ impl Bed {
         Self { pods, nodes, _lan: lan, outer, lab }
     }
 
+    /// Counters of both nodes and pods, for messages.
+    pub(crate) fn state(&self) -> String {
+        let node = |node: &Node| {
+            let status = node.status().unwrap_or_default();
+            let moved = |what: &str| {
+                let all = status[what].as_object().cloned().unwrap_or_default();
+                let moved = all.into_iter().filter(|(_, counter)| counter["packets"] != 0);
+                moved.map(|(name, counter)| format!("{name} {}", counter["packets"])).collect::<Vec<_>>()
+            };
+            let links = node.namespace().ip("-s link show");
+            format!("{}: paths {:?}, drops {:?}\n{links}", node.name(), moved("paths"), moved("drops"))
+        };
+        self.nodes.each_ref().map(node).join("\n")
+    }
+
     pub(crate) fn outer(&self) -> Family {
         self.outer
     }

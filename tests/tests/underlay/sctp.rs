@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, getsockname, listen,
 };
+use overlay_tests::lab::exec::patient;
 use overlay_tests::lab::{Lab, Lan, Link, Namespace, Node, WireMode};
 use overlay_userspace::family::Family;
 
@@ -16,8 +17,11 @@ use crate::bed::{Bed, NIC, Way};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Bytes of the transfer: more than a packet, so that it is cut into chunks.
-const BYTES: usize = 256 * 1024;
+/// Bytes of the transfers: of one packet, of several, of super-packets.
+const LENGTHS: [usize; 3] = [1000, 10_000, 256 * 1024];
+
+/// Bytes of a message at most.
+const MESSAGE: usize = 16 * 1024;
 
 fn plain(_lab: &Lab, _lan: &Lan, node: &Namespace) {
     node.ip(&format!("link set dev {NIC} down"));
@@ -61,17 +65,22 @@ fn an_association_of_sctp_carries_data_in_either_family() {
             let (mut far, from) = listener.accept().unwrap();
             assert_eq!(from.ip(), bed.pods[0].addr_of(family));
             let mut near = TcpStream::from(client);
-            near.set_write_timeout(Some(LIMIT)).unwrap();
-            far.set_read_timeout(Some(LIMIT)).unwrap();
-            let sent: Vec<u8> = (0..BYTES).map(|number| (number % 251) as u8).collect();
-            let mut received = vec![0; BYTES];
-            thread::scope(|scope| {
-                let writer = scope.spawn(|| near.write_all(&sent));
-                far.read_exact(&mut received)
-                    .unwrap_or_else(|error| panic!("{family} over {outer}: {error}"));
-                writer.join().unwrap().unwrap();
-            });
-            assert!(sent == received, "{family} over {outer}: data arrived changed");
+            near.set_write_timeout(Some(patient(LIMIT))).unwrap();
+            far.set_read_timeout(Some(patient(LIMIT))).unwrap();
+            for bytes in LENGTHS {
+                let sent: Vec<u8> = (0..bytes).map(|number| (number % 251) as u8).collect();
+                let mut received = vec![0; bytes];
+                thread::scope(|scope| {
+                    // A message has to fit the socket's buffer as a whole.
+                    let writer =
+                        scope.spawn(|| sent.chunks(MESSAGE).try_for_each(|part| near.write_all(part)));
+                    if let Err(error) = far.read_exact(&mut received) {
+                        panic!("{bytes} bytes, {family} over {outer}: {error}; {}", bed.state());
+                    }
+                    writer.join().unwrap().unwrap();
+                });
+                assert!(sent == received, "{bytes} bytes, {family} over {outer}: data arrived changed");
+            }
         }
         bed.expect_traffic([Way::Native; 2]);
     }

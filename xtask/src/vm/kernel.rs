@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Modules are taken from these directories of `kernel/`, with all below.
-const TREES: [&str; 20] = [
+const TREES: [&str; 21] = [
     "crypto/",
     "arch/x86/crypto/",
     "arch/x86/lib/",
@@ -32,6 +32,7 @@ const TREES: [&str; 20] = [
     "net/packet/",
     "net/sched/",
     "net/sctp/",
+    "net/tls/",
     "net/unix/",
     "net/xfrm/",
     "drivers/net/bonding/",
@@ -57,7 +58,8 @@ impl Kernel {
     /// Downloads and unpacks a kernel below `dir`, unless it is there.
     pub(super) fn get(archive: &Archive, offer: &Offer, dir: &Path) -> Result<Self> {
         let (release, packages) = archive.packages(offer)?;
-        let root = dir.join(format!("{release}_{}", offer.version));
+        // Unpacked anew where other modules are taken.
+        let root = dir.join(format!("{release}_{}_{}", offer.version, TREES.len()));
         let kernel = Self {
             image: root.join("vmlinuz"),
             modules: root.join("lib/modules").join(&release),
