@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::AsFd as _,
     thread,
     time::{Duration, Instant},
@@ -28,7 +29,7 @@ use crate::{
     },
     family::Family,
     host::{
-        netlink::{Changes, Link, MacAddress, Netlink, NetlinkError, Route, VethSpec},
+        netlink::{Changes, Link, MacAddress, Netlink, NetlinkError, Route, Traveller, VethSpec, Way},
         sysctl::{self, SysctlError},
     },
 };
@@ -38,6 +39,9 @@ mod unlink;
 /// The link watch of kernels before 6.8 handles what is not urgent once a second (net/core/link_watch.c); several times
 /// that.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the kernel's worker may take for what takes it microseconds.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A device with less has no IPv6 (RFC 8200, 5; `IPV6_MIN_MTU` of linux/ipv6.h).
 const IPV6_MIN_MTU: u32 = 1280;
@@ -111,7 +115,8 @@ pub(super) fn connect(
     }
     netlink.apply(changes)?;
     await_carrier(&mut pod.netlink, ifname)?;
-    await_carrier(netlink, &link.name)
+    await_carrier(netlink, &link.name)?;
+    leased.addresses.values().try_for_each(|address| await_address(&mut pod.netlink, *address))
 }
 
 /// Waits until an end of the pair can send.
@@ -132,6 +137,23 @@ fn await_carrier(netlink: &mut Netlink, device: &str) -> anyhow::Result<()> {
         }
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits until what is sent to an address of the pod is the pod's.
+///
+/// A kernel worker writes the local route of an IPv6 address, also of one without duplicate address detection; until then
+/// what arrives is taken for somebody else's (`addrconf_dad_work`, net/ipv6/addrconf.c).
+fn await_address(netlink: &mut Netlink, address: IpAddr) -> anyhow::Result<()> {
+    let deadline = Instant::now() + ADDRESS_TIMEOUT;
+    let traveller = Traveller { src: None, dst: address, iif: None, transport: None };
+    while !matches!(netlink.way(traveller)?, Way::Local(_)) {
+        if Instant::now() >= deadline {
+            let seconds = ADDRESS_TIMEOUT.as_secs();
+            bail!("the pod's address {address} is not in use after {seconds} seconds: has it been removed?");
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Writes the settings of the host side device.

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::{IpAddr, TcpListener},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +27,7 @@ use crate::{
         },
     },
     host::{
-        netlink::messages,
+        netlink::{Netlink, Traveller, Way, messages},
         netns::testing::{ip, ip_json, run},
         sysctl,
     },
@@ -239,6 +240,55 @@ fn no_address_is_tentative_at_any_time_and_a_server_can_bind_its_own_at_once() {
         assert_eq!(two.run(|| run("ip -o address show tentative")), "");
         let seen = reported(&news, 2);
         assert!(seen.len() >= 2 && seen.iter().all(|(_, tentative)| !tentative), "{seen:?}");
+    });
+}
+
+/// Says that it is over, also when a test fails.
+struct Until<'a>(&'a AtomicBool);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The kernel's worker that puts addresses to use waits for the lock of all changes to the network, which others have here.
+#[test]
+fn what_is_sent_to_a_new_pod_is_the_pods_at_once() {
+    on_a_node_of(&[SUBNET, SUBNET6], |node| {
+        let done = AtomicBool::new(false);
+        let busy = Pod::new();
+        thread::scope(|scope| {
+            for end in 1..=3_u8 {
+                let (done, busy) = (&done, &busy);
+                scope.spawn(move || {
+                    busy.run(|| {
+                        let mut netlink = Netlink::open().unwrap();
+                        let lo = netlink.link("lo").unwrap().unwrap().index;
+                        let net = format!("192.0.2.{end}/32").parse().unwrap();
+                        while !done.load(Ordering::Relaxed) {
+                            netlink.replace_address(lo, net).unwrap();
+                            netlink.delete_address(lo, net).unwrap();
+                        }
+                    });
+                });
+            }
+            let _until = Until(&done);
+            let mut wrong = Vec::new();
+            for round in 0..20 {
+                let (id, pod) = (format!("c{round}"), Pod::new());
+                let mut inside = pod.run(|| Netlink::open().unwrap());
+                for ip in &node.add(&id, "eth0", &pod).unwrap().ips {
+                    let to = Traveller { src: None, dst: ip.address, iif: None, transport: None };
+                    let way = inside.way(to).unwrap();
+                    if !matches!(way, Way::Local(_)) {
+                        wrong.push(format!("{round}: {} {way:?}", ip.address));
+                    }
+                }
+                node.del(&id, "eth0").unwrap();
+            }
+            assert_eq!(wrong, Vec::<String>::new());
+        });
     });
 }
 
