@@ -55,7 +55,7 @@ impl Layout {
     }
 
     fn whole(&self, header: &[u8]) -> bool {
-        if self.len == 20 { word(header, 6) & 0x3fff == 0 } else { header[6] != 44 }
+        if self.len == 20 { word(header, 6).trailing_zeros() >= 14 } else { header[6] != 44 }
     }
 
     /// Bytes of the packet, as it claims.
@@ -167,7 +167,7 @@ fn tunnel<O: IpHeader, I: IpHeader>(
         inner_dst: written.eth.dst_addr,
     }
     .write(&mut written.outer);
-    let len = u32::from(inner_len) + Outer::<O>::LEN as u32 + 14;
+    let len = u32::from(inner_len) + Outer::<O>::LEN_I32.unsigned_abs() + 14;
     assert_eq!(written.is_plain(vtep), inner.plain(&packet[ip..]));
     assert!(written.lengths_agree(len) && !written.lengths_agree(len - 1));
     assert_eq!(written.outer.ip.traffic_class(), packet[65]);
