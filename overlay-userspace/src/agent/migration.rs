@@ -226,7 +226,7 @@ pub(super) fn tidy(pins: &Pins, newer: &Path) -> anyhow::Result<()> {
         pins::remove(other.root())?;
         info!("removed the pins of schema {}", other.schema());
     }
-    if others.is_empty() && schema::pointer(pins).is_none_or(|pointer| !pointer.is_symlink()) {
+    if others.is_empty() && !schema::has_pointer(pins) {
         return Ok(());
     }
     let in_force = schema::in_force(pins)?.ok_or_else(|| anyhow!("{} is gone", pins.root().display()))?;

@@ -177,13 +177,18 @@ pub fn remove(directory: &Path) -> Result<(), DatapathError> {
     }
 }
 
+/// The temporary name of [`replace`]; a process that was killed may leave it.
+pub(super) fn fresh(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    path.with_file_name(format!("{name}_new"))
+}
+
 /// Pins under a temporary name and renames, so that `path` never dangles and readers see the old or the new object.
 pub(super) fn replace(
     path: &Path,
     pin: impl FnOnce(&Path) -> Result<(), DatapathError>,
 ) -> Result<(), DatapathError> {
-    let fresh = path
-        .with_file_name(format!("{}_new", path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default()));
+    let fresh = fresh(path);
     remove_file(&fresh)?;
     pin(&fresh)?;
     fs::rename(&fresh, path).map_err(|e| DatapathError::new(format!("rename {}", fresh.display()), e))

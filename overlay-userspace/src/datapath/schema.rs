@@ -116,9 +116,16 @@ pub fn put_in_force(pins: &Pins) -> Result<(), DatapathError> {
     })
 }
 
-/// Removes the link, which one directory alone does not need. Missing is fine.
+/// Is there a link, or one that a killed agent has begun?
+pub fn has_pointer(pins: &Pins) -> bool {
+    pointer(pins).is_some_and(|pointer| pointer.is_symlink() || pins::fresh(&pointer).is_symlink())
+}
+
+/// Removes the link, which one directory alone does not need, and one that a killed agent has begun. Missing is fine.
 pub fn remove_pointer(pins: &Pins) -> Result<(), DatapathError> {
-    pointer(pins).map_or(Ok(()), |pointer| pins::remove_file(&pointer))
+    let Some(pointer) = pointer(pins) else { return Ok(()) };
+    pins::remove_file(&pins::fresh(&pointer))?;
+    pins::remove_file(&pointer)
 }
 
 /// Pins the maps that both schemas have in the same layout in the second as well, in place of other maps there. To be
