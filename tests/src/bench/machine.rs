@@ -1,6 +1,6 @@
 //! The machine that a run was made on, and what makes its numbers doubtful.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -16,21 +16,24 @@ pub(crate) struct Machine {
     pub(crate) cpus: usize,
     /// Whether Flannel's contender had `br_netfilter`.
     pub(crate) br_netfilter: bool,
-    /// Load average of the last minute before the run.
-    pub(crate) load_before: f64,
+    /// Share of all CPU time that was used in the second before the run: by others, since there was nothing to do yet.
+    pub(crate) busy_before: f64,
     /// Share of all CPU time of the run that a hypervisor gave to others.
     pub(crate) steal: f64,
 }
 
-/// A load from which on others are in the way.
-const BUSY: f64 = 0.5;
+/// Others that use more than this share of the CPU time are in the way.
+const BUSY: f64 = 0.1;
+/// How long others are watched. A load average would remember the build of this very program.
+const WATCH: Duration = Duration::from_secs(1);
 /// A share of stolen time from which on they are as well.
 const STOLEN: f64 = 0.01;
 
-/// CPU time so far, in ticks: all, and stolen.
+/// CPU time so far, in ticks: all, what nobody used, and stolen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CpuTime {
     all: u64,
+    idle: u64,
     stolen: u64,
 }
 
@@ -44,7 +47,13 @@ impl CpuTime {
     fn parse(stat: &str) -> Self {
         let line = stat.lines().next().unwrap_or_default();
         let ticks: Vec<u64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-        Self { all: ticks.iter().take(8).sum(), stolen: ticks.get(7).copied().unwrap_or_default() }
+        let tick = |at: usize| ticks.get(at).copied().unwrap_or_default();
+        Self { all: ticks.iter().take(8).sum(), idle: tick(3) + tick(4), stolen: tick(7) }
+    }
+
+    /// The share of `part` of the time since `start`.
+    fn share(self, start: Self, part: impl Fn(Self) -> u64) -> f64 {
+        part(self).saturating_sub(part(start)) as f64 / self.all.saturating_sub(start.all).max(1) as f64
     }
 }
 
@@ -59,30 +68,31 @@ impl Machine {
         );
         let model = read("/proc/cpuinfo");
         let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let start = CpuTime::now();
+        thread::sleep(WATCH);
+        let busy = CpuTime::now().share(start, |time| time.all - time.idle);
         Ok(Self {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: model.map_or("unknown", |(_, name)| name.trim()).to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             br_netfilter: crate::contenders::bridge_filter().is_some(),
-            load_before: read("/proc/loadavg").split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0),
+            busy_before: busy,
             steal: 0.0,
         })
     }
 
     /// Adds what was stolen since `start`.
     pub(crate) fn finish(&mut self, start: CpuTime) {
-        let now = CpuTime::now();
-        let all = now.all.saturating_sub(start.all).max(1);
-        self.steal = now.stolen.saturating_sub(start.stolen) as f64 / all as f64;
+        self.steal = CpuTime::now().share(start, |time| time.stolen);
     }
 
     /// Why the numbers are doubtful, if they are.
     pub(crate) fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
-        if self.load_before > BUSY {
+        if self.busy_before > BUSY {
             doubts.push(format!(
-                "the load was {:.1} before the run: others were at work, and the numbers are noise",
-                self.load_before
+                "others used {:.0} % of the CPU time before the run, and its numbers are noise",
+                self.busy_before * 100.0
             ));
         }
         if self.steal > STOLEN {
@@ -103,14 +113,20 @@ mod tests {
     #[test]
     fn stolen_time_is_the_eighth_number() {
         let stat = "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(CpuTime::parse(stat), CpuTime { all: 36, stolen: 8 });
+        assert_eq!(CpuTime::parse(stat), CpuTime { all: 36, idle: 9, stolen: 8 });
         assert_eq!(CpuTime::parse(""), CpuTime::default());
+    }
+
+    #[test]
+    fn what_is_not_idle_is_in_use() {
+        let [start, end] = ["cpu  0 0 0 10 10 0 0 0\n", "cpu  5 0 0 20 20 0 0 0\n"].map(CpuTime::parse);
+        assert!((end.share(start, |time| time.all - time.idle) - 0.2).abs() < 1e-9);
     }
 
     #[test]
     fn a_quiet_machine_raises_no_doubts() {
         let quiet = Machine { br_netfilter: true, ..Machine::default() };
         assert!(quiet.doubts().is_empty());
-        assert_eq!(Machine { load_before: 3.0, steal: 0.5, ..Machine::default() }.doubts().len(), 3);
+        assert_eq!(Machine { busy_before: 0.3, steal: 0.5, ..Machine::default() }.doubts().len(), 3);
     }
 }

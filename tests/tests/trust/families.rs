@@ -1,13 +1,13 @@
 //! The same refusals in the other family: IPv6 over IPv4, IPv4 over IPv6, IPv6 over IPv6; and pods that speak a family that they do not
 //! have, or IPv6 in ways of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use overlay_tests::lab::{Cluster, Families, Namespace};
 use overlay_tests::traffic::drops::Drops;
 use overlay_tests::traffic::inject::{inject, mac_of};
-use overlay_tests::traffic::vxlan::udp_frame;
+use overlay_tests::traffic::vxlan::{Tunnel, udp_frame};
 use overlay_tests::traffic::{any_port, ping, tcp, udp};
 use overlay_userspace::family::Family;
 
@@ -221,22 +221,25 @@ fn a_pod_sends_ipv6_with_its_own_addresses_only() {
     lookout.saw_nothing();
 }
 
-/// An ICMPv6 message in an Ethernet frame, to all nodes on the link.
-fn to_all_nodes(mac: [u8; 6], source: Ipv6Addr, kind: u8, rest: &[u8]) -> Vec<u8> {
-    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// All nodes on a link (RFC 4291, 2.7.1), and their MAC.
+const ALL_NODES: (Ipv6Addr, [u8; 6]) = (Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), [0x33, 0x33, 0, 0, 0, 1]);
+
+/// A message of neighbour discovery in an Ethernet frame.
+fn message(mac: [u8; 6], source: Ipv6Addr, to: (Ipv6Addr, [u8; 6]), kind: u8, rest: &[u8]) -> Vec<u8> {
+    let (to, to_mac) = to;
     let header = etherparse::Icmpv6Type::Unknown { type_u8: kind, code_u8: 0, bytes5to8: [0; 4] };
-    let header = etherparse::Icmpv6Header::with_checksum(header, source.octets(), all_nodes.octets(), rest);
+    let header = etherparse::Icmpv6Header::with_checksum(header, source.octets(), to.octets(), rest);
     let header = header.expect("a short message");
     let ip = etherparse::Ipv6Header {
         // What neighbour discovery demands (RFC 4861, 6.1.2).
         hop_limit: 255,
         source: source.octets(),
-        destination: all_nodes.octets(),
+        destination: to.octets(),
         payload_length: 8 + u16::try_from(rest.len()).expect("a short message"),
         next_header: etherparse::IpNumber::IPV6_ICMP,
         ..etherparse::Ipv6Header::default()
     };
-    let mut frame = [&[0x33, 0x33, 0, 0, 0, 1][..], &mac, &[0x86, 0xdd]].concat();
+    let mut frame = [&to_mac[..], &mac, &[0x86, 0xdd]].concat();
     ip.write(&mut frame).expect("a frame in memory can be written");
     header.write(&mut frame).expect("a frame in memory can be written");
     frame.extend_from_slice(rest);
@@ -262,12 +265,60 @@ fn a_pod_is_no_router() {
     for (what, kind, rest) in
         [("advertisement", ADVERTISEMENT, advertisement), ("redirect", REDIRECT, vec![0xfe; 32])]
     {
-        let frame = to_all_nodes(mac, source, kind, &rest);
+        let frame = message(mac, source, ALL_NODES, kind, &rest);
         stage.dropped(what, "pod_router", COUNT, || inject(namespace, "eth0", &vec![frame; COUNT]));
     }
     assert_eq!(routes(), before);
     // The node still answers.
     ping::ping(namespace, cp.gateway_of(Family::Ipv6)).unwrap();
+}
+
+/// A tunnel is no link: nodes know each other's MACs, and nobody asks or tells by it.
+#[test]
+fn neighbour_discovery_stays_out_of_the_tunnel() {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    let family = Family::Ipv6;
+    let v6 = |address: IpAddr| match address {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(address) => panic!("{address} is not IPv6"),
+    };
+    for outer in Family::ALL {
+        let stage = Stage::dual(outer, None);
+        let w1 = stage.node("w1").address_of(outer);
+        let [peer, pod, gateway] =
+            [stage.peer.addr_of(family), stage.pod.addr_of(family), stage.cp().gateway_of(family)].map(v6);
+        let on_link = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+        let to_pod = (pod, stage.macs.gateway);
+        let [.., a, b, c] = gateway.octets();
+        let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+        let solicited = (group, [0x33, 0x33, 0xff, a, b, c]);
+        let neighbours = || {
+            let all = stage.pod.namespace().ip_json("-6 neigh show dev eth0");
+            let all = all.as_array().expect("a list").iter();
+            all.map(|entry| format!("{} {}", entry["dst"], entry["lladdr"])).collect::<BTreeSet<_>>()
+        };
+        let before = neighbours();
+        for (what, source, to, kind, reason) in [
+            ("asks a group", peer, solicited, SOLICITATION, "inner_destination"),
+            ("asks whether it is taken", Ipv6Addr::UNSPECIFIED, solicited, SOLICITATION, "inner_source"),
+            ("asks by its link", on_link, solicited, SOLICITATION, "inner_source"),
+            ("tells everybody", peer, ALL_NODES, ADVERTISEMENT, "inner_destination"),
+            ("tells a pod by its link", on_link, to_pod, ADVERTISEMENT, "inner_source"),
+            ("tells a pod as its gateway", gateway, to_pod, ADVERTISEMENT, "inner_source"),
+        ] {
+            // The target, and the link-layer address of who says it.
+            let option = [if kind == SOLICITATION { 1 } else { 2 }, 1];
+            let rest = [&gateway.octets()[..], &option, &SOME_MAC].concat();
+            let inner = message(SOME_MAC, source, to, kind, &rest);
+            let frame = Tunnel { inner, ..stage.tunnel(w1, peer, pod, MARK) }.encode();
+            let send = || inject(&stage.stranger, "eth0", &vec![frame; COUNT]);
+            for record in stage.dropped(&format!("over {outer}: {what}"), reason, COUNT, send) {
+                assert_eq!(record["hook"], "from_wire", "over {outer}: {what}: {record}");
+            }
+        }
+        assert_eq!(neighbours(), before, "over {outer}");
+    }
 }
 
 #[test]
