@@ -65,7 +65,7 @@ pub(crate) fn run(workspace: &Workspace, versions: &[String]) -> Result<()> {
     let (accelerator, why) = Accelerator::find(image, &dir)?;
     let plan = Plan::new(accelerator);
     let base = dir.join("base.cpio");
-    build(workspace, &plan, &base)?;
+    build(workspace, accelerator.profile(), &plan, &base)?;
     let how =
         why.map_or_else(|| "by the processor".into(), |why| format!("by emulation, which is slow: {why}"));
     eprintln!("{}: {how}", machine::version()?);
@@ -120,12 +120,12 @@ fn boot(kernel: &Kernel, base: &Path, dir: &Path, accelerator: Accelerator, plan
 }
 
 /// Builds all that runs in the machines, and the part of the initramfs that they share.
-fn build(workspace: &Workspace, plan: &Plan, base: &Path) -> Result<()> {
+fn build(workspace: &Workspace, profile: Profile, plan: &Plan, base: &Path) -> Result<()> {
     let object = ebpf::build(workspace)?;
-    let [overlay] = workspace.build(Profile::Dev, ["overlay"], &object)?;
-    let [init] = workspace.build(Profile::Dev, [INIT], &object)?;
+    let [overlay] = workspace.build(profile, ["overlay"], &object)?;
+    let [init] = workspace.build(profile, [INIT], &object)?;
     let names: Vec<_> = Plan::tests().collect();
-    let tests = workspace.build_tests("overlay-tests", &names, &object)?;
+    let tests = workspace.build_tests(profile, "overlay-tests", &names, &object)?;
     let mut built = vec![Built { name: "overlay".into(), path: overlay }];
     built.extend(names.into_iter().zip(tests).map(|(name, path)| Built { name: name.into(), path }));
     initramfs::base(&init, &built, &object, plan, base)

@@ -25,6 +25,19 @@ pub(crate) const OBJECT_VARIABLE: &str = "OVERLAY_BPF_OBJECT";
 pub(crate) enum Profile {
     Dev,
     Release,
+    /// For processors that are emulated (Cargo.toml).
+    Emulated,
+}
+
+impl Profile {
+    /// Cargo's name of it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+            Self::Emulated => "emulated",
+        }
+    }
 }
 
 /// The checkout that xtask belongs to.
@@ -73,9 +86,15 @@ impl Workspace {
     }
 
     /// Builds test programs of a package and returns their paths in the same order.
-    pub(crate) fn build_tests(&self, package: &str, tests: &[&str], object: &Path) -> Result<Vec<PathBuf>> {
+    pub(crate) fn build_tests(
+        &self,
+        profile: Profile,
+        package: &str,
+        tests: &[&str],
+        object: &Path,
+    ) -> Result<Vec<PathBuf>> {
         let mut command = self.host_cargo(object);
-        command.args(["test", "--no-run", "--package", package]);
+        command.args(["test", "--no-run", "--profile", profile.name(), "--package", package]);
         for test in tests {
             command.args(["--test", test]);
         }
@@ -110,10 +129,7 @@ impl Workspace {
         object: &Path,
     ) -> Result<[PathBuf; N]> {
         let mut command = self.host_cargo(object);
-        command.arg("build");
-        if profile == Profile::Release {
-            command.arg("--release");
-        }
+        command.args(["build", "--profile", profile.name()]);
         build(command, binaries)
     }
 

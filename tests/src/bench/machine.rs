@@ -74,7 +74,7 @@ impl Machine {
         Ok(Self {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: model.map_or("unknown", |(_, name)| name.trim()).to_owned(),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: thread::available_parallelism().map_or(1, usize::from),
             br_netfilter: crate::contenders::bridge_filter().is_some(),
             busy_before: busy,
             steal: 0.0,

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{bounded, outcome::Outcome};
+use crate::workspace::Profile;
 
 /// QEMU for the architecture whose kernels are booted.
 const QEMU: &str = "qemu-system-x86_64";
@@ -51,6 +52,14 @@ impl Accelerator {
         match self {
             Self::Kvm => 1,
             Self::Tcg => 10,
+        }
+    }
+
+    /// How programs are built for it: where each instruction costs ten, it pays to have fewer.
+    pub(super) const fn profile(self) -> Profile {
+        match self {
+            Self::Kvm => Profile::Dev,
+            Self::Tcg => Profile::Emulated,
         }
     }
 
