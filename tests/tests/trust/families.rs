@@ -313,8 +313,10 @@ fn neighbour_discovery_stays_out_of_the_tunnel() {
             let inner = message(SOME_MAC, source, to, kind, &rest);
             let frame = Tunnel { inner, ..stage.tunnel(w1, peer, pod, MARK) }.encode();
             let send = || inject(&stage.stranger, "eth0", &vec![frame; COUNT]);
+            // What is for no pod may be for the node: that is decided behind the anchor device.
+            let hook = if reason == "inner_source" { "from_wire" } else { "from_tunnel" };
             for record in stage.dropped(&format!("over {outer}: {what}"), reason, COUNT, send) {
-                assert_eq!(record["hook"], "from_wire", "over {outer}: {what}: {record}");
+                assert_eq!(record["hook"], hook, "over {outer}: {what}: {record}");
             }
         }
         assert_eq!(neighbours(), before, "over {outer}");
