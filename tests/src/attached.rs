@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::lab::{Node, exec};
+use overlay_userspace::datapath::kernel;
 use serde_json::Value;
+
+use crate::lab::{Node, exec};
 
 /// How programs are attached: `attach` in the cluster file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,11 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Links, where the kernel has them (Linux 6.6).
+    pub fn best() -> Self {
+        if kernel::has_tcx() { Self::Tcx } else { Self::Clsact }
+    }
+
     /// As the cluster file and `overlay status` call it.
     pub fn name(self) -> &'static str {
         match self {

@@ -53,7 +53,7 @@ fn agents_die_and_come_back(mode: Mode, families: Families) {
 
 #[test]
 fn killed_agents_lose_nothing_and_new_pods_start_without_them() {
-    agents_die_and_come_back(Mode::Tcx, Families::Ipv4);
+    agents_die_and_come_back(Mode::best(), Families::Ipv4);
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn killed_agents_lose_nothing_and_new_pods_start_without_them_with_clsact() {
 
 #[test]
 fn killed_agents_lose_nothing_and_new_pods_start_without_them_in_ipv6_alone() {
-    agents_die_and_come_back(Mode::Tcx, Families::Ipv6);
+    agents_die_and_come_back(Mode::best(), Families::Ipv6);
 }
 
 #[test]
 fn killed_agents_lose_nothing_and_new_pods_start_without_them_in_both_families() {
-    agents_die_and_come_back(Mode::Tcx, Families::Dual);
+    agents_die_and_come_back(Mode::best(), Families::Dual);
 }
 
 /// A cluster file of this network, beside the one that all others read.

@@ -178,6 +178,7 @@ impl Bed {
         let [near, far] = [from, to].map(|number| &self.pods[number]);
         let [near_node, far_node] = [from, to].map(|number| &self.nodes[number]);
         let pod = any_port(far.addr_of(family));
+        let arrived = |error| panic!("{what}: {error:#}\n{}", self.state());
         // Pod to pod, node to pod, pod to node.
         let node = any_port(far_node.address_of(family));
         for (from, to, at) in [
@@ -185,8 +186,8 @@ impl Bed {
             (near_node.namespace(), far.namespace(), pod),
             (near.namespace(), far_node.namespace(), node),
         ] {
-            udp::exchange(from, to, at).unwrap_or_else(|error| panic!("{what}: {error:#}"));
-            tcp::exchange(from, to, at).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+            udp::exchange(from, to, at).unwrap_or_else(arrived);
+            tcp::exchange(from, to, at).unwrap_or_else(arrived);
         }
         let burst = udp::burst(near.namespace(), far.namespace(), pod, 50, udp::Sending::Plain).unwrap();
         assert!(burst.complete(), "{what}: {burst:?}");
@@ -199,17 +200,23 @@ impl Bed {
         }
     }
 
-    /// `overlay doctor` finds nothing worth a warning on a node.
+    /// `overlay doctor` finds nothing worth a warning on a node. Its probes have limits of their own, which a slow machine may miss once.
     #[track_caller]
     pub(crate) fn expect_doctor_is_quiet(&self, node: usize) {
-        let mut command = self.nodes[node].overlay(&["doctor", "-o", "json"]);
-        command.env("OVERLAY_CONFIG", self.lab.cluster_file());
-        let out = exec::output(&mut command, b"", DOCTOR).unwrap();
-        let rows: Vec<Value> =
-            serde_json::from_str(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"));
-        let wrong = |row: &&Value| row["severity"] == "warning" || row["severity"] == "error";
-        assert_eq!(rows.iter().filter(wrong).collect::<Vec<_>>(), Vec::<&Value>::new());
-        assert!(out.status.success(), "{out:?}");
+        let quiet = || {
+            let mut command = self.nodes[node].overlay(&["doctor", "-o", "json"]);
+            command.env("OVERLAY_CONFIG", self.lab.cluster_file());
+            let out = exec::output(&mut command, b"", DOCTOR).unwrap();
+            let rows: Vec<Value> =
+                serde_json::from_str(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"));
+            let wrong = rows.iter().any(|row| row["severity"] == "warning" || row["severity"] == "error");
+            let quiet = !wrong && out.status.success();
+            if !quiet {
+                println!("{}", out.stdout);
+            }
+            quiet
+        };
+        within(LIMIT, "doctor finds nothing", quiet);
     }
 
     /// A tunnel packet from `outer_source` to node `to` by its device `device`, with a datagram of the pod of the other node in it.

@@ -47,10 +47,11 @@ fn a_bridge_carries_the_tunnel_over_either_family() {
     }
 }
 
-/// Rules that make the stack of a namespace track, and refuse what it cannot.
+/// Rules that make the stack of a namespace track, and refuse what it cannot, but for neighbour discovery, which it never does.
 #[track_caller]
 fn tracked(place: &Namespace) {
-    let table = "table inet tracked { chain input { type filter hook input priority 0; ct state invalid,untracked drop; \
+    let table = "table inet tracked { chain input { type filter hook input priority 0; \
+                 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; ct state invalid,untracked drop; \
                  ct state new,established,related accept; drop; }; };\n";
     exec::must(place.command("nft").args(["-f", "-"]), table);
 }
