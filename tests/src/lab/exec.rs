@@ -21,14 +21,18 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 /// What makes a machine patient that is slow by itself: by how much all limits here are longer, as a whole number.
 pub const PATIENCE: &str = "OVERLAY_LAB_PATIENCE";
 
-/// A limit that fits this machine.
-pub fn patient(limit: Duration) -> Duration {
+/// By how much all limits are longer on this machine; traffic that goes on beside a test is as much thinner.
+pub fn patience() -> u32 {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    let factor = FACTOR.get_or_init(|| {
+    *FACTOR.get_or_init(|| {
         let set = std::env::var(PATIENCE).ok();
         set.map_or(1, |set| set.parse().unwrap_or_else(|_| panic!("{PATIENCE}={set} is no whole number")))
-    });
-    limit * *factor
+    })
+}
+
+/// A limit that fits this machine.
+pub fn patient(limit: Duration) -> Duration {
+    limit * patience()
 }
 
 /// What a program left: exit status and both outputs, as text.

@@ -10,7 +10,7 @@ use overlay_userspace::family::Family;
 use super::drops::Drops;
 use super::stream::{Kind, Stream};
 use super::{any_port, ping, tcp, udp};
-use crate::lab::{Cluster, Namespace, Pod};
+use crate::lab::{Cluster, Namespace, Pod, exec};
 
 /// Requests per second of each stream: many streams share two CPUs.
 const RATE: u32 = 50;
@@ -80,7 +80,7 @@ impl<'a> Steady<'a> {
             for (name, client, (server, at)) in paths {
                 streams.extend(Kind::ALL.map(|kind| {
                     let name = format!("{kind:?} over {family} {name}");
-                    let stream = Stream::start(kind, client, &server, at, RATE);
+                    let stream = Stream::start(kind, client, &server, at, (RATE / exec::patience()).max(1));
                     let stream = stream.unwrap_or_else(|error| panic!("{name}: {error:#}"));
                     (name, stream)
                 }));
@@ -110,7 +110,8 @@ impl<'a> Steady<'a> {
         let mut bad = Vec::new();
         for (name, stream) in self.streams {
             let outcome = stream.stop();
-            let good = outcome.lost <= few && outcome.error.is_none() && outcome.max_gap < SILENCE;
+            let good =
+                outcome.lost <= few && outcome.error.is_none() && outcome.max_gap < exec::patient(SILENCE);
             if !good || outcome.sent < 10 {
                 bad.push(format!("{name}: {outcome:?}"));
             }

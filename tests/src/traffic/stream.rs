@@ -14,7 +14,7 @@ use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6T
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::{tcp, udp};
-use crate::lab::Namespace;
+use crate::lab::{Namespace, exec::patient};
 
 /// How long a thread may sleep in one read before it looks whether it is to stop.
 const TICK: Duration = Duration::from_millis(20);
@@ -251,7 +251,7 @@ impl Stream {
             let _ = sender.join();
         }
         let sent = self.shared.sent.load(Ordering::Relaxed);
-        while self.received() < sent && stopped.elapsed() < GRACE {
+        while self.received() < sent && stopped.elapsed() < patient(GRACE) {
             thread::sleep(Duration::from_millis(1));
         }
         self.shared.done.store(true, Ordering::Relaxed);
