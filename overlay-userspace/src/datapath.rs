@@ -3,6 +3,7 @@
 //!
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
+//! - [`load`]: one program, in spite of signals
 //! - [`schema`]: which schema is in force, and what it takes to change to another
 //! - [`settings`]: what kernel settings were before the agent
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
@@ -36,6 +37,7 @@ pub mod dump;
 pub mod events;
 pub mod flows;
 pub mod kernel;
+mod load;
 mod mapped;
 pub mod object;
 pub mod pins;

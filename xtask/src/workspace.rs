@@ -100,14 +100,9 @@ impl Workspace {
         }
         let built = produced(&mut command)?;
         let path = |test: &&str| {
-            // Cargo adds a hash to the name.
-            let named = |path: &&PathBuf| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.rsplit_once('-').is_some_and(|(name, _)| name == *test)
-            };
             built
                 .iter()
-                .find(named)
+                .find(|path| is_tests(path, test))
                 .cloned()
                 .with_context(|| format!("find the tests {test} in what cargo built"))
         };
@@ -227,6 +222,15 @@ fn build<const N: usize>(mut command: Command, binaries: [&str; N]) -> Result<[P
     Ok(paths)
 }
 
+/// Whether cargo gave this name to the tests called `test`: it adds a hash, to tell them from the package's binaries, which
+/// it builds beside them.
+fn is_tests(path: &Path, test: &str) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.rsplit_once('-').is_some_and(|(name, hash)| {
+        name == test && hash.len() == 16 && hash.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
+}
+
 /// Runs a cargo that builds; the paths of the executables that it has built.
 fn produced(command: &mut Command) -> Result<Vec<PathBuf>> {
     command.arg("--message-format=json-render-diagnostics");
@@ -302,6 +306,15 @@ mod tests {
             r#"{"reason":"build-finished","success":true}"#,
         );
         assert_eq!(executables(messages), [PathBuf::from("/t/debug/overlay")]);
+    }
+
+    #[test]
+    fn tests_are_told_from_a_binary_whose_name_begins_alike() {
+        assert!(is_tests(Path::new("/t/debug/deps/cni-31cf8cdf38bcaadc"), "cni"));
+        for other in ["/t/debug/cni-conformance", "/t/debug/deps/cni_conformance-02cd7ac9d72421d7", "/t/cni"]
+        {
+            assert!(!is_tests(Path::new(other), "cni"), "{other}");
+        }
     }
 
     #[test]

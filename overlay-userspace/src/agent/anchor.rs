@@ -157,6 +157,7 @@ impl Anchor {
             Fault::Mac => netlink.set_mac(link.index, self.mac)?,
             Fault::Mtu { .. } => netlink.set_mtu(link.index, self.mtu)?,
             Fault::Arp => netlink.set_noarp(link.index, true)?,
+            Fault::Multicast => netlink.set_multicast(link.index, false)?,
             Fault::Down => netlink.set_up(link.index).map_err(|e| self.explain(netlink, e))?,
             Fault::Lacks(wanted) => netlink.replace_address(link.index, *wanted)?,
             Fault::Holds(address) => drop(netlink.delete_address(link.index, *address)?),
@@ -185,6 +186,10 @@ impl Anchor {
         }
         if !link.noarp {
             faults.push(Fault::Arp);
+        }
+        // The kernel would tell routers of groups (MLD), into a tunnel that has neither routers nor groups.
+        if link.multicast {
+            faults.push(Fault::Multicast);
         }
         if !link.up {
             faults.push(Fault::Down);
@@ -306,6 +311,7 @@ enum Fault {
         wanted: u32,
     },
     Arp,
+    Multicast,
     Down,
     Lacks(IpNet),
     Holds(IpNet),
@@ -326,6 +332,7 @@ impl Fault {
             Self::Mac => "has another MAC address than peers send to".into(),
             Self::Mtu { found, wanted } => format!("has MTU {found} instead of {wanted}"),
             Self::Arp => "resolves neighbours, which nobody answers".into(),
+            Self::Multicast => "takes part in multicast, which the tunnel does not carry".into(),
             Self::Down => "is down".into(),
             Self::Lacks(address) => format!("lacks the address {address}"),
             Self::Holds(address) => format!("holds the address {address}, which is not its own"),
@@ -342,6 +349,7 @@ impl fmt::Display for Fault {
             Self::Mac => f.write_str("set its MAC address again"),
             Self::Mtu { found, wanted } => write!(f, "set its MTU to {wanted}, it was {found}"),
             Self::Arp => f.write_str("turned neighbour resolution off again"),
+            Self::Multicast => f.write_str("turned multicast off"),
             Self::Down => f.write_str("was down, is up again"),
             Self::Lacks(address) => write!(f, "added address {address}"),
             Self::Holds(address) => write!(f, "removed address {address}"),

@@ -21,7 +21,7 @@ use overlay_common::{
     reason::{Hook, Reason},
 };
 
-use super::{DatapathError, kernel, pins, pins::Pins};
+use super::{DatapathError, kernel, load::through_signals, pins, pins::Pins};
 use crate::family::ByFamily;
 
 mod trial;
@@ -333,11 +333,11 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Datapa
 fn load_program(program: &mut Program) -> Result<ProgramInfo, ProgramError> {
     if let Program::Xdp(_) = program {
         let xdp: &mut Xdp = program.try_into()?;
-        xdp.load()?;
+        through_signals(|| xdp.load())?;
         return xdp.info();
     }
     let classifier: &mut SchedClassifier = program.try_into()?;
-    classifier.load()?;
+    through_signals(|| classifier.load())?;
     classifier.info()
 }
 

@@ -29,6 +29,7 @@ use super::{
     Cause, DatapathError,
     attach::Running,
     flows::StackFlows,
+    load::through_signals,
     object::OBJECT,
     pins::Pins,
     run::Verdict,
@@ -305,8 +306,8 @@ impl Replica {
             .map_err(|e| DatapathError::new("load a private instance of the programs", e))?;
         for hook in ASKED {
             let name = hook.name();
-            classifier(&mut ebpf, name)?
-                .load()
+            let program = classifier(&mut ebpf, name)?;
+            through_signals(|| program.load())
                 .map_err(|e| DatapathError::new(format!("load a private instance of {name}"), e))?;
         }
         let mut replica = Self { ebpf, same_build: fits, live_flows: StackFlows::open(pins)?, frozen };
@@ -396,8 +397,7 @@ impl Replica {
             .try_into()
             .map_err(|e| DatapathError::new(format!("open program {name}"), Cause::from(e)))?;
         if program.fd().is_err() {
-            program
-                .load()
+            through_signals(|| program.load())
                 .map_err(|e| DatapathError::new(format!("load a private instance of {name}"), e))?;
         }
         let info =

@@ -4,9 +4,10 @@
 //! can be a super-packet, and checksums that the device would fill in are not there yet.
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,8 @@ pub struct Frame {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    reader: Option<JoinHandle<io::Result<Vec<Frame>>>>,
+    frames: Arc<Mutex<Vec<Frame>>>,
+    reader: Option<JoinHandle<io::Result<()>>>,
     socket: Arc<OwnedFd>,
 }
 
@@ -54,8 +56,19 @@ impl Capture {
             opened.unwrap_or_else(|error| panic!("cannot capture on {dev} in {}: {error}", namespace.name()));
         let (socket, stop) = (Arc::new(socket), Arc::new(AtomicBool::new(false)));
         let (own_socket, own_stop) = (Arc::clone(&socket), Arc::clone(&stop));
-        let reader = thread::spawn(move || read_all(&own_socket, &own_stop));
-        Self { stop, reader: Some(reader), socket }
+        let frames = Arc::default();
+        let own_frames = Arc::clone(&frames);
+        let reader = thread::spawn(move || read_all(&own_socket, &own_stop, &own_frames));
+        Self { stop, frames, reader: Some(reader), socket }
+    }
+
+    /// The frames so far that are of this kind.
+    pub fn count(&self, kind: impl Fn(&Frame) -> bool) -> usize {
+        self.frames().iter().filter(|frame| kind(frame)).count()
+    }
+
+    fn frames(&self) -> MutexGuard<'_, Vec<Frame>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the capture and gives all frames, in order.
@@ -63,13 +76,13 @@ impl Capture {
     /// Panics if the kernel had to drop some: what is missing could be what the test looks for.
     #[track_caller]
     pub fn stop(mut self) -> Vec<Frame> {
-        let frames = self.end().expect("a capture ends once").expect("read from packet socket");
+        self.end().expect("a capture ends once").expect("read from packet socket");
         let dropped = dropped(&self.socket).expect("read packet statistics");
         assert_eq!(dropped, 0, "frames that the capture has lost");
-        frames
+        mem::take(&mut *self.frames())
     }
 
-    fn end(&mut self) -> Option<io::Result<Vec<Frame>>> {
+    fn end(&mut self) -> Option<io::Result<()>> {
         let reader = self.reader.take()?;
         thread::sleep(TICK);
         // Under traffic that goes on the socket would never be found empty.
@@ -93,7 +106,7 @@ pub(super) fn open(dev: &str) -> io::Result<OwnedFd> {
     setsockopt(&socket, RcvBufForce, &BUFFER)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(TICK.as_millis() as i64))?;
     // SAFETY: sockaddr_ll is plain integers, for which all zeroes is valid.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
@@ -115,25 +128,25 @@ fn close(socket: &OwnedFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn read_all(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Vec<Frame>> {
-    let mut frames = Vec::new();
+fn read_all(socket: &OwnedFd, stop: &AtomicBool, frames: &Mutex<Vec<Frame>>) -> io::Result<()> {
     let mut buffer = vec![0; 128 << 10];
     loop {
         // Looked at before the read: after a stop the socket is emptied until one read finds nothing.
         let last = stop.load(Ordering::Relaxed);
         match read_one(socket, &mut buffer) {
             Ok((len, outgoing)) => {
-                frames.push(Frame { at: Instant::now(), outgoing, bytes: buffer[..len].to_vec() });
+                let frame = Frame { at: Instant::now(), outgoing, bytes: buffer[..len].to_vec() };
+                frames.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
             }
             Err(error) if super::udp::is_timeout(&error) => {
                 if last {
-                    return Ok(frames);
+                    return Ok(());
                 }
             }
             // The device went down; it may come up again.
             Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
                 if last {
-                    return Ok(frames);
+                    return Ok(());
                 }
             }
             Err(error) => return Err(error),
@@ -144,7 +157,7 @@ fn read_all(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Vec<Frame>> {
 /// Reads one frame; gives its length and whether it was sent.
 fn read_one(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     // SAFETY: sockaddr_ll is plain integers, for which all zeroes is valid.
-    let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
     let mut len = size_of_val(&from) as libc::socklen_t;
     // SAFETY: buffer and address are valid for the lengths given, during the call.
     let result = unsafe {

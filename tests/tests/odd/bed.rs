@@ -125,7 +125,7 @@ impl Bed {
     #[track_caller]
     pub(crate) fn expect_no_drops(&self, before: &[Drops], what: &str) {
         for (node, before) in self.cluster.nodes().iter().zip(before) {
-            assert_eq!(since(node, before), BTreeMap::new(), "{what}: on {}", node.name());
+            assert_eq!(Drops::read(node).since(before), BTreeMap::new(), "{what}: on {}", node.name());
         }
     }
 
@@ -135,18 +135,9 @@ impl Bed {
         let before = Drops::read(self.cp());
         send();
         let wanted = BTreeMap::from([(reason.to_owned(), count as u64)]);
-        let counted = eventually(|| since(self.cp(), &before), |counted| *counted == wanted);
+        let counted = eventually(|| Drops::read(self.cp()).since(&before), |counted| *counted == wanted);
         assert_eq!(counted, wanted, "{what}");
     }
-}
-
-/// What a node's programs have dropped since, but for what its kernel itself sends to many by the anchor device: listener reports, at
-/// random times.
-#[track_caller]
-pub(crate) fn since(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
-    let mut drops = Drops::read(node).since(before);
-    drops.remove("multicast");
-    drops
 }
 
 /// The value once it is `good`, or the last one.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use overlay_tests::lab::{Namespace, exec};
 use overlay_tests::traffic::any_port;
-use overlay_tests::traffic::capture::Capture;
+use overlay_tests::traffic::capture::{Capture, Frame};
 use overlay_tests::traffic::drops::Drops;
 use overlay_tests::traffic::packet::Packet;
 use overlay_userspace::family::Family;
@@ -24,28 +24,25 @@ fn arriving(
     let mark = |class: u8| [b"class ".as_slice(), &[class]].concat();
     let frames: Vec<_> =
         classes.map(|class| Packet { class, ..bed.datagram(at, &mark(class)) }.frame()).collect();
-    let before = received(to.0);
     bed.send(&frames);
-    eventually(|| received(to.0) - before, |count| *count >= wanted as u64);
+    eventually(|| capture.count(is_marked), |count| *count >= wanted);
     let mut seen: Vec<_> = capture
         .stop()
         .into_iter()
-        .filter(|frame| !frame.outgoing)
-        .filter_map(|frame| {
-            let bytes = &frame.bytes;
+        .filter(is_marked)
+        .map(|Frame { bytes, .. }| {
             let class = if bytes[12] == 8 { bytes[15] } else { bytes[14] << 4 | bytes[15] >> 4 };
-            let data = bytes.len().checked_sub(7)?;
-            (bytes[data..data + 6] == *b"class ").then(|| (bytes[data + 6], class))
+            (bytes[bytes.len() - 1], class)
         })
         .collect();
     seen.sort_unstable();
     seen
 }
 
-/// Packets that `eth0` has received.
-fn received(namespace: &Namespace) -> u64 {
-    let link = namespace.ip_json("-s link show dev eth0");
-    link[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+/// Whether a frame is one of those sent, on its way in.
+fn is_marked(frame: &Frame) -> bool {
+    let data = frame.bytes.len().checked_sub(7);
+    !frame.outgoing && data.is_some_and(|data| frame.bytes[data..].starts_with(b"class "))
 }
 
 #[test]

@@ -12,7 +12,7 @@ use overlay_tests::traffic::watch::Watch;
 use overlay_tests::traffic::{any_port, udp};
 use overlay_userspace::family::Family;
 
-use crate::bed::{Bed, eventually, since};
+use crate::bed::{Bed, eventually};
 
 const MARK: &str = "to many";
 
@@ -126,7 +126,7 @@ fn what_comes_out_of_the_tunnel_is_for_one() {
             let before = Drops::read(cp);
             inject(w1.namespace(), Node::DEVICE, &[tunnel.encode()]);
             let wanted = BTreeMap::from([("inner_destination".to_owned(), 1)]);
-            let counted = eventually(|| since(cp, &before), |counted| *counted == wanted);
+            let counted = eventually(|| Drops::read(cp).since(&before), |counted| *counted == wanted);
             assert_eq!(counted, wanted, "{group}");
         }
     }

@@ -19,5 +19,6 @@ mod from_host;
 mod from_pod;
 mod from_tunnel;
 mod from_wire;
+mod signals;
 mod to_pod;
 mod xdp_wire;

@@ -11,7 +11,7 @@ use overlay_tests::traffic::vxlan::{Tunnel, udp_frame};
 use overlay_tests::traffic::{any_port, ping, tcp, udp};
 use overlay_userspace::family::Family;
 
-use crate::stage::{COUNT, MARK, PORT, SOME_MAC, Stage, TUNNEL, drops_since, eventually, no_node, stranger};
+use crate::stage::{COUNT, MARK, PORT, SOME_MAC, Stage, TUNNEL, eventually, no_node, stranger};
 
 /// Inner and outer families of tunnel packets; the tests of [`crate::wire`] are about the fourth combination.
 fn stages() -> impl Iterator<Item = (Stage, &'static [Family])> {
@@ -44,7 +44,7 @@ fn forged_senders_are_refused_in_every_family() {
                 inject(&stage.stranger, "eth0", &vec![frame; COUNT]);
                 lookout.receives(place, &text, COUNT);
             }
-            assert_eq!(drops_since(stage.cp(), &drops), BTreeMap::new(), "{family} over {over}");
+            assert_eq!(Drops::read(stage.cp()).since(&drops), BTreeMap::new(), "{family} over {over}");
 
             let other_node = stage.node("w2").address_of(family);
             for (outer_source, inner_source, reason) in [
@@ -166,7 +166,7 @@ fn a_pod_sends_ipv6_with_its_own_addresses_only() {
         inject(namespace, "eth0", &vec![honest; COUNT]);
         lookout.receives(place.namespace(), &text, COUNT);
     }
-    assert_eq!(drops_since(stage.cp(), &before), BTreeMap::new());
+    assert_eq!(Drops::read(stage.cp()).since(&before), BTreeMap::new());
 
     let targets = [
         stage.neighbour.addr_of(family),
@@ -338,7 +338,7 @@ fn a_pod_without_ipv4_sends_neither_ipv4_nor_arp() {
         inject(pod.namespace(), "eth0", &vec![frame; COUNT]);
     }
     let wanted = BTreeMap::from([("pod_protocol".to_owned(), 2 * COUNT as u64)]);
-    let counted = eventually(|| drops_since(cp, &drops), |counted| *counted == wanted);
+    let counted = eventually(|| Drops::read(cp).since(&drops), |counted| *counted == wanted);
     assert_eq!(counted, wanted);
     // IPv6 is what it has.
     let at = any_port(other.addr_of(Family::Ipv6));

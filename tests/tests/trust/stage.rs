@@ -205,30 +205,16 @@ impl Stage {
     pub(crate) fn dropped(&self, what: &str, reason: &str, count: usize, send: impl FnOnce()) -> Vec<Value> {
         let before = Drops::read(self.cp());
         send();
-        let count_since = || drops_since(self.cp(), &before);
+        let count_since = || Drops::read(self.cp()).since(&before);
         let counted = eventually(count_since, |counted| counted.values().sum::<u64>() >= count as u64);
         assert_eq!(counted, BTreeMap::from([(reason.to_owned(), count as u64)]), "{what}");
-        let is_noise = |record: &Value| record["reason"] == NOISE && reason != NOISE;
-        let enough = |records: &[Value]| records.iter().filter(|record| !is_noise(record)).count() >= count;
-        let mut records = self.monitor.take_until(&format!("{count} records"), enough);
-        records.retain(|record| !is_noise(record));
+        let records = self.monitor.take(count);
         assert_eq!(records.len(), count, "{what}: {records:?}");
         for record in &records {
             assert_eq!(record["reason"], reason, "{what}: {record}");
         }
         records
     }
-}
-
-/// A node's kernel says now and then to the anchor device which groups of IPv6 it listens to (MLD), which goes nowhere.
-const NOISE: &str = "multicast";
-
-/// What `node` has dropped since `before`, but for the node's own [`NOISE`].
-#[track_caller]
-pub(crate) fn drops_since(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
-    let mut drops = Drops::read(node).since(before);
-    drops.remove(NOISE);
-    drops
 }
 
 /// Places under observation until [`Lookout::saw_nothing`].

