@@ -3,7 +3,7 @@
 //!
 //! - [`pins`]: where maps, programs and links are pinned
 //! - [`object`]: the embedded object, its constants, loading
-//! - [`load`]: one program, in spite of signals
+//! - `load`: one program, in spite of signals
 //! - [`schema`]: which schema is in force, and what it takes to change to another
 //! - [`settings`]: what kernel settings were before the agent
 //! - [`attach`]: programs onto devices, by tcx links or clsact filters
