@@ -110,7 +110,7 @@ fn router_that_changed_its_mac_in_silence_is_found_again_by_the_sender_alone() {
     eprintln!("one way: silent for {outage:?}");
 }
 
-/// The answers make the router ask for `cp` with its new MAC: no timer has to run out.
+/// Packets of the other side make the router ask for `cp` with its new MAC: no timer has to run out.
 #[test]
 fn router_with_another_mac_is_followed_as_soon_as_it_speaks() {
     let _traffic = bed::quiet();
@@ -120,6 +120,8 @@ fn router_with_another_mac_is_followed_as_soon_as_it_speaks() {
         let at = IpAddr::V4(far.addr());
         Stream::start(kind, near.namespace(), far.namespace(), at, RATE).unwrap()
     });
+    // The streams' answers would do only where one is under way while the MAC changes.
+    let other_side = Oneway::start(far.namespace(), near.namespace(), IpAddr::V4(near.addr()), RATE).unwrap();
     thread::sleep(Duration::from_secs(1));
     change_router_mac(&bed);
     thread::sleep(Duration::from_millis(50));
@@ -134,6 +136,7 @@ fn router_with_another_mac_is_followed_as_soon_as_it_speaks() {
         assert!(outcome.max_gap < Duration::from_secs(3), "{kind:?}: {outcome:?}");
         eprintln!("{kind:?}: silent for {:?}", outcome.max_gap);
     }
+    drop(other_side);
 }
 
 /// Unicast ARP requests: with them the kernel verifies an entry that it has.
